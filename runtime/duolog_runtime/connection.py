@@ -1,0 +1,357 @@
+"""The socket shell over the sans-I/O connection: one link per TCP connection.
+
+Owns the transport, the batching of writes (everything written in one loop turn leaves in one
+call) and the two kinds of back-pressure: `pause_reading` by the owner, and a bound on what a slow
+reader may leave unread. It decides nothing about what the frames mean.
+
+A link belongs to one owner, which hears of it through plain synchronous callbacks; callbacks that
+raise close the link. uvloop's traps that shaped this: its low-water mark is 16 bytes unless set,
+`get_buffer` must never return an empty buffer, written buffers are held, not copied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from duolog_protocol.apis import AnyApi, error_message
+from duolog_protocol.codec import Piece
+from duolog_protocol.connection import (
+    ClientConnection,
+    Push,
+    Response,
+    ServerConnection,
+    ServerState,
+)
+from duolog_protocol.errors import ConnectionLostError, Error, RemoteProtocolError
+from duolog_protocol.frames import READ_BYTES, Frame
+
+WRITE_HIGH_BYTES: Final = 1024 * 1024
+WRITE_LOW_BYTES: Final = 256 * 1024
+_JOIN_BYTES: Final = 64 * 1024
+
+
+def new_scratch() -> memoryview:
+    """A read buffer that all links of one loop may share."""
+    return memoryview(bytearray(READ_BYTES))
+
+
+class Link(asyncio.BufferedProtocol):
+    """What both ends of a TCP connection share: writing, pausing, closing."""
+
+    __slots__ = (
+        "_drained",
+        "_flush_scheduled",
+        "_loop",
+        "_out",
+        "_out_bytes",
+        "_writing_paused",
+        "close_reason",
+        "closed",
+        "max_unsent_bytes",
+        "peer",
+        "transport",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_unsent_bytes: int) -> None:
+        self._loop = loop
+        self.transport: asyncio.Transport | None = None
+        self.peer = ""
+        """Address of the other end, for logs."""
+        self.closed = False
+        self.close_reason: BaseException | None = None
+        self.max_unsent_bytes = max_unsent_bytes
+        """A reader that leaves more than this unread is dropped; 0: no bound."""
+        self._out: list[Piece] = []
+        self._out_bytes = 0
+        self._flush_scheduled = False
+        self._writing_paused = False
+        self._drained: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        transport = self.transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        name = transport.get_extra_info("peername")
+        self.peer = f"{name[0]}:{name[1]}" if name else ""
+
+    def write(self, pieces: list[Piece]) -> None:
+        """Send pieces; what is written in one loop turn leaves together. After close: ignored."""
+        if self.closed:
+            return
+        self._out += pieces
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hand everything written so far to the transport now."""
+        self._flush_scheduled = False
+        out = self._out
+        if not out or self.closed:
+            out.clear()
+            return
+        transport = self.transport
+        assert transport is not None
+        self._out = []
+        if len(out) == 1:
+            transport.write(out[0])
+        elif sum(map(len, out)) <= _JOIN_BYTES:
+            transport.write(b"".join(out))
+        else:
+            transport.writelines(out)
+        limit = self.max_unsent_bytes
+        if limit and transport.get_write_buffer_size() > limit:
+            self.abort(RemoteProtocolError(f"peer left over {limit} bytes unread: it is too slow"))
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes handed to the transport that the socket has not taken."""
+        transport = self.transport
+        return 0 if transport is None or self.closed else transport.get_write_buffer_size()
+
+    @property
+    def writing_paused(self) -> bool:
+        """The transport holds more than its high-water mark."""
+        return self._writing_paused
+
+    async def drain(self) -> None:
+        """Wait until the transport wants more. Cancelling is safe. Raises ConnectionLostError."""
+        if self.closed:
+            raise ConnectionLostError("the connection is closed")
+        if not self._writing_paused:
+            return
+        if self._drained is None:
+            self._drained = self._loop.create_future()
+        await asyncio.shield(self._drained)
+
+    def pause_writing(self) -> None:
+        """Called by the transport."""
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        """Called by the transport."""
+        self._writing_paused = False
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    def close(self, reason: BaseException | None = None) -> None:
+        """Send what was written, then close. Idempotent."""
+        if self.closed:
+            return
+        self.flush()
+        if self.closed:
+            return
+        self.closed = True
+        self.close_reason = self.close_reason or reason
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self, reason: BaseException | None = None) -> None:
+        """Close at once; what is not sent is lost. Idempotent."""
+        self._out.clear()
+        self.closed = True
+        self.close_reason = self.close_reason or reason
+        if self.transport is not None:
+            self.transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Called by the transport, once."""
+        self.closed = True
+        self._out.clear()
+        self.close_reason = self.close_reason or exc
+        if self._drained is not None:
+            self._drained.set_exception(ConnectionLostError("the connection ended"))
+            self._drained.exception()
+            self._drained = None
+        self.on_closed(self.close_reason)
+
+    def on_closed(self, reason: BaseException | None) -> None:
+        """The connection has ended; `reason` is None for an orderly end."""
+        raise AssertionError("a subclass answers this")
+
+
+class ServerLink(Link):
+    """A server's end. Subclass it, or give it callbacks."""
+
+    __slots__ = ("_on_closed", "_on_foreign", "_on_frames", "_on_made", "context", "endpoint")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        on_made: Callable[[ServerLink], None],
+        on_frames: Callable[[ServerLink, list[Frame]], None],
+        on_foreign: Callable[[ServerLink], None],
+        on_closed: Callable[[ServerLink, BaseException | None], None],
+        max_unsent_bytes: int,
+        scratch: memoryview | None = None,
+    ) -> None:
+        super().__init__(loop, max_unsent_bytes)
+        self.endpoint = ServerConnection(scratch)
+        self.context: Any = None
+        """The owner's own data about this connection."""
+        self._on_made = on_made
+        self._on_frames = on_frames
+        self._on_foreign = on_foreign
+        self._on_closed = on_closed
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        super().connection_made(transport)
+        self._on_made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview | bytearray:
+        """Called by the loop."""
+        return self.endpoint.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Called by the loop."""
+        if self.closed:
+            return
+        try:
+            frames = self.endpoint.buffer_updated(nbytes)
+        except RemoteProtocolError as error:
+            self.abort(error)
+            return
+        if frames:
+            self._on_frames(self, frames)
+        elif self.endpoint.state is ServerState.FOREIGN:
+            self._on_foreign(self)
+
+    def pause_reading(self) -> None:
+        """Stop reading: the peer's sends back up in its socket. Idempotent."""
+        if self.transport is not None and not self.closed and self.transport.is_reading():
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on. Idempotent."""
+        if self.transport is not None and not self.closed and not self.transport.is_reading():
+            self.transport.resume_reading()
+
+    def on_closed(self, reason: BaseException | None) -> None:
+        """The connection has ended."""
+        self._on_closed(self, reason)
+
+
+class ClientLink(Link):
+    """A client's end: requests out, responses matched, events to a callback."""
+
+    __slots__ = ("_closed_callback", "_on_push", "endpoint")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        max_frame_bytes: int,
+        on_push: Callable[[Push], None],
+        on_closed: Callable[[BaseException | None], None],
+        scratch: memoryview | None = None,
+    ) -> None:
+        super().__init__(loop, 0)
+        self.endpoint = ClientConnection(max_frame_bytes, scratch)
+        self._on_push = on_push
+        self._closed_callback = on_closed
+
+    def send(
+        self,
+        api: AnyApi,
+        message: Any,
+        on_response: Callable[[Response | None], None] | None,
+        version: int | None = None,
+    ) -> None:
+        """Send a request; `on_response` is called once, with None when the connection ends first.
+
+        `on_response` None is for requests that have no response. Raises LocalProtocolError,
+        ConnectionLostError.
+        """
+        if self.closed:
+            raise ConnectionLostError(f"the connection to {self.peer} is closed")
+        self.write(self.endpoint.request(api, message, on_response, version))
+
+    async def call(
+        self,
+        api: AnyApi,
+        message: Any,
+        make_error: Callable[[int, str], Error],
+        version: int | None = None,
+    ) -> Response:
+        """Send a request and wait for its response. Put `asyncio.timeout` around it.
+
+        Cancelling does not withdraw the request. Raises what `make_error` gives for an error
+        response, ConnectionLostError.
+        """
+        future: asyncio.Future[Response] = self._loop.create_future()
+
+        def on_response(response: Response | None) -> None:
+            if future.done():
+                return
+            if response is None:
+                future.set_exception(
+                    ConnectionLostError(f"the connection to {self.peer} ended before the answer")
+                )
+            elif response.header.error_code != 0:
+                header = response.header
+                future.set_exception(make_error(header.error_code, error_message(header)))
+            else:
+                future.set_result(response)
+
+        self.send(api, message, on_response, version)
+        return await future
+
+    def get_buffer(self, sizehint: int) -> memoryview | bytearray:
+        """Called by the loop."""
+        return self.endpoint.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Called by the loop."""
+        if self.closed:
+            return
+        try:
+            events = self.endpoint.buffer_updated(nbytes)
+        except RemoteProtocolError as error:
+            self.abort(error)
+            return
+        for event in events:
+            if type(event) is Response:
+                event.tag(event)
+            else:
+                assert isinstance(event, Push)
+                self._on_push(event)
+
+    def on_closed(self, reason: BaseException | None) -> None:
+        """The connection has ended: no outstanding request will be answered."""
+        for tag in self.endpoint.forget_all():
+            tag(None)
+        self._closed_callback(reason)
+
+
+async def connect(
+    host: str,
+    port: int,
+    *,
+    max_frame_bytes: int,
+    on_push: Callable[[Push], None],
+    on_closed: Callable[[BaseException | None], None],
+    scratch: memoryview | None = None,
+) -> ClientLink:
+    """Open a client link. Put `asyncio.timeout` around it. Raises ConnectionLostError."""
+    loop = asyncio.get_running_loop()
+
+    def factory() -> ClientLink:
+        return ClientLink(
+            loop,
+            max_frame_bytes=max_frame_bytes,
+            on_push=on_push,
+            on_closed=on_closed,
+            scratch=scratch,
+        )
+
+    try:
+        _, link = await loop.create_connection(factory, host, port)
+    except OSError as error:
+        raise ConnectionLostError(f"cannot connect to {host}:{port}: {error}") from error
+    return link

@@ -1,0 +1,134 @@
+"""Two links joined by a real loopback socket."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.support import until
+
+from duolog_protocol import zk_messages as zk
+from duolog_protocol.apis import encode_error, read_message, read_request
+from duolog_protocol.connection import ServerState
+from duolog_protocol.errors import ConnectionLostError, NoNodeError, zk_error
+from duolog_protocol.frames import Frame
+from duolog_runtime.connection import ClientLink, ServerLink, connect
+
+
+class EchoServer:
+    """Answers GetData with the path as data, and an error for /missing."""
+
+    def __init__(self) -> None:
+        self.links: list[ServerLink] = []
+        self.closed: list[BaseException | None] = []
+        self.foreign: list[bytes] = []
+
+    async def start(self) -> int:
+        loop = asyncio.get_running_loop()
+
+        def factory() -> ServerLink:
+            return ServerLink(
+                loop,
+                on_made=self.links.append,
+                on_frames=self.on_frames,
+                on_foreign=self.on_foreign,
+                on_closed=lambda _link, reason: self.closed.append(reason),
+                max_unsent_bytes=1 << 20,
+            )
+
+        self.server = await loop.create_server(factory, "127.0.0.1", 0)
+        port: int = self.server.sockets[0].getsockname()[1]
+        return port
+
+    def on_foreign(self, link: ServerLink) -> None:
+        assert link.endpoint.state is ServerState.FOREIGN
+        self.foreign.append(link.endpoint.first_bytes)
+        link.write([b"imok"])
+        link.close()
+
+    def on_frames(self, link: ServerLink, frames: list[Frame]) -> None:
+        link.endpoint.raise_limit(1 << 21)
+        for frame in frames:
+            header = read_request(frame)
+            request = read_message(zk.ZK_APIS[header.api_key], header, frame)
+            if request.path == "/missing":
+                link.write(encode_error(header.correlation_id, -101, 7, "no /missing"))
+                continue
+            stat = zk.Stat(*range(11))
+            reply = zk.GetDataResponse(stat, request.path.encode())
+            link.write(zk.GET_DATA.encode_response(header.correlation_id, 7, reply, 0))
+
+    async def stop(self) -> None:
+        self.server.close()
+        for link in self.links:
+            link.close()
+        await self.server.wait_closed()
+
+
+async def open_client(port: int, closed: list[Any]) -> ClientLink:
+    return await connect(
+        "127.0.0.1", port, max_frame_bytes=1 << 21, on_push=print, on_closed=closed.append
+    )
+
+
+async def test_pipelined_calls_are_answered_each_with_its_own_reply() -> None:
+    server = EchoServer()
+    port = await server.start()
+    closed: list[Any] = []
+    async with asyncio.timeout(10):
+        client = await open_client(port, closed)
+        paths = [f"/node{i}" for i in range(500)]
+        calls = [
+            client.call(zk.GET_DATA, zk.GetDataRequest(path, False), zk_error) for path in paths
+        ]
+        replies = await asyncio.gather(*calls)
+        assert [reply.message.data.decode() for reply in replies] == paths
+        with pytest.raises(NoNodeError, match="no /missing"):
+            await client.call(zk.GET_DATA, zk.GetDataRequest("/missing", False), zk_error)
+        client.close()
+        await until(lambda: bool(closed))
+        await server.stop()
+
+
+async def test_requests_outstanding_when_the_server_dies_fail_with_connection_lost() -> None:
+    server = EchoServer()
+    port = await server.start()
+    server.on_frames = lambda link, _frames: link.abort()  # type: ignore[method-assign]
+    await server.stop()
+    port = await server.start()
+    async with asyncio.timeout(10):
+        client = await open_client(port, [])
+        with pytest.raises(ConnectionLostError):
+            await client.call(zk.GET_DATA, zk.GetDataRequest("/a", False), zk_error)
+        with pytest.raises(ConnectionLostError):
+            await client.call(zk.GET_DATA, zk.GetDataRequest("/a", False), zk_error)
+        await server.stop()
+
+
+async def test_a_four_letter_word_reaches_the_owner_as_foreign_bytes() -> None:
+    server = EchoServer()
+    port = await server.start()
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"ruok")
+        assert await reader.read() == b"imok"
+        writer.close()
+        await writer.wait_closed()
+        assert server.foreign == [b"ruok"]
+        await server.stop()
+
+
+async def test_an_oversize_frame_before_the_handshake_closes_the_connection() -> None:
+    server = EchoServer()
+    port = await server.start()
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"DUO1\x01\0\0\0" + (1 << 20).to_bytes(4, "big") + bytes(4))
+        with pytest.raises(ConnectionResetError):
+            assert await reader.read() == b""
+            raise ConnectionResetError
+        writer.close()
+        await until(lambda: bool(server.closed))
+        assert "over the limit" in str(server.closed[0])
+        await server.stop()
