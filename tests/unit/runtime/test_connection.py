@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.support import until
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import encode_error, read_message, read_request
@@ -14,6 +13,7 @@ from duolog_protocol.connection import ServerState
 from duolog_protocol.errors import ConnectionLostError, NoNodeError, zk_error
 from duolog_protocol.frames import Frame
 from duolog_runtime.connection import ClientLink, ServerLink, connect
+from tests.support import until
 
 
 class EchoServer:

@@ -1,0 +1,188 @@
+"""One or more examples of every message; golden bytes and round trips are made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from duolog_protocol import broker_messages as kb
+from duolog_protocol import zk_messages as zk
+from duolog_protocol.apis import (
+    AnyApi,
+    ApiVersionRange,
+    ApiVersionsRequest,
+    ApiVersionsResponse,
+    Feature,
+)
+from duolog_protocol.types import OPEN_ACL_UNSAFE, Stat
+
+STAT = Stat(
+    czxid=(1 << 32) + 5,
+    mzxid=(1 << 32) + 9,
+    ctime=1_700_000_000_000,
+    mtime=1_700_000_000_250,
+    version=2,
+    cversion=1,
+    aversion=0,
+    ephemeral_owner=0,
+    data_length=5,
+    num_children=1,
+    pzxid=(1 << 32) + 7,
+)
+PASSWORD = bytes(range(16))
+MULTI = (
+    zk.MultiOp(zk.MultiKind.CHECK, "/a", None, None, 0, -1, 3),
+    zk.MultiOp(zk.MultiKind.CREATE, "/a/b", b"xy", OPEN_ACL_UNSAFE, 1, -1, -1),
+    zk.MultiOp(zk.MultiKind.SET_DATA, "/a", b"", None, 0, -1, -1),
+    zk.MultiOp(zk.MultiKind.DELETE, "/c", None, None, 0, -1, -1),
+)
+MULTI_RESULTS = [
+    zk.MultiResult(zk.MultiKind.CHECK, 0, None, None),
+    zk.MultiResult(zk.MultiKind.CREATE, 0, "/a/b", STAT),
+    zk.MultiResult(-1, -101, None, None),
+]
+
+ZK_REQUESTS: dict[int, list[Any]] = {
+    18: [ApiVersionsRequest("duolog", "0.1.0")],
+    1000: [zk.ConnectRequest(0, 10_000, 0, bytes(16), False)],
+    1001: [
+        zk.CreateRequest("/a", b"hello", OPEN_ACL_UNSAFE, 0, -1),
+        zk.CreateRequest("/a/b-", None, None, 3, -1),
+    ],
+    1002: [zk.DeleteRequest("/a", -1)],
+    1003: [zk.ExistsRequest("/a", True)],
+    1004: [zk.GetDataRequest("/a", False)],
+    1005: [zk.SetDataRequest("/a", b"hello", 1), zk.SetDataRequest("/a", None, -1)],
+    1008: [zk.GetChildrenRequest("/", False)],
+    1009: [zk.SyncRequest("/")],
+    1011: [zk.Empty()],
+    1013: [zk.CheckRequest("/a", 4)],
+    1014: [zk.MultiRequest(MULTI), zk.MultiRequest(())],
+    1105: [zk.SetWatchesRequest(1 << 32, ["/a"], ["/b"], ["/", "/c"], [], ["/d"])],
+    1106: [zk.AddWatchRequest("/a", 1)],
+    1111: [zk.Empty()],
+}
+ZK_RESPONSES: dict[int, list[Any]] = {
+    18: [
+        ApiVersionsResponse(
+            "zkserver",
+            "0.1.0",
+            (ApiVersionRange(18, 0, 0), ApiVersionRange(1004, 0, 0)),
+            (Feature("zk.feature.level", 1),),
+            1 << 21,
+        )
+    ],
+    1000: [zk.ConnectResponse(10_000, 0x0100_0000_0000_0001, PASSWORD, False, 1)],
+    1001: [zk.CreateResponse("/a", STAT)],
+    1002: [zk.Empty()],
+    1003: [zk.StatResponse(STAT)],
+    1004: [zk.GetDataResponse(STAT, b"hello"), zk.GetDataResponse(STAT, None)],
+    1005: [zk.StatResponse(STAT)],
+    1008: [zk.GetChildrenResponse(STAT, ["a", "zookeeper"]), zk.GetChildrenResponse(STAT, [])],
+    1009: [zk.SyncResponse("/")],
+    1011: [zk.Empty()],
+    1013: [zk.Empty()],
+    1014: [zk.MultiResponse(MULTI_RESULTS), zk.MultiResponse([])],
+    1105: [zk.Empty()],
+    1106: [zk.Empty()],
+    1111: [zk.Empty()],
+}
+BROKER_REQUESTS: dict[int, list[Any]] = {
+    0: [
+        kb.ProduceRequest(
+            None,
+            -1,
+            30_000,
+            (
+                kb.ProducePartition("events", 0, b"\x00batch-one"),
+                kb.ProducePartition("events", 1, b"\x00batch-two"),
+            ),
+        )
+    ],
+    1: [
+        kb.FetchRequest(
+            *(-1, -1, 500, 1, 52_428_800, 0, 0, -1, ""),
+            (kb.FetchPartition("events", 0, 3, 42, -1, -1, 1 << 20),),
+        )
+    ],
+    2: [kb.ListOffsetsRequest(-1, 0, (kb.ListOffsetsPartition("events", 0, -1, -2),))],
+    3: [kb.MetadataRequest(("events",), True, False), kb.MetadataRequest(None, False, False)],
+    19: [
+        kb.CreateTopicsRequest(
+            (
+                kb.NewTopicRequest(
+                    "events",
+                    -1,
+                    -1,
+                    (kb.ReplicaAssignment(0, (1, 2)),),
+                    (kb.TopicConfig("retention.ms", "1000"), kb.TopicConfig("durability", None)),
+                ),
+            ),
+            30_000,
+            False,
+        )
+    ],
+    20: [kb.DeleteTopicsRequest(("events",), 30_000)],
+    22: [kb.InitProducerIdRequest(None, -1, -1, -1)],
+    32: [kb.DescribeConfigsRequest(("events",))],
+}
+BROKER_RESPONSES: dict[int, list[Any]] = {
+    0: [
+        kb.ProduceResponse(
+            (kb.ProducePartitionResponse("events", 0, 0, None, 42, -1, 0, -1, -1),),
+        )
+    ],
+    1: [
+        kb.FetchResponse(
+            0,
+            (
+                kb.FetchPartitionResponse(
+                    *("events", 0, 0, 43, 43, 0),
+                    (kb.AbortedTransaction(7, 3),),
+                    -1,
+                    kb.EpochEndOffset(2, 40),
+                    *(-1, -1),
+                    b"\x00batch",
+                ),
+                kb.FetchPartitionResponse(*("events", 1, 1, -1, -1, -1), (), -1, None, -1, -1, b""),
+            ),
+        )
+    ],
+    2: [
+        kb.ListOffsetsResponse(
+            (kb.ListOffsetsPartitionResponse("events", 0, 0, -1, 0, 3),),
+        )
+    ],
+    3: [
+        kb.MetadataResponse(
+            "AAAAAAAAAAAAAAAAAAAAAA",
+            1,
+            [kb.BrokerMetadata(1, "127.0.0.1", 9092, None)],
+            [kb.TopicMetadata(0, "events", "BBBBBBBBBBBBBBBBBBBBBB", False)],
+            [kb.PartitionMetadata(0, 0, 0, 1, 3, (1,), (1,), ())],
+        )
+    ],
+    19: [
+        kb.CreateTopicsResponse(
+            (kb.CreateTopicResponse("events", "BBBBBBBBBBBBBBBBBBBBBB", 0, None, 1, 1),),
+        )
+    ],
+    20: [
+        kb.DeleteTopicsResponse((kb.DeleteTopicResponse("events", "", 3, "no such topic"),)),
+    ],
+    22: [kb.InitProducerIdResponse(1000, 0)],
+    32: [
+        kb.DescribeConfigsResponse(
+            (
+                kb.DescribeConfigsResult(
+                    "events",
+                    0,
+                    None,
+                    (kb.ConfigEntry("retention.ms", "1000", False, "how long to keep records"),),
+                ),
+            )
+        )
+    ],
+}
+REQUESTS = ZK_REQUESTS | BROKER_REQUESTS
+RESPONSES = ZK_RESPONSES | BROKER_RESPONSES
+ALL_APIS: list[AnyApi] = list((zk.ZK_APIS | kb.BROKER_APIS).values())
