@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from duolog_protocol.errors import StorageError
+from duolog_protocol.errors import DataDirectoryError, StorageError
+from duolog_protocol.types import TopicPartition
 from duolog_runtime.files import Files
 
 RECOVERY_POINT_FILE = "recovery-point-offset-checkpoint"
@@ -33,8 +34,6 @@ TEMPORARY_SUFFIX = ".tmp"
 _TABLE_VERSION = "0"
 _META_VERSION = "0"
 
-TopicPartitionKey = tuple[str, int]
-
 
 class CheckpointFormatError(StorageError):
     """A checkpoint file does not follow its format; it was damaged or written by other software."""
@@ -43,10 +42,6 @@ class CheckpointFormatError(StorageError):
         super().__init__(f"{path}, line {line}: {rule}")
         self.path = path
         self.line = line
-
-
-class InconsistentDirectoryError(StorageError):
-    """The log directory belongs to another broker, another cluster or another format version."""
 
 
 def write_atomically(files: Files, path: str, data: bytes) -> None:
@@ -117,20 +112,20 @@ class OffsetCheckpoint:
         self._files = files
         self._path = path
         self._lock = threading.Lock()
-        self._staged: dict[TopicPartitionKey, int] = {}
+        self._staged: dict[TopicPartition, int] = {}
         try:
             rows = read_table(files, path, columns=3)
         except FileNotFoundError:
             rows = []
         for number, (topic, partition, offset) in enumerate(rows, 3):
             try:
-                self._staged[topic, int(partition)] = int(offset)
+                self._staged[TopicPartition(topic, int(partition))] = int(offset)
             except ValueError as error:
                 raise CheckpointFormatError(path, number, "not a number") from error
-        self.written: Mapping[TopicPartitionKey, int] = dict(self._staged)
+        self.written: Mapping[TopicPartition, int] = dict(self._staged)
         """What the file says now; never ahead of what was staged."""
 
-    def stage(self, key: TopicPartitionKey, offset: int | None) -> None:
+    def stage(self, key: TopicPartition, offset: int | None) -> None:
         """Set the offset that the next `write` stores; None removes the line."""
         if offset is None:
             self._staged.pop(key, None)
@@ -138,17 +133,24 @@ class OffsetCheckpoint:
             assert offset >= 0, (key, offset)
             self._staged[key] = offset
 
+    def lower(self, key: TopicPartition, offset: int) -> None:
+        """Make the stored offset at most `offset`, durably; a write under way cannot undo it."""
+        staged = self._staged.get(key)
+        if staged is not None:
+            self._staged[key] = min(staged, offset)
+        with self._lock:
+            if self.written.get(key, 0) > offset:
+                self._write()
+
     def write(self) -> None:
         """Make the staged offsets durable; does nothing when the file says so already."""
         with self._lock:
-            rows = dict(self._staged)
-            if rows == self.written:
-                return
-            write_table(
-                self._files,
-                self._path,
-                [(topic, partition, rows[topic, partition]) for topic, partition in sorted(rows)],
-            )
+            self._write()
+
+    def _write(self) -> None:
+        rows = dict(self._staged)
+        if rows != self.written:
+            write_table(self._files, self._path, [(*key, rows[key]) for key in sorted(rows)])
             self.written = rows
 
 
@@ -162,8 +164,8 @@ class LogDirCheckpoints:
         self.log_start_offsets = OffsetCheckpoint(files, f"{directory}/{LOG_START_OFFSET_FILE}")
         self.high_watermarks = OffsetCheckpoint(files, f"{directory}/{HIGH_WATERMARK_FILE}")
 
-    def partition(self, topic: str, partition: int) -> PartitionCheckpoints:
-        return PartitionCheckpoints(self, (topic, partition))
+    def partition(self, topic_partition: TopicPartition) -> PartitionCheckpoints:
+        return PartitionCheckpoints(self, topic_partition)
 
     def write(self) -> None:
         """Write all three. Start offsets first: a recovery point implies that one is known."""
@@ -171,7 +173,7 @@ class LogDirCheckpoints:
         self.recovery_points.write()
         self.high_watermarks.write()
 
-    def forget(self, keys: Iterable[TopicPartitionKey]) -> None:
+    def forget(self, keys: Iterable[TopicPartition]) -> None:
         """Drop the lines of deleted partitions, durably, before a new one may take the name."""
         for key in keys:
             for checkpoint in (self.recovery_points, self.log_start_offsets, self.high_watermarks):
@@ -186,7 +188,7 @@ class PartitionCheckpoints:
 
     __slots__ = ("_all", "_key")
 
-    def __init__(self, checkpoints: LogDirCheckpoints, key: TopicPartitionKey) -> None:
+    def __init__(self, checkpoints: LogDirCheckpoints, key: TopicPartition) -> None:
         self._all = checkpoints
         self._key = key
 
@@ -215,10 +217,7 @@ class PartitionCheckpoints:
 
     def lower_recovery_point(self, offset: int) -> None:
         """Make the recovery point at most `offset`, durably, before a truncation touches data."""
-        staged = min(self.recovery_point, offset)
-        if self._key in self._all.recovery_points.written:
-            self._all.recovery_points.stage(self._key, staged)
-            self._all.recovery_points.write()
+        self._all.recovery_points.lower(self._key, offset)
 
     def write_log_start_offset(self, offset: int) -> None:
         """Make the log start offset durable, before any segment below it is deleted."""
@@ -249,7 +248,7 @@ def write_meta_properties(files: Files, directory: str, meta: MetaProperties) ->
 def read_meta_properties(files: Files, directory: str) -> MetaProperties | None:
     """The owner of the directory; None for a new one.
 
-    Raises CheckpointFormatError, and InconsistentDirectoryError for a version we do not know.
+    Raises CheckpointFormatError, and DataDirectoryError for a version we do not know.
     """
     path = f"{directory}/{META_PROPERTIES_FILE}"
     try:
@@ -265,7 +264,7 @@ def read_meta_properties(files: Files, directory: str) -> MetaProperties | None:
             raise CheckpointFormatError(path, number, "not name=value")
         values[name.strip()] = value.strip()
     if values.get("version") != _META_VERSION:
-        raise InconsistentDirectoryError(
+        raise DataDirectoryError(
             f"{path}: format version {values.get('version')!r}, this broker reads {_META_VERSION!r}"
         )
     try:
@@ -279,13 +278,13 @@ def read_meta_properties(files: Files, directory: str) -> MetaProperties | None:
 def check_meta_properties(
     found: MetaProperties, *, directory: str, broker_id: int, cluster_id: str
 ) -> None:
-    """Refuse the directory of another broker or cluster. Raises InconsistentDirectoryError."""
+    """Refuse the directory of another broker or cluster. Raises DataDirectoryError."""
     if found.cluster_id != cluster_id:
-        raise InconsistentDirectoryError(
+        raise DataDirectoryError(
             f"{directory} belongs to cluster {found.cluster_id!r}, this is {cluster_id!r}"
         )
     if found.broker_id != broker_id:
-        raise InconsistentDirectoryError(
+        raise DataDirectoryError(
             f"{directory} belongs to broker {found.broker_id}, this is broker {broker_id}"
         )
 

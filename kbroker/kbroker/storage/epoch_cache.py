@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 from duolog_runtime.files import Files
 from kbroker.storage.checkpoints import CheckpointFormatError, read_table, write_table
@@ -29,7 +30,7 @@ def read_entries(files: Files, path: str) -> list[Entry] | None:
         entries = [(int(epoch), int(start)) for epoch, start in rows]
     except (FileNotFoundError, CheckpointFormatError, ValueError):
         return None
-    for (epoch, start), (next_epoch, next_start) in zip(entries, entries[1:], strict=False):
+    for (epoch, start), (next_epoch, next_start) in pairwise(entries):
         if next_epoch <= epoch or next_start < start:
             return None
     return entries
@@ -54,6 +55,11 @@ class EpochCache:
     def latest_epoch(self) -> int:
         """The newest known epoch, -1 when there is none."""
         return self._epochs[-1] if self._epochs else UNDEFINED_EPOCH
+
+    @property
+    def latest_start_offset(self) -> int:
+        """Where the newest known epoch starts, -1 when there is none."""
+        return self._starts[-1] if self._starts else UNDEFINED_OFFSET
 
     def assign(self, epoch: int, start_offset: int) -> bool:
         """Record that `epoch` starts at `start_offset`, durably; False when it was known.

@@ -35,9 +35,9 @@ class SegmentInfo(NamedTuple):
 
 
 class RetentionDecision(NamedTuple):
-    """The first `count` segments go; the log then starts at `log_start_offset`."""
+    """The first `delete_count` segments go; the log then starts at `log_start_offset`."""
 
-    count: int
+    delete_count: int
     log_start_offset: int
     reason: StartOffsetReason | None
 
@@ -60,7 +60,9 @@ def decide_retention(
     count = 0
     reason = None
     for segment in segments:
-        if segment.end_offset > high_watermark or segment.size_bytes == 0:
+        if segment.end_offset > high_watermark:
+            break
+        if segment.size_bytes == 0 and count == len(segments) - 1:
             break
         why = None
         if retention_ms != UNLIMITED and wall_ms - segment.newest_ms > retention_ms:
