@@ -16,8 +16,7 @@ import errno
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NoReturn
 
 from duolog_protocol.errors import (
     CorruptRecordError,
@@ -27,125 +26,30 @@ from duolog_protocol.errors import (
     StorageError,
 )
 from duolog_protocol.records import BatchHeader
-from duolog_runtime.files import Buffer, File, Files
+from duolog_runtime.files import Buffer, Files
 from kbroker.storage import producer_snapshot
 from kbroker.storage.checkpoints import PartitionCheckpoints
 from kbroker.storage.epoch_cache import EpochCache
 from kbroker.storage.flush import FlushTarget
-from kbroker.storage.memory_tail import MemoryTail, TailBudget
-from kbroker.storage.producer_snapshot import ProducerEntry
-from kbroker.storage.retention import (
-    UNLIMITED,
-    SegmentInfo,
-    StartOffsetReason,
-    decide_retention,
+from kbroker.storage.log_types import (
+    AppendInfo,
+    DeletedSegment,
+    LogConfig,
+    LogSlice,
+    OutOfOrderAppendError,
+    ProducerStates,
+    split_batches,
 )
-from kbroker.storage.scan import WALK_CHUNK_BYTES, scan_headers
-from kbroker.storage.segment import NO_TIMESTAMP, Segment, SegmentLimits
+from kbroker.storage.memory_tail import MemoryTail, TailBudget
+from kbroker.storage.producer_restore import restore_producers
+from kbroker.storage.retention import SegmentInfo, StartOffsetReason, decide_retention
+from kbroker.storage.scan import scan_headers
+from kbroker.storage.segment import NO_TIMESTAMP, Segment
 from kbroker.storage.timestamps import TimestampAndOffset, find_in_batch
 
 _POSITION_HINTS = 64
 _LOADED_INDEXES = 4
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True, slots=True)
-class LogConfig:
-    """Settings of a topic that its logs follow; Kafka's names and defaults."""
-
-    segment_bytes: int = 1024 * 1024 * 1024
-    """`segment.bytes`"""
-    segment_ms: int = 7 * 24 * 3600 * 1000
-    """`segment.ms`, minus the jitter that the caller drew"""
-    segment_index_bytes: int = 10 * 1024 * 1024
-    """`segment.index.bytes`: a segment with a larger index is rolled"""
-    index_interval_bytes: int = 4096
-    """`index.interval.bytes`: at least so many bytes lie between two index entries"""
-    retention_ms: int = 7 * 24 * 3600 * 1000
-    """`retention.ms`, -1 for no limit"""
-    retention_bytes: int = UNLIMITED
-    """`retention.bytes`, -1 for no limit"""
-    memory_tail_bytes: int = 2 * 1024 * 1024
-    """Recently appended batches kept in memory, per log"""
-
-    def __post_init__(self) -> None:
-        assert 0 < self.segment_bytes < 2**31, self.segment_bytes
-        assert self.segment_ms > 0, self.segment_ms
-        assert self.segment_index_bytes >= 36, self.segment_index_bytes
-        assert self.index_interval_bytes >= 0, self.index_interval_bytes
-
-    @property
-    def segment_limits(self) -> SegmentLimits:
-        return SegmentLimits(
-            self.segment_bytes,
-            self.segment_ms,
-            self.index_interval_bytes,
-            self.segment_index_bytes,
-        )
-
-
-class OutOfOrderAppendError(StorageError):
-    """An append below the log end, or of an older leader epoch, was refused; nothing happened."""
-
-
-class ProducerStates(Protocol):
-    """What the log needs of the producer state; `core.producer_state` has it."""
-
-    def replay(self, header: BatchHeader) -> None: ...
-    def snapshot(self) -> list[ProducerEntry]: ...
-    def load(self, entries: Sequence[ProducerEntry]) -> None: ...
-
-
-class AppendInfo(NamedTuple):
-    """Where a batch set was written."""
-
-    base_offset: int
-    end_offset: int
-    size_bytes: int
-    rolled: bool
-
-
-class LogSlice(NamedTuple):
-    """Whole batches with offsets in [start_offset, end_offset): in memory, or a region of a file.
-
-    With `file` None the bytes are `buffers`. Otherwise they are `size_bytes` at `position` of
-    `file`, which stays open for `file_delete_delay_ms` after its segment is deleted; where a
-    truncation raced with the read, fewer bytes come back.
-    """
-
-    start_offset: int
-    end_offset: int
-    size_bytes: int
-    buffers: Sequence[Buffer]
-    file: File | None
-    position: int
-
-    def read_cached(self) -> Sequence[Buffer] | None:
-        """The bytes without waiting for the disk; None where that is not possible."""
-        if self.file is None:
-            return self.buffers
-        data = self.file.pread_cached(self.size_bytes, self.position)
-        return None if data is None else self._whole(data)
-
-    def read(self) -> Sequence[Buffer]:
-        """The bytes; may wait for the disk. Nothing where the log was truncated meanwhile."""
-        if self.file is None:
-            return self.buffers
-        return self._whole(self.file.pread(self.size_bytes, self.position))
-
-    def _whole(self, data: bytes) -> Sequence[Buffer]:
-        return (data,) if len(data) == self.size_bytes else ()
-
-
-class DeletedSegment(NamedTuple):
-    """A segment renamed to `.deleted`; `Log.unlink_deleted` removes it for good later."""
-
-    base_offset: int
-    end_offset: int
-    size_bytes: int
-    reason: StartOffsetReason
-    segment: Segment
-    paths: Sequence[str]
 
 
 class Log:
@@ -460,7 +364,7 @@ class Log:
             self._set_segments([active])
             self.log_start_offset = self.durable_end_offset = offset
             self.epochs.clear()
-            self._reload_producers()
+            self._rerestore_producers()
         except OSError as error:
             raise self._go_offline(f"truncation failed: {error}") from error
         return deleted
@@ -619,7 +523,7 @@ class Log:
     ) -> None:
         """Batch by batch, rolling where each one needs it: rare, so simple."""
         self._assign_epochs(headers)
-        buffers = _split(batches, headers)
+        buffers = split_batches(batches, headers)
         group: list[Buffer] = []
         group_headers: list[BatchHeader] = []
         group_bytes = 0
@@ -755,17 +659,21 @@ class Log:
 
     def _truncate_data(self, offset: int) -> list[DeletedSegment]:
         """Raises OSError, CorruptRecordError; the log then has to go offline."""
-        self._checkpoints.lower_recovery_point(offset)
-        self._forget_positions()
         keep = max(1, bisect_right(self._base_offsets, offset - 1))
         kept, dropped = self._segments[:keep], self._segments[keep:]
+        located = kept[-1].locate(offset)
+        # The batch that holds `offset` goes as a whole, so the log may end before `offset`.
+        self._checkpoints.lower_recovery_point(
+            offset if located is None else min(offset, located[1].base_offset)
+        )
+        self._forget_positions()
         deleted = self._delete_segments(dropped, StartOffsetReason.TRUNCATION)
         kept[-1].truncate_to(offset)
         self._files.sync_dir(self.directory)
         kept[-1].name_synced = True
         self._set_segments(kept)
         self.durable_end_offset = min(self.durable_end_offset, self.log_end_offset)
-        self._reload_producers()
+        self._rerestore_producers()
         return deleted
 
     def _forget_positions(self) -> None:
@@ -801,11 +709,11 @@ class Log:
             )
         return deleted
 
-    def _reload_producers(self) -> None:
+    def _rerestore_producers(self) -> None:
         """Producer state as of the log end: the newest snapshot, and the headers after it."""
         end_offset = self.log_end_offset
         producer_snapshot.delete_outside(self._files, self.directory, first=0, last=end_offset)
-        load_producers(
+        restore_producers(
             self._files, self.directory, self.producers, self._segments, end_offset=end_offset
         )
 
@@ -825,46 +733,3 @@ class Log:
         if self.offline is None:
             self.offline = LogOfflineError(f"{self.directory}: {why}")
         return self.offline
-
-
-def load_producers(
-    files: Files,
-    directory: str,
-    producers: ProducerStates,
-    segments: Sequence[Segment],
-    *,
-    end_offset: int,
-) -> None:
-    """Load the newest snapshot at or below `end_offset` and replay the headers after it."""
-    found = producer_snapshot.load_newest(
-        files, directory, at_most=end_offset, at_least=segments[0].base_offset
-    )
-    offset, entries = found if found is not None else (segments[0].base_offset, [])
-    producers.load(entries)
-    for segment in segments:
-        if segment.end_offset <= offset or segment.base_offset >= end_offset:
-            continue
-        located = segment.locate(offset) if offset > segment.base_offset else (0, None)
-        if located is None:
-            continue
-        for _, header in scan_headers(
-            segment.file, located[0], segment.size_bytes, chunk_bytes=WALK_CHUNK_BYTES
-        ):
-            if header.producer_id >= 0:
-                producers.replay(header)
-
-
-def _split(batches: Sequence[Buffer], headers: Sequence[BatchHeader]) -> list[Buffer]:
-    """One buffer per batch; views where a buffer holds several."""
-    if len(batches) == len(headers):
-        return list(batches)
-    pieces: list[Buffer] = []
-    remaining = iter(headers)
-    for buffer in batches:
-        view = memoryview(buffer)
-        position = 0
-        while position < len(view):
-            end = position + next(remaining).size_bytes
-            pieces.append(view[position:end])
-            position = end
-    return pieces

@@ -23,8 +23,10 @@ from kbroker.storage import epoch_cache, producer_snapshot
 from kbroker.storage.checkpoints import TEMPORARY_SUFFIX, PartitionCheckpoints
 from kbroker.storage.epoch_cache import EpochCache
 from kbroker.storage.index import MAX_RELATIVE_OFFSET
-from kbroker.storage.log import Log, LogConfig, ProducerStates, load_producers
+from kbroker.storage.log import Log
+from kbroker.storage.log_types import LogConfig, ProducerStates
 from kbroker.storage.memory_tail import TailBudget
+from kbroker.storage.producer_restore import restore_producers
 from kbroker.storage.scan import WALK_CHUNK_BYTES, scan_batches, scan_headers
 from kbroker.storage.segment import (
     DELETED_SUFFIX,
@@ -170,7 +172,9 @@ class _Recovery:
             producer_snapshot.delete_outside(
                 self.files, self.directory, first=0, last=max(self.scan_start, 0)
             )
-        load_producers(self.files, self.directory, producers, self.segments, end_offset=end_offset)
+        restore_producers(
+            self.files, self.directory, producers, self.segments, end_offset=end_offset
+        )
         return epochs
 
     def _segment_files(self) -> list[int]:

@@ -483,6 +483,10 @@ class Segment:
                 return False
             if header.base_offset < self.end_offset:
                 return False
+            if at == position and last_indexed is not None and header.max_timestamp > timestamp:
+                return False  # the time index lost entries
+            if self.size_bytes - position > self.limits.index_interval_bytes:
+                return False  # the offset index lost entries
             if header.max_timestamp > self.max_timestamp:
                 self.max_timestamp = header.max_timestamp
                 self.max_timestamp_offset = header.last_offset
