@@ -42,13 +42,11 @@ from kbroker.storage.log_types import (
 )
 from kbroker.storage.memory_tail import MemoryTail, TailBudget
 from kbroker.storage.producer_restore import restore_producers
+from kbroker.storage.reader import SegmentReader
 from kbroker.storage.retention import SegmentInfo, StartOffsetReason, decide_retention
-from kbroker.storage.scan import scan_headers
 from kbroker.storage.segment import NO_TIMESTAMP, Segment
 from kbroker.storage.timestamps import TimestampAndOffset, find_in_batch
 
-_POSITION_HINTS = 64
-_LOADED_INDEXES = 4
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -90,8 +88,7 @@ class Log:
         self._tail = MemoryTail(config.memory_tail_bytes, tail_budget or TailBudget(2**40))
         self._generation = 0
         self._unsynced_paths: list[str] = []
-        self._hints: dict[int, tuple[Segment, int]] = {}
-        self._loaded: dict[Segment, None] = {}
+        self._reader = SegmentReader()
         assert log_start_offset <= self.log_end_offset, (log_start_offset, self.log_end_offset)
 
     # ---- what it is ----------------------------------------------------------------------------
@@ -215,8 +212,10 @@ class Log:
             return LogSlice(start_offset, start_offset, 0, (), None, 0)
         if self._tail.holds(start_offset):
             run = self._tail.read(start_offset, max_bytes, end_offset, min_one_batch=min_one_batch)
-            return LogSlice(*run, None, 0)
-        return self._read_file(start_offset, max_bytes, end_offset, min_one_batch)
+            return LogSlice(start_offset, *run, None, 0)
+        return self._reader.read(
+            self._segments, start_offset, max_bytes, end_offset, min_one_batch=min_one_batch
+        )
 
     def offset_for_timestamp(self, timestamp_ms: int) -> TimestampAndOffset | None:
         """The first record at or after the log start with `timestamp_ms` or later; None if none.
@@ -227,7 +226,7 @@ class Log:
         for segment in self._segments:
             if segment.max_timestamp < timestamp_ms or segment.end_offset <= self.log_start_offset:
                 continue
-            self._note_index_use(segment)
+            self._reader.note_index_use(segment)
             found = segment.first_batch_reaching(timestamp_ms, self.log_start_offset)
             while found is not None:
                 position, header = found
@@ -434,7 +433,7 @@ class Log:
         try:
             deleted = self._delete_segments(self._segments[:count], reason)
             self._set_segments(self._segments[count:])
-            self._hints.clear()
+            self._reader.forget_positions()
             producer_snapshot.delete_outside(
                 self._files, self.directory, first=self._base_offsets[0], last=self.log_end_offset
             )
@@ -575,7 +574,7 @@ class Log:
             raise
         self._unsynced_paths += [path, *old.index_paths()]
         self._set_segments([*self._segments, new])
-        self._note_index_use(old)
+        self._reader.note_index_use(old)
 
     def _undo_append(self, start_offset: int) -> None:
         """After a failed write: cut back to the last whole batch, or go offline."""
@@ -602,59 +601,6 @@ class Log:
             self._tail.append(buffer, headers[first:last])
             first = last
 
-    # ---- inner: read ---------------------------------------------------------------------------
-
-    def _read_file(
-        self, start_offset: int, max_bytes: int, end_offset: int, min_one_batch: bool
-    ) -> LogSlice:
-        segment, position = self._position_of(start_offset)
-        size_bytes = next_offset = 0
-        end_position, next_offset = segment.extent(position, max_bytes, end_offset)
-        size_bytes = end_position - position
-        if not size_bytes and min_one_batch:
-            _, header = next(scan_headers(segment.file, position, segment.size_bytes))
-            if header.next_offset <= end_offset:
-                size_bytes, next_offset = header.size_bytes, header.next_offset
-        if not size_bytes:
-            return LogSlice(start_offset, start_offset, 0, (), None, 0)
-        if next_offset < segment.end_offset:
-            self._hint(next_offset, segment, position + size_bytes)
-        return LogSlice(start_offset, next_offset, size_bytes, (), segment.file, position)
-
-    def _position_of(self, offset: int) -> tuple[Segment, int]:
-        hint = self._hints.get(offset)
-        if hint is not None:
-            return hint
-        at = bisect_right(self._base_offsets, offset) - 1
-        for segment in self._segments[max(at, 0) :]:
-            self._note_index_use(segment)
-            located = segment.locate(offset)
-            if located is not None:
-                self._hint(offset, segment, located[0])
-                return segment, located[0]
-        raise CorruptRecordError(
-            self._active.path, self._active.size_bytes, f"no batch holds offset {offset}"
-        )
-
-    def _hint(self, offset: int, segment: Segment, position: int) -> None:
-        """Remember where an offset lies: a reader's next fetch starts where its last one ended."""
-        hints = self._hints
-        if len(hints) >= _POSITION_HINTS and offset not in hints:
-            del hints[next(iter(hints))]
-        hints[offset] = (segment, position)
-
-    def _note_index_use(self, segment: Segment) -> None:
-        """Keep the indexes of few sealed segments in memory: those looked at last."""
-        if not segment.sealed:
-            return
-        self._loaded.pop(segment, None)
-        self._loaded[segment] = None
-        if len(self._loaded) > _LOADED_INDEXES:
-            oldest = next(iter(self._loaded))
-            del self._loaded[oldest]
-            if oldest.sealed:
-                oldest.drop_indexes()
-
     # ---- inner: truncation and deletion --------------------------------------------------------
 
     def _truncate_data(self, offset: int) -> list[DeletedSegment]:
@@ -662,6 +608,8 @@ class Log:
         keep = max(1, bisect_right(self._base_offsets, offset - 1))
         kept, dropped = self._segments[:keep], self._segments[keep:]
         located = kept[-1].locate(offset)
+        if located is not None and located[1].base_offset < self.log_start_offset:
+            return self.truncate_fully_and_start_at(self.log_start_offset)
         # The batch that holds `offset` goes as a whole, so the log may end before `offset`.
         self._checkpoints.lower_recovery_point(
             offset if located is None else min(offset, located[1].base_offset)
@@ -678,14 +626,14 @@ class Log:
 
     def _forget_positions(self) -> None:
         self._generation += 1
-        self._hints.clear()
+        self._reader.forget_positions()
         self._tail.clear()
 
     def _set_segments(self, segments: list[Segment]) -> None:
         self._segments = segments
         self._base_offsets = [segment.base_offset for segment in segments]
         self._active = segments[-1]
-        self._loaded.pop(self._active, None)
+        self._reader.forget_index(self._active)
         self.log_end_offset = self._active.end_offset
 
     def _delete_segments(
@@ -695,7 +643,7 @@ class Log:
         backwards = reason is StartOffsetReason.TRUNCATION
         deleted = []
         for segment in reversed(segments) if backwards else segments:
-            self._loaded.pop(segment, None)
+            self._reader.forget_index(segment)
             paths = segment.mark_deleted()
             deleted.append(
                 DeletedSegment(

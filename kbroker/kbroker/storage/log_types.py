@@ -71,7 +71,9 @@ class AppendInfo(NamedTuple):
 
 
 class LogSlice(NamedTuple):
-    """Whole batches with offsets in [start_offset, end_offset): in memory, or a region of a file.
+    """Whole batches for [start_offset, end_offset): in memory, or a region of a file.
+
+    The first batch may begin before `start_offset`; the next read starts at `end_offset`.
 
     With `file` None the bytes are `buffers`. Otherwise they are `size_bytes` at `position` of
     `file`, which stays open for `file_delete_delay_ms` after its segment is deleted; where a

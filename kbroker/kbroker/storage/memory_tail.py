@@ -18,9 +18,8 @@ _COMPACT_AT = 256
 
 
 class TailRun(NamedTuple):
-    """Whole batches from memory: offsets [start_offset, end_offset)."""
+    """Whole batches from memory, up to `end_offset` (exclusive)."""
 
-    start_offset: int
     end_offset: int
     size_bytes: int
     buffers: list[Buffer]
@@ -128,7 +127,7 @@ class MemoryTail:
         at = bisect_right(self._end_offsets, start_offset, self._head)
         buffers: list[Buffer] = []
         size_bytes = 0
-        first_offset, next_offset = -1, start_offset
+        next_offset = start_offset
         for index in range(at, len(self._entries)):
             entry = self._entries[index]
             assert entry is not None, index
@@ -136,8 +135,6 @@ class MemoryTail:
             if fits and (entry.base_offset >= start_offset or len(entry.headers) == 1):
                 buffers.append(entry.buffer)
                 size_bytes += len(entry.buffer)
-                if first_offset < 0:
-                    first_offset = entry.base_offset
                 next_offset = entry.end_offset
                 continue
             begin = position = -1
@@ -149,14 +146,12 @@ class MemoryTail:
                 if header.next_offset > end_offset:
                     end = position
                     break
-                must = min_one_batch and first_offset < 0
+                must = min_one_batch and not size_bytes
                 if size_bytes + header.size_bytes > max_bytes and not must:
                     end = position
                     break
                 if begin < 0:
                     begin = position
-                if first_offset < 0:
-                    first_offset = header.base_offset
                 size_bytes += header.size_bytes
                 next_offset = header.next_offset
             if begin >= 0:
@@ -164,6 +159,4 @@ class MemoryTail:
                 buffers.append(entry.buffer if whole else memoryview(entry.buffer)[begin:end])
             if next_offset < entry.end_offset:
                 break
-        if first_offset < 0:
-            first_offset = start_offset
-        return TailRun(first_offset, next_offset, size_bytes, buffers)
+        return TailRun(next_offset, size_bytes, buffers)
