@@ -1,4 +1,4 @@
-"""Opening a log after every kind of damage: the longest valid prefix survives, or a clear refusal."""
+"""Opening a damaged log: the longest valid prefix survives, or the broker refuses clearly."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def expected_producers(prefix: bytes) -> list[ProducerEntry]:
 
 
 def test_a_file_cut_at_every_byte_yields_the_longest_prefix_twice() -> None:
-    store, log = filled()
+    store, _log = filled()
     paths = log_files(store.files)
     assert len(paths) >= 3, paths
     before = b""
