@@ -47,6 +47,8 @@ from kbroker.storage.retention import SegmentInfo, StartOffsetReason, decide_ret
 from kbroker.storage.segment import NO_TIMESTAMP, Segment
 from kbroker.storage.timestamps import TimestampAndOffset, find_in_batch
 
+__all__ = ["AppendInfo", "DeletedSegment", "Log", "LogConfig", "LogSlice", "OutOfOrderAppendError"]
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
