@@ -1,7 +1,7 @@
 """The codecs of record batches, with a bound on what decompression may yield.
 
-Codecs are imported at first use. Decompression never yields, nor allocates much, beyond a bound that
-the caller gives; declared sizes are not believed. Source: KIP-110, the framings that
+Codecs are imported at first use. Decompression never yields, nor allocates much, beyond a bound
+that the caller gives; declared sizes are not believed. Source: KIP-110, the framings that
 Java's and librdkafka's producers write.
 """
 

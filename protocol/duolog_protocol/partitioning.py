@@ -19,9 +19,9 @@ def murmur2(data: bytes) -> int:
     value = _SEED ^ length
     whole = length & ~3
     for word in struct.unpack_from(f"<{whole >> 2}I", data):
-        word = word * _M & _MASK
-        word = (word ^ word >> 24) * _M & _MASK
-        value = (value * _M & _MASK) ^ word
+        mixed = word * _M & _MASK
+        mixed = (mixed ^ mixed >> 24) * _M & _MASK
+        value = (value * _M & _MASK) ^ mixed
     tail = data[whole:]
     if tail:
         value = (value ^ int.from_bytes(tail, "little")) * _M & _MASK

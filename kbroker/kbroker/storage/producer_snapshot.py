@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 
-from duolog_protocol.records import crc32c
+from duolog_protocol.checksums import crc32c
 from duolog_runtime.files import Files
 
 SUFFIX = ".snapshot"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from duolog_protocol.records import Buffer, decode_records
+from duolog_protocol.checksums import Buffer
+from duolog_protocol.record_decoding import decode_records
 
 
 class TimestampAndOffset(NamedTuple):

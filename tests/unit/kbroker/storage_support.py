@@ -12,7 +12,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from duolog_protocol.records import BatchHeader, Buffer, crc32c, read_header
+from duolog_protocol.checksums import Buffer, crc32c
+from duolog_protocol.records import BatchHeader, read_header
 from duolog_protocol.types import TopicPartition
 from kbroker.core.producer_state import ProducerStates
 from kbroker.storage.checkpoints import LogDirCheckpoints
