@@ -1,0 +1,1 @@
+"""The verbs of the `duolog` command, one module each with `run(words) -> exit status`."""
