@@ -204,7 +204,8 @@ async def _consume(pair: Pair, topic: str, expected: int) -> Sequences:
                     received.setdefault(record.key, array("I")).append(zlib.crc32(record.value))
     seconds = time.perf_counter() - started
     print(
-        f"  received  {count:,} of {expected:,} in {seconds:.2f} s: {count / seconds:,.0f} records/s",
+        f"  received  {count:,} of {expected:,} in {seconds:.2f} s: "
+        f"{count / seconds:,.0f} records/s",
         flush=True,
     )
     return received
