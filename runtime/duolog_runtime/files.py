@@ -14,20 +14,35 @@ Durability rules a caller relies on, on both implementations:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
+
+from duolog_protocol.errors import DataDirectoryError
 
 Buffer = bytes | bytearray | memoryview
 
+MAX_BUFFERS: Final = 1024
+"""IOV_MAX of Linux and macOS: one system call takes no more buffers."""
+_NO_PREALLOCATION: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
-class DirectoryLockedError(Exception):
-    """Another process holds the lock file of this data directory."""
+
+class DirectoryLockedError(DataDirectoryError):
+    """Another process, or another owner in this one, holds the lock file at `path`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} is locked: another process uses this data directory")
+        self.path = path
 
 
 class File(Protocol):
-    """An open file. Positions and sizes are in bytes. Not safe for concurrent appends."""
+    """An open file. Positions and sizes are in bytes. Not safe for concurrent appends.
+
+    Its owner closes it once no other thread reads it any more: a descriptor is reused at once.
+    """
 
     path: str
 
@@ -36,7 +51,10 @@ class File(Protocol):
         ...
 
     def pread_cached(self, size_bytes: int, position: int) -> bytes | None:
-        """As `pread`, but only from memory: None where it would have to wait for the disk."""
+        """As `pread`, but only from memory: None where it would have to wait for the disk.
+
+        None also where the system cannot tell, or the read fails: `pread` then has the answer.
+        """
         ...
 
     def pwrite(self, data: Buffer, position: int) -> None:
@@ -52,7 +70,11 @@ class File(Protocol):
         ...
 
     def preallocate(self, size_bytes: int) -> None:
-        """Reserve space so that the file is at least `size_bytes` long; new bytes read as zeros."""
+        """Reserve space so that the file is at least `size_bytes` long; new bytes read as zeros.
+
+        Where the file system cannot reserve, the file only grows. Raises OSError; on ENOSPC the
+        file may have grown by a part of it.
+        """
         ...
 
     def size(self) -> int: ...
@@ -74,7 +96,7 @@ class Files(Protocol):
     """A file system seen through absolute or relative path strings."""
 
     def open(self, path: str, *, create: bool = False, exclusive: bool = False) -> File:
-        """Open for reading and writing. `create` makes it where missing, `exclusive` insists.
+        """Open for reading and writing. `create` makes it where missing, `exclusive` must make it.
 
         Raises FileNotFoundError, FileExistsError, OSError.
         """
@@ -100,7 +122,9 @@ class Files(Protocol):
 
     def unlink(self, path: str) -> None: ...
 
-    def sync_dir(self, path: str) -> None: ...
+    def sync_dir(self, path: str) -> None:
+        """Make the names in this directory durable, not its own name in its parent."""
+        ...
 
     def lock(self, path: str) -> File:
         """Take the exclusive lock file at `path` until it is closed or the process ends.
@@ -137,46 +161,70 @@ class RealFile:
         buffer = bytearray(size_bytes)
         try:
             count = os.preadv(self._fd, [buffer], position, os.RWF_NOWAIT)
-        except (BlockingIOError, OSError, AttributeError):
+        except (OSError, AttributeError):  # EAGAIN, EOPNOTSUPP; no such flag on this system
             return None
-        if count < size_bytes and position + count < self.size():
-            return None
-        return bytes(buffer) if count == size_bytes else bytes(buffer[:count])
+        if count < size_bytes:
+            if position + count < self.size():
+                return None
+            del buffer[count:]
+        return bytes(buffer)
 
     def pwrite(self, data: Buffer, position: int) -> None:
         written = os.pwrite(self._fd, data, position)
         if written != len(data):
-            view = memoryview(data)
-            while written < len(view):
-                written += os.pwrite(self._fd, view[written:], position + written)
+            self._write_rest(memoryview(data)[written:], position + written)
 
     def pwritev(self, buffers: Sequence[Buffer], position: int) -> None:
-        total = sum(map(len, buffers))
-        written = os.pwritev(self._fd, buffers, position)
-        if written != total:
-            self.pwrite(b"".join(buffers)[written:], position + written)
+        for first in range(0, len(buffers), MAX_BUFFERS):
+            some = buffers[first : first + MAX_BUFFERS] if len(buffers) > MAX_BUFFERS else buffers
+            total = sum(map(len, some))
+            written = os.pwritev(self._fd, some, position)
+            if written != total:
+                rest = memoryview(b"".join(some))[written:]
+                self._write_rest(rest, position + written)
+            position += total
+
+    def _write_rest(self, rest: memoryview, position: int) -> None:
+        """After a short write: the next one goes on, or raises what cut the first one short."""
+        while rest:
+            written = os.pwrite(self._fd, rest, position)
+            if written == 0:  # POSIX leaves this open; without it the loop had no bound
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            rest = rest[written:]
+            position += written
 
     def truncate(self, size_bytes: int) -> None:
         os.ftruncate(self._fd, size_bytes)
 
     def preallocate(self, size_bytes: int) -> None:
         have = self.size()
-        if have < size_bytes:
+        if have >= size_bytes:
+            return
+        try:
             os.posix_fallocate(self._fd, have, size_bytes - have)
+        except AttributeError:  # macOS
+            os.ftruncate(self._fd, size_bytes)
+        except OSError as error:
+            if error.errno not in _NO_PREALLOCATION:
+                raise
+            os.ftruncate(self._fd, size_bytes)
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
     def sync(self) -> None:
-        os.fdatasync(self._fd)
+        if sys.platform == "darwin":  # there fsync leaves the data in the drive's cache
+            fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fdatasync(self._fd)  # data, and of the metadata what is needed to read it: the size
 
     def fileno(self) -> int | None:
         return self._fd
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class RealFiles:
@@ -187,7 +235,7 @@ class RealFiles:
         if create:
             flags |= os.O_CREAT
         if exclusive:
-            flags |= os.O_EXCL
+            flags |= os.O_CREAT | os.O_EXCL
         return RealFile(path, os.open(path, flags, 0o640))
 
     def exists(self, path: str) -> bool:
@@ -209,17 +257,22 @@ class RealFiles:
         os.unlink(path)
 
     def sync_dir(self, path: str) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
 
     def lock(self, path: str) -> RealFile:
+        # flock belongs to the open file, so a second owner in this process is refused as well;
+        # it ends with the process, however that ends.
         file = self.open(path, create=True)
         try:
             fcntl.flock(file._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.close()
             raise DirectoryLockedError(path) from error
+        except OSError:  # a file system without locks: say so, not that somebody holds it
+            file.close()
+            raise
         return file
