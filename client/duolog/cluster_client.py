@@ -302,5 +302,3 @@ class ClusterClient:
     def _wake_waiters(self) -> None:
         if self._refreshed is not None and not self._refreshed.done():
             self._refreshed.set_result(None)
-
-

@@ -21,8 +21,8 @@ from duolog_protocol.errors import (
     MessageTooLargeError,
     RequestTimeoutError,
 )
+from duolog_protocol.partitioning import partition_for_key
 
-from .batch_codec import BatchEncoder, partition_for_key
 from .clock import Clock, SystemClock
 from .cluster_client import ClusterClient
 from .core.accumulator import Accumulator, AccumulatorSettings, TopicQueues
@@ -36,6 +36,7 @@ from .core.producer_batch import (
     Header,
     headers_size,
 )
+from .core.record_encoding import BatchEncoder
 from .sender import Sender, SenderSettings
 from .settings import (
     COMPRESSION_TYPES,
@@ -210,7 +211,7 @@ class Producer:
     ) -> None:
         await self.stop()
 
-    async def send(
+    async def send(  # noqa: PLR0917 the signature is aiokafka's
         self,
         topic: str,
         value: Any = None,
@@ -251,7 +252,7 @@ class Producer:
                     return future
         return await self._send(topic, value, key, partition, timestamp_ms, headers, hurry=False)
 
-    async def send_and_wait(
+    async def send_and_wait(  # noqa: PLR0917
         self,
         topic: str,
         value: Any = None,
@@ -284,7 +285,7 @@ class Producer:
 
     # -- the long way ----------------------------------------------------------------------
 
-    async def _send(
+    async def _send(  # noqa: PLR0917
         self,
         topic: str,
         value: Any,
@@ -332,7 +333,7 @@ class Producer:
             await asyncio.sleep(0)  # a caller that never waits would starve the sender
         return future
 
-    async def _place(
+    async def _place(  # noqa: PLR0917
         self,
         queues: TopicQueues,
         key: bytes | None,
@@ -418,11 +419,12 @@ class Producer:
     def _let_waiters_in(self) -> None:
         """Call the next that waits for room; it calls the one after it."""
         waiters = self._room_waiters
-        while waiters and (self._stopping or self._accumulator.has_room(0)):
+        ended = self._stopping or self._cluster.failure is not None
+        while waiters and (ended or self._accumulator.has_room(0)):
             waiter = waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                if not self._stopping:
+                if not ended:
                     return
 
     async def _flushed(self) -> None:
@@ -444,6 +446,7 @@ class Producer:
         self._sender.wake()
         if self._cluster.failure is not None:
             self._topics = {}
+            self._let_waiters_in()
 
 
 def _idempotent(wanted: bool | None, acks: int, max_in_flight: int) -> bool:
@@ -458,16 +461,16 @@ def _idempotent(wanted: bool | None, acks: int, max_in_flight: int) -> bool:
     return possible if wanted is None else wanted
 
 
-def _as_bytes(
-    what: str, value: Any, serializer: Callable[[Any], bytes] | None
-) -> bytes | None:
+def _as_bytes(what: str, value: Any, serializer: Callable[[Any], bytes] | None) -> bytes | None:
     if serializer is not None:
         value = serializer(value)
     if value is None or type(value) is bytes:
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)  # the caller may change its buffer while the record waits
-    raise TypeError(f"{what} must be bytes or None, got {type(value).__name__}; set {what}_serializer")
+    raise TypeError(
+        f"{what} must be bytes or None, got {type(value).__name__}; set {what}_serializer"
+    )
 
 
 def _checked_headers(headers: Headers) -> tuple[Header, ...]:
@@ -477,5 +480,3 @@ def _checked_headers(headers: Headers) -> tuple[Header, ...]:
             raise TypeError(f"the name of a header must be str, got {type(name).__name__}")
         found.append((name, _as_bytes("header", value, None)))
     return tuple(found)
-
-

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
+from duolog_protocol.record_decoding import Record
 from duolog_protocol.types import TopicPartition
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class RecordMetadata(NamedTuple):
@@ -25,23 +23,20 @@ class RecordMetadata(NamedTuple):
     log_start_offset: int
 
 
-class ConsumerRecord(NamedTuple, Generic[K, V]):
-    """A record as it was read."""
+class ConsumerRecord(Record):
+    """A record as it was read; key and value are what the deserializers made of them."""
 
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    """ms since the Unix epoch."""
-    timestamp_type: int
-    """0 CreateTime, 1 LogAppendTime."""
-    key: K | None
-    value: V | None
-    headers: tuple[tuple[str, bytes | None], ...]
-    serialized_key_size: int
-    """Bytes of the key as stored, -1 without one."""
-    serialized_value_size: int
-    """Bytes of the value as stored, -1 without one."""
+    __slots__ = ()
+
+    @property
+    def serialized_key_size(self) -> int:
+        """Bytes of the key, -1 without one or when a deserializer made something else of it."""
+        return len(self.key) if isinstance(self.key, bytes) else -1
+
+    @property
+    def serialized_value_size(self) -> int:
+        """Bytes of the value, -1 as for the key."""
+        return len(self.value) if isinstance(self.value, bytes) else -1
 
     @property
     def checksum(self) -> None:
@@ -131,5 +126,3 @@ class ListedOffset(NamedTuple):
     """-1: no record is that late."""
     timestamp: int
     leader_epoch: int
-
-

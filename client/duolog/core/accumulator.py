@@ -209,8 +209,8 @@ class Accumulator:
         again until the answer is empty.
         """
         while self._linger and self._linger[0][0] <= now_ms:
-            _, batch, queue = self._linger.popleft()
-            if batch is queue.open:
+            _, lingering, queue = self._linger.popleft()
+            if lingering is queue.open:
                 self.hurry(queue)
         self.producer_id_missing = False
         self.leaders_missing.clear()

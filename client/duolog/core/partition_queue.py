@@ -260,7 +260,6 @@ class PartitionQueue:
         batch.in_flight = False
         self.in_flight_count -= 1
 
-
     def _fail(self, batch: ProducerBatch, error: Error) -> Failed:
         """Take a batch out that will not be tried again; it may leave a hole in the numbers."""
         clean = batch.unanswered_count == 0 and not batch.in_flight

@@ -214,7 +214,9 @@ class World:
             found = log.append(sent)
             if isinstance(found, Error):
                 return found
-            return BrokerRequestTimedOutError() if fault == 4 else NotEnoughReplicasAfterAppendError()
+            return (
+                BrokerRequestTimedOutError() if fault == 4 else NotEnoughReplicasAfterAppendError()
+            )
         return log.append(sent)
 
     # -- the story -------------------------------------------------------------------------
