@@ -53,6 +53,10 @@ class ConnectionClosedError(Error):
     """This client was closed; the request was not sent."""
 
 
+class WatchOverflowError(Error):
+    """Watch events came faster than they were taken; some were dropped: read again."""
+
+
 class ProtocolError(Error):
     """A side broke the wire protocol."""
 
