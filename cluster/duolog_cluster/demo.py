@@ -104,8 +104,8 @@ async def _proof(options: argparse.Namespace, pair: Pair) -> int:
     faults = 0
     for topic, kill in (("stdlib-1", False), ("stdlib-2", True)):
         async with Admin(bootstrap_servers=pair.bootstrap_servers) as admin:
-            configs: dict[str, str | None] = {"durability": options.durability}
-            await admin.create_topics([NewTopic(topic, num_partitions=PARTITIONS, configs=configs)])
+            configs = {"durability": options.durability}
+            await admin.create_topics([NewTopic(topic, num_partitions=PARTITIONS, topic_configs=configs)])
         print(f"\n{topic}: {PARTITIONS} partitions, durability={options.durability}, acks=all")
         sent = await _produce(pair, topic, lines, kill=kill)
         received = await _consume(pair, topic, len(lines))

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _create(options: argparse.Namespace) -> None:
-    configs: dict[str, str | None] = {}
+    configs: dict[str, str] = {}
     for setting in options.config:
         name, equals, value = setting.partition("=")
         if not equals:
@@ -58,7 +58,7 @@ async def _create(options: argparse.Namespace) -> None:
         configs[name] = value
     async with Admin(bootstrap_servers=options.bootstrap_servers) as admin:
         topics = [
-            NewTopic(name, num_partitions=options.partitions, configs=configs)
+            NewTopic(name, num_partitions=options.partitions, topic_configs=configs)
             for name in options.names
         ]
         await admin.create_topics(topics)
