@@ -121,7 +121,7 @@ Role = Offline | Leading
 
 def epoch_problem(role: Role, current_leader_epoch: int) -> KafkaErrorCode | None:
     """What KIP-320 answers to a request that names a leader epoch; -1 is not checked."""
-    if current_leader_epoch == NO_EPOCH or current_leader_epoch == role.leader_epoch:
+    if current_leader_epoch in {NO_EPOCH, role.leader_epoch}:
         return None
     if current_leader_epoch < role.leader_epoch:
         return KafkaErrorCode.FENCED_LEADER_EPOCH

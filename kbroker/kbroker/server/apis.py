@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
+
 from duolog_protocol.apis import (
     API_VERSIONS,
     AnyApi,
@@ -57,8 +60,6 @@ from duolog_protocol.errors import (
     InvalidRequestError,
     InvalidRequiredAcksError,
 )
-from duolog_runtime.clocks import Clock
-from duolog_runtime.disk import DiskExecutor
 
 from ..core.metadata_image import NO_LEADER, MetadataImage, TopicImage
 from ..core.purgatory import Purgatory
@@ -101,6 +102,7 @@ class Apis:
         purgatory: Purgatory,
         disk: DiskExecutor,
         *,
+        arm_timer: Callable[[], None],
         clock: Clock,
         version: str,
         max_frame_bytes: int,
@@ -112,6 +114,7 @@ class Apis:
         self._control = control
         self._purgatory = purgatory
         self._disk = disk
+        self._arm_timer = arm_timer
         self._clock = clock
         self._max_fetch_bytes = max_fetch_bytes
         self._auto_create_topics = auto_create_topics
@@ -158,13 +161,7 @@ class Apis:
                     return
             return
         operation = DelayedProduce(partitions, appended, self._replicas, context.answer)
-        if operation.try_complete():
-            return
-        if self._purgatory.is_full:
-            operation.on_expired()
-            return
-        deadline_ms = self._clock.now_ms() + max(request.timeout_ms, 0)
-        self._purgatory.watch(operation, operation.keys(), deadline_ms)
+        self._wait_for(operation, request.timeout_ms)
 
     def on_fetch(self, context: RequestContext, request: FetchRequest) -> None:
         """Read; wait for `min_bytes` where there is less."""
@@ -174,13 +171,17 @@ class Apis:
             raise InvalidRequestError("fetch sessions are not offered: session_id must be 0")
         request = request._replace(max_bytes=min(request.max_bytes, self._max_fetch_bytes))
         operation = DelayedFetch(request, self._replicas, self._disk, context.answer)
+        self._wait_for(operation, request.max_wait_ms)
+
+    def _wait_for(self, operation: DelayedProduce | DelayedFetch, wait_ms: int) -> None:
+        """Answer now or within `wait_ms`; with no room to wait, now with what there is."""
         if operation.try_complete():
             return
-        if request.max_wait_ms <= 0 or self._purgatory.is_full:
+        if wait_ms <= 0 or self._purgatory.is_full:
             operation.on_expired()
             return
-        deadline_ms = self._clock.now_ms() + request.max_wait_ms
-        self._purgatory.watch(operation, operation.keys(), deadline_ms)
+        self._purgatory.watch(operation, operation.keys(), self._clock.now_ms() + wait_ms)
+        self._arm_timer()
 
     def on_list_offsets(self, context: RequestContext, request: ListOffsetsRequest) -> None:
         """Look up offsets."""

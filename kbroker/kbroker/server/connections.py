@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Any, Final
 
+from duolog_runtime.logs import Logger
+
 from duolog_protocol.apis import API_VERSIONS, AnyApi, encode_error, read_message, read_request
 from duolog_protocol.broker_messages import BROKER_APIS
 from duolog_protocol.connection import request_problem
@@ -19,7 +21,6 @@ from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import BrokerError, DecodeError, RemoteProtocolError
 from duolog_protocol.frames import Frame
 from duolog_runtime.connection import ServerLink, new_scratch
-from duolog_runtime.logs import Logger
 
 from .apis import Handler
 
@@ -92,9 +93,7 @@ class Request:
 
     def answer(self, message: Any) -> None:
         """Send the response."""
-        self._link.write(
-            self._api.encode_response(self._correlation_id, 0, message, self._version)
-        )
+        self._link.write(self._api.encode_response(self._correlation_id, 0, message, self._version))
         self.finish()
 
     def refuse(self, code: int, message: str) -> None:
@@ -121,13 +120,13 @@ class Connections:
         self,
         loop: asyncio.AbstractEventLoop,
         tasks: asyncio.TaskGroup,
-        handlers: dict[int, Handler],
         limits: Limits,
         log: Logger,
     ) -> None:
         self._loop = loop
         self._tasks = tasks
-        self._handlers = handlers
+        self.handlers: dict[int, Handler] = {}
+        """By api key; filled before the first connection is accepted."""
         self._limits = limits
         self._log = log
         self._links: dict[ServerLink, Client] = {}
@@ -262,7 +261,7 @@ class Connections:
         client.in_flight += 1
         request = Request(self, link, api, header.api_version, header.correlation_id)
         try:
-            waiting = self._handlers[api.key](request, message)
+            waiting = self.handlers[api.key](request, message)
         except BrokerError as error:
             request.refuse(error.code, str(error))
             return

@@ -50,8 +50,11 @@ class ControlPlane(Protocol):
 class DataPlane(Protocol):
     """The replicas of this broker, as the control side needs them."""
 
-    async def apply_image(self, image: MetadataImage) -> None:
-        """Open, lead, follow or drop partitions until they are as the image says. Idempotent."""
+    async def apply_image(self, image: MetadataImage) -> bool:
+        """Open, lead, follow or drop partitions until they are as the image says. Idempotent.
+
+        False where the disk was too full to open some of them: call again later.
+        """
         ...
 
     def fence(self, reason: str) -> None:

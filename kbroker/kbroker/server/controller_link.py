@@ -21,6 +21,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from duolog.zk import SessionState, Transaction, WatchedEvent, ZkClient
+from duolog_runtime.clocks import Clock
+from duolog_runtime.logs import Logger
+
 from duolog_protocol.broker_messages import (
     CreateTopicResponse,
     DeleteTopicResponse,
@@ -40,8 +43,6 @@ from duolog_protocol.errors import (
     SessionExpiredError,
     TransportError,
 )
-from duolog_runtime.clocks import Clock
-from duolog_runtime.logs import Logger
 
 from ..core import controller as decide
 from ..core import znodes
@@ -61,6 +62,7 @@ STATES_PER_MULTI: Final = 200
 READS_IN_FLIGHT: Final = 64
 _RETRY_MS_FIRST: Final = 50
 _RETRY_MS_LAST: Final = 2_000
+_INCOMPLETE_RETRY_SECONDS: Final = 1.0
 _SEQID_TRIES: Final = 20
 
 
@@ -72,6 +74,10 @@ class Registration(NamedTuple):
     host: str
     port: int
     rack: str | None
+
+
+class _Again(Exception):
+    """What was looked at has just changed: look again, at once."""
 
 
 class ControllerLost(Exception):
@@ -191,6 +197,8 @@ class ControllerLink:
                     self._wake.set()
                     await asyncio.sleep(self._rng.uniform(0.5, 1.0) * delay_ms / 1000)
                     delay_ms = min(2 * delay_ms, _RETRY_MS_LAST)
+                except _Again:
+                    continue
                 except ControllerLost:
                     self._resign("a newer controller epoch was found")
                     self._wake.set()
@@ -236,7 +244,8 @@ class ControllerLink:
 
     async def _publish(self, image: MetadataImage) -> None:
         self._image = image
-        await self._data_plane.apply_image(image)
+        if not await self._data_plane.apply_image(image):
+            asyncio.get_running_loop().call_later(_INCOMPLETE_RETRY_SECONDS, self._wake.set)
 
     # ---- registration and election -------------------------------------------------------------
 
@@ -253,7 +262,7 @@ class ControllerLink:
             await self._wait_for_our_place(path)
         stat = await self._zk.exists(path)
         if stat is None or stat.ephemeral_owner != self._session_id():
-            raise SessionExpiredError("the registration vanished at once")
+            raise _Again
         self._broker_epoch = stat.czxid
 
     async def _wait_for_our_place(self, path: str) -> None:
@@ -261,9 +270,8 @@ class ControllerLink:
         gone = asyncio.Event()
         stat = await self._zk.exists(path, watch=lambda _event: gone.set())
         if stat is None or stat.ephemeral_owner == self._session_id():
-            self._wake.set()
             if stat is None:
-                raise SessionExpiredError("the other registration has just gone: once more")
+                raise _Again
             return
         limit_s = 2 * self._zk.negotiated_timeout + 1
         self._log.warning("registration_taken", path=path, waiting_s=limit_s)
@@ -276,7 +284,7 @@ class ControllerLink:
                 self.broker_id,
                 f"another broker is registered under this id and stays ({path})",
             ) from None
-        raise SessionExpiredError("the other registration has gone: once more")
+        raise _Again
 
     def _session_id(self) -> int:
         client_id = self._zk.client_id
@@ -345,9 +353,7 @@ class ControllerLink:
         await self._zk.get(znodes.CONTROLLER, watch=self._on_watch)
         self._is_controller = True
         self._note_controller(self.broker_id)
-        self._log.info(
-            "controller_elected", broker_id=self.broker_id, epoch=self._controller_epoch
-        )
+        self._log.info("controller_elected", broker_id=self.broker_id, epoch=self._controller_epoch)
         self._image = await self._read_topics(self._image, frozenset())
 
     async def _claimed_by_us(self) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from duolog_runtime.disk import DiskExecutor
+
 from duolog_protocol.broker_messages import (
     FetchPartition,
     FetchPartitionResponse,
@@ -20,7 +22,6 @@ from duolog_protocol.broker_messages import (
 )
 from duolog_protocol.codec import Piece
 from duolog_protocol.error_codes import KafkaErrorCode
-from duolog_runtime.disk import DiskExecutor
 
 from .replica_manager import Appended, Read, ReplicaManager
 
@@ -66,8 +67,7 @@ class DelayedProduce:
     def _codes(self) -> list[int | None]:
         acknowledgement = self._replicas.acknowledgement
         return [
-            appended.error_code
-            or acknowledgement((partition.topic, partition.partition), appended)
+            appended.error_code or acknowledgement((partition.topic, partition.partition), appended)
             for partition, appended in zip(self._partitions, self._appended, strict=True)
         ]
 

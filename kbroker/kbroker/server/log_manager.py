@@ -13,14 +13,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
+
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
+from duolog_runtime.logs import Logger
 
 from duolog_protocol.errors import DataDirectoryError, StorageError
 from duolog_protocol.types import TopicPartition
-from duolog_runtime.clocks import Clock
-from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.files import DirectoryLockedError, File, Files
-from duolog_runtime.logs import Logger
 
 from ..core.producer_state import ProducerStates
 from ..core.topic_config import TopicConfig
@@ -232,6 +234,11 @@ class LogManager:
 
     # ---- group commit --------------------------------------------------------------------------
 
+    @property
+    def is_syncing(self) -> bool:
+        """Whether acknowledgements are on their way: a round runs or is about to."""
+        return self._sync_running or bool(self._dirty)
+
     def sync_soon(self, log: Log, on_durable: Callable[[int], None]) -> None:
         """Sync what was appended; `on_durable` then gets the new durable end offset.
 
@@ -307,7 +314,7 @@ class LogManager:
         now_ms = self._clock.now_ms()
         while self._deleted and self._deleted[0][0] + delay_ms <= now_ms:
             _, log, deleted = self._deleted.pop(0)
-            self._disk.submit(lambda: log.unlink_deleted(deleted), self._unlinked)
+            self._disk.submit(partial(log.unlink_deleted, deleted), self._unlinked)
 
     def _unlinked(self, _result: None, error: BaseException | None) -> None:
         if error is not None:

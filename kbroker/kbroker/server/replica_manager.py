@@ -10,8 +10,13 @@ Source: Kafka `ReplicaManager`, `Partition.appendRecordsToLeader`, kafka.md A6, 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar
+
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
+from duolog_runtime.logs import Logger
 
 from duolog_protocol.broker_messages import (
     EARLIEST_TIMESTAMP,
@@ -37,9 +42,6 @@ from duolog_protocol.records import (
     validate_client_batch,
 )
 from duolog_protocol.types import LeaderAndEpoch, TopicPartition
-from duolog_runtime.clocks import Clock
-from duolog_runtime.disk import DiskExecutor
-from duolog_runtime.logs import Logger
 
 from ..core.metadata_image import NO_LEADER, MetadataImage, PartitionImage, TopicImage
 from ..core.partition import Leading, Offline, Role, epoch_problem
@@ -50,6 +52,7 @@ from ..storage.log import Log, LogSlice
 from .log_manager import LogManager, log_config
 
 T = TypeVar("T")
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 NO_OFFSET: Final = -1
 
 
@@ -143,8 +146,8 @@ class ReplicaManager:
         """Why produce is refused; None while the broker is registered."""
         return self._fenced
 
-    async def apply_image(self, image: MetadataImage) -> None:
-        """See DataPlane. One call at a time. Raises StorageError where a log cannot be opened."""
+    async def apply_image(self, image: MetadataImage) -> bool:
+        """See DataPlane. One call at a time. Raises StorageError where a log is damaged."""
         mine = {
             (topic.name, number): (topic, partition)
             for topic in image.topics.values()
@@ -158,11 +161,19 @@ class ReplicaManager:
         if not self._strays_checked:
             await self._put_strays_aside(set(mine))
             self._strays_checked = True
+        complete = True
         for key, (topic, partition) in mine.items():
-            known = self._replicas.get(key)
-            if known is None:
-                known = await self._open(TopicPartition(*key), topic)
-            await self._follow(known, partition)
+            try:
+                known = self._replicas.get(key)
+                if known is None:
+                    known = await self._open(TopicPartition(*key), topic)
+                await self._follow(known, partition)
+            except (DiskFullError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in _DISK_FULL:
+                    raise
+                complete = False
+                self._log.warning("partition_not_opened", partition=key, error=str(error))
+        return complete
 
     async def _open(self, key: TopicPartition, topic: TopicImage) -> Replica:
         config = self._topic_defaults.with_overrides(topic.configs)
