@@ -1,0 +1,277 @@
+"""The client connections: accepting, limits, dispatch to the apis, answering.
+
+Owns every link and every task that a request needs; decides nothing about what a request means.
+Limits: connections in all and per address, frames before ApiVersions (16 KiB), requests in flight
+on one connection (reading stops there), bytes a slow reader leaves unread, time to say hello.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable
+from typing import Any, Final
+
+from duolog_runtime.logs import Logger
+
+from duolog_protocol.apis import API_VERSIONS, AnyApi, encode_error, read_message, read_request
+from duolog_protocol.broker_messages import BROKER_APIS
+from duolog_protocol.connection import request_problem
+from duolog_protocol.error_codes import KafkaErrorCode
+from duolog_protocol.errors import BrokerError, DecodeError, RemoteProtocolError
+from duolog_protocol.frames import Frame
+from duolog_runtime.connection import ServerLink, new_scratch
+
+from .apis import Handler
+
+HELLO_SECONDS: Final = 10.0
+
+
+class Limits:
+    """Bounds of the connections; the fields are settings of the broker."""
+
+    __slots__ = (
+        "max_connections",
+        "max_connections_per_ip",
+        "max_frame_bytes",
+        "max_in_flight",
+        "max_unsent_bytes",
+    )
+
+    def __init__(
+        self,
+        *,
+        max_connections: int,
+        max_connections_per_ip: int,
+        max_frame_bytes: int,
+        max_in_flight: int,
+        max_unsent_bytes: int,
+    ) -> None:
+        self.max_connections = max_connections
+        self.max_connections_per_ip = max_connections_per_ip
+        self.max_frame_bytes = max_frame_bytes
+        self.max_in_flight = max_in_flight
+        self.max_unsent_bytes = max_unsent_bytes
+
+
+class Client:
+    """One connection's own data."""
+
+    __slots__ = ("address", "hello", "in_flight", "said_hello")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.in_flight = 0
+        self.said_hello = False
+        self.hello: asyncio.TimerHandle | None = None
+
+
+class Request:
+    """A request that is being answered; it is the handler's RequestContext."""
+
+    __slots__ = ("_api", "_connections", "_correlation_id", "_link", "_open", "_version")
+
+    def __init__(
+        self,
+        connections: Connections,
+        link: ServerLink,
+        api: AnyApi,
+        version: int,
+        correlation_id: int,
+    ) -> None:
+        self._connections = connections
+        self._link = link
+        self._api = api
+        self._version = version
+        self._correlation_id = correlation_id
+        self._open = True
+
+    @property
+    def peer(self) -> str:
+        """Who asks, for logs."""
+        return self._link.peer
+
+    def answer(self, message: Any) -> None:
+        """Send the response."""
+        self._link.write(self._api.encode_response(self._correlation_id, 0, message, self._version))
+        self.finish()
+
+    def refuse(self, code: int, message: str) -> None:
+        """Send an error for the whole request."""
+        self._link.write(encode_error(self._correlation_id, code, 0, message))
+        self.finish()
+
+    def finish(self) -> None:
+        """The request is done: make room for another one. Idempotent."""
+        if self._open:
+            self._open = False
+            self._connections.finished(self._link)
+
+    def close(self, reason: str) -> None:
+        """Close the connection."""
+        self.finish()
+        self._link.close(RemoteProtocolError(reason))
+
+
+class Connections:
+    """All connections of the broker."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        tasks: asyncio.TaskGroup,
+        limits: Limits,
+        log: Logger,
+    ) -> None:
+        self._loop = loop
+        self._tasks = tasks
+        self.handlers: dict[int, Handler] = {}
+        """By api key; filled before the first connection is accepted."""
+        self._limits = limits
+        self._log = log
+        self._links: dict[ServerLink, Client] = {}
+        self._per_address: Counter[str] = Counter()
+        self._scratch = new_scratch()
+        self._stopping = False
+        self.requests_count = 0
+        self.refused_count = 0
+
+    def new_link(self) -> ServerLink:
+        """The protocol of a new connection, for `create_server`."""
+        return ServerLink(
+            self._loop,
+            on_made=self._on_made,
+            on_frames=self._on_frames,
+            on_foreign=self._on_foreign,
+            on_closed=self._on_closed,
+            max_unsent_bytes=self._limits.max_unsent_bytes,
+            scratch=self._scratch,
+        )
+
+    @property
+    def count(self) -> int:
+        """Open connections."""
+        return len(self._links)
+
+    @property
+    def in_flight_count(self) -> int:
+        """Requests that are not answered yet."""
+        return sum(client.in_flight for client in self._links.values())
+
+    def stop(self) -> None:
+        """Take no further request; those in flight may still be answered."""
+        self._stopping = True
+        for link in self._links:
+            link.pause_reading()
+
+    def close(self) -> None:
+        """Send what was answered and close every connection."""
+        for link in list(self._links):
+            link.close()
+
+    def abort(self) -> None:
+        """Close every connection at once."""
+        for link in list(self._links):
+            link.abort()
+
+    def finished(self, link: ServerLink) -> None:
+        """A request of this connection is done."""
+        client = self._links.get(link)
+        if client is None:
+            return
+        client.in_flight -= 1
+        assert client.in_flight >= 0, client.in_flight
+        if client.in_flight < self._limits.max_in_flight and not self._stopping:
+            link.resume_reading()
+
+    # ---- callbacks of the links ----------------------------------------------------------------
+
+    def _on_made(self, link: ServerLink) -> None:
+        address = link.peer.rpartition(":")[0]
+        client = Client(address)
+        self._links[link] = client
+        self._per_address[address] += 1
+        limits = self._limits
+        if (
+            self._stopping
+            or len(self._links) > limits.max_connections
+            or self._per_address[address] > limits.max_connections_per_ip
+        ):
+            self.refused_count += 1
+            self._log.warning("connection_refused", peer=link.peer, connections=len(self._links))
+            link.abort(RemoteProtocolError("too many connections"))
+            return
+        client.hello = self._loop.call_later(HELLO_SECONDS, self._on_silent, link)
+
+    def _on_silent(self, link: ServerLink) -> None:
+        link.abort(RemoteProtocolError(f"no ApiVersions request in {HELLO_SECONDS} s"))
+
+    def _on_foreign(self, link: ServerLink) -> None:
+        caller = link.endpoint.caller
+        link.abort(RemoteProtocolError(f"{caller.value} cannot be served on this port"))
+
+    def _on_closed(self, link: ServerLink, reason: BaseException | None) -> None:
+        client = self._links.pop(link)
+        self._per_address[client.address] -= 1
+        if not self._per_address[client.address]:
+            del self._per_address[client.address]
+        if client.hello is not None:
+            client.hello.cancel()
+        if isinstance(reason, RemoteProtocolError):
+            self._log.info("connection_dropped", peer=link.peer, reason=str(reason))
+
+    def _on_frames(self, link: ServerLink, frames: list[Frame]) -> None:
+        client = self._links.get(link)
+        if client is None or self._stopping:
+            return
+        for frame in frames:
+            if link.closed:
+                return
+            try:
+                self._on_request(link, client, frame)
+            except DecodeError as error:
+                link.close(error)
+                return
+        if client.in_flight >= self._limits.max_in_flight:
+            link.pause_reading()
+
+    def _on_request(self, link: ServerLink, client: Client, frame: Frame) -> None:
+        header = read_request(frame, known_peer=client.said_hello)
+        self.requests_count += 1
+        problem = request_problem(header, BROKER_APIS)
+        if problem is None and not client.said_hello:
+            if header.api_key != API_VERSIONS.key:
+                raise DecodeError("the first request must be ApiVersions")
+            client.said_hello = True
+            link.endpoint.raise_limit(self._limits.max_frame_bytes)
+            if client.hello is not None:
+                client.hello.cancel()
+                client.hello = None
+        if problem is not None:
+            code = KafkaErrorCode.UNSUPPORTED_VERSION
+            link.write(encode_error(header.correlation_id, code, 0, problem))
+            return
+        api = BROKER_APIS[header.api_key]
+        try:
+            message = read_message(api, header, frame)
+        except DecodeError as error:
+            code = KafkaErrorCode.INVALID_REQUEST
+            link.write(encode_error(header.correlation_id, code, 0, str(error)))
+            return
+        client.in_flight += 1
+        request = Request(self, link, api, header.api_version, header.correlation_id)
+        try:
+            waiting = self.handlers[api.key](request, message)
+        except BrokerError as error:
+            request.refuse(error.code, str(error))
+            return
+        if waiting is not None:
+            self._tasks.create_task(self._finish(request, waiting), name=f"{api.name} {link.peer}")
+        elif getattr(message, "acks", None) == 0:
+            request.finish()
+
+    async def _finish(self, request: Request, waiting: Awaitable[None]) -> None:
+        try:
+            await waiting
+        except BrokerError as error:
+            request.refuse(error.code, str(error))

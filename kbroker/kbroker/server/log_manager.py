@@ -1,0 +1,368 @@
+"""The log directory: whose it is, its logs, their syncs, their upkeep.
+
+Owns the lock, `meta.properties`, the checkpoints, the clean-shutdown mark and the group commit:
+while one round of syncs runs in the disk thread, everything that becomes dirty waits for the next
+one, which then covers all of it. A failed sync takes the directory offline for good; with the one
+directory that a broker has, that halts it.
+
+Source: Kafka `LogManager`; fsync rules of kafka.md A12 and DESIGN §7.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
+from duolog_runtime.logs import Logger
+
+from duolog_protocol.errors import DataDirectoryError, StorageError
+from duolog_protocol.types import TopicPartition
+from duolog_runtime.files import DirectoryLockedError, File, Files
+
+from ..core.producer_state import ProducerStates
+from ..core.topic_config import TopicConfig
+from ..storage import checkpoints as marks
+from ..storage.flush import FlushTarget
+from ..storage.log import DeletedSegment, Log, LogConfig
+from ..storage.memory_tail import TailBudget
+from ..storage.recovery import RecoveryReport, create_log, open_log
+
+DELETED_DIR_SUFFIX: Final = "-delete"
+STRAY_DIR_SUFFIX: Final = "-stray"
+_LOCK_FILE: Final = ".lock"
+
+
+def log_config(topic: TopicConfig, memory_tail_bytes: int) -> LogConfig:
+    """The part of a topic's settings that its logs follow."""
+    return LogConfig(
+        segment_bytes=topic.segment_bytes,
+        segment_ms=topic.segment_ms,
+        segment_index_bytes=topic.segment_index_bytes,
+        index_interval_bytes=topic.index_interval_bytes,
+        retention_ms=topic.retention_ms,
+        retention_bytes=topic.retention_bytes,
+        memory_tail_bytes=memory_tail_bytes,
+    )
+
+
+class LogManager:
+    """All logs of the one log directory. Blocking parts say so; run them in the disk thread."""
+
+    def __init__(
+        self,
+        files: Files,
+        directory: str,
+        disk: DiskExecutor,
+        *,
+        defer: Callable[[Callable[[], None]], None],
+        clock: Clock,
+        rng: random.Random,
+        log: Logger,
+        memory_tail_bytes: int,
+        memory_tails_bytes: int,
+        max_producer_ids: int,
+        halt: Callable[[StorageError], None],
+    ) -> None:
+        self.directory = directory
+        self.logs: dict[TopicPartition, Log] = {}
+        self._files = files
+        self._disk = disk
+        self._defer = defer
+        self._clock = clock
+        self._rng = rng
+        self._log = log
+        self._memory_tail_bytes = memory_tail_bytes
+        self._tails = TailBudget(memory_tails_bytes)
+        self._max_producer_ids = max_producer_ids
+        self._halt = halt
+        self._lock: File | None = None
+        self._was_clean = False
+        self._checkpoints: marks.LogDirCheckpoints | None = None
+        self._dirty: dict[Log, Callable[[int], None]] = {}
+        self._sync_running = False
+        self._sync_deferred = False
+        self._deleted: list[tuple[int, Log, list[DeletedSegment]]] = []
+
+    # ---- the directory -------------------------------------------------------------------------
+
+    def open_directory(self) -> marks.MetaProperties | None:
+        """Take the directory; blocking. Returns whose it is, None for a new one.
+
+        Raises DataDirectoryError where another process has it or its format is not ours.
+        """
+        files = self._files
+        files.mkdir(self.directory)
+        try:
+            self._lock = files.lock(f"{self.directory}/{_LOCK_FILE}")
+        except DirectoryLockedError as error:
+            raise DataDirectoryError(
+                f"{self.directory} is in use by another broker process"
+            ) from error
+        owner = marks.read_meta_properties(files, self.directory)
+        if owner is None:
+            strangers = [
+                name for name in files.list(self.directory) if name.startswith(("log.", "zk"))
+            ]
+            if strangers:
+                raise DataDirectoryError(
+                    f"{self.directory} holds {strangers[0]!r} and is no broker's directory"
+                )
+        self._checkpoints = marks.LogDirCheckpoints(files, self.directory)
+        self._was_clean = marks.take_clean_shutdown(files, self.directory) is not None
+        for name in files.list(self.directory):
+            if name.endswith(DELETED_DIR_SUFFIX):
+                self._remove_directory(name)
+        return owner
+
+    def claim_directory(self, broker_id: int, cluster_id: str) -> None:
+        """Write, or compare, who owns the directory; blocking. Raises DataDirectoryError."""
+        owner = marks.read_meta_properties(self._files, self.directory)
+        if owner is None:
+            directory_id = f"{self._rng.getrandbits(128):032x}"
+            owner = marks.MetaProperties(broker_id, cluster_id, directory_id)
+            marks.write_meta_properties(self._files, self.directory, owner)
+        marks.check_meta_properties(
+            owner, directory=self.directory, broker_id=broker_id, cluster_id=cluster_id
+        )
+
+    def partitions_on_disk(self) -> list[TopicPartition]:
+        """Partitions that have a directory; blocking."""
+        found: list[TopicPartition] = []
+        for name in self._files.list(self.directory):
+            topic, dash, number = name.rpartition("-")
+            if dash and number.isdecimal() and self._files.exists(self._path(name)):
+                found.append(TopicPartition(topic, int(number)))
+        return found
+
+    # ---- logs ----------------------------------------------------------------------------------
+
+    def open_or_create(self, key: TopicPartition, topic_id: str, topic: TopicConfig) -> Log:
+        """Open a partition's log, or make it; blocking. Raises StorageError, OSError.
+
+        A directory of another topic of the same name (made again while we were away) is put
+        aside as stray, never deleted.
+        """
+        assert key not in self.logs, key
+        assert self._checkpoints is not None
+        files, name = self._files, f"{key.topic}-{key.partition}"
+        path = self._path(name)
+        config = log_config(topic, self._memory_tail_bytes)
+        jitter = self._rng.randrange(max(config.segment_ms // 20, 1))
+        config = replace(config, segment_ms=max(config.segment_ms - jitter, 1))
+        producers = ProducerStates(self._max_producer_ids)
+        known = marks.read_partition_metadata(files, path) if files.exists(path) else None
+        if known is not None and known != topic_id:
+            self.put_aside(key)
+            known = None
+        if known is None:
+            if files.exists(path):
+                self._remove_directory(name)  # its creation was interrupted: nothing was appended
+            log = create_log(
+                files,
+                path,
+                config=config,
+                checkpoints=self._checkpoints.partition(key),
+                producers=producers,
+                wall_ms=self._clock.wall_ms(),
+                tail_budget=self._tails,
+            )
+            marks.write_partition_metadata(files, path, topic_id)
+            return log
+        report = RecoveryReport()
+        log = open_log(
+            files,
+            path,
+            config=config,
+            checkpoints=self._checkpoints.partition(key),
+            producers=producers,
+            clean=self._was_clean,
+            wall_ms=self._clock.wall_ms(),
+            tail_budget=self._tails,
+            report=report,
+        )
+        if not report.clean:
+            self._log.info(
+                "log_recovered",
+                topic=key.topic,
+                partition=key.partition,
+                log_end_offset=log.log_end_offset,
+                scanned_bytes=report.scanned_bytes,
+                cut_bytes=report.cut_bytes,
+            )
+        # What recovery read back may still be in the page cache only: sync it before it counts.
+        log.flush()
+        return log
+
+    def add(self, key: TopicPartition, log: Log) -> None:
+        """Look after a log that `open_or_create` made."""
+        self.logs[key] = log
+
+    def put_aside(self, key: TopicPartition) -> None:
+        """Rename a partition's directory that no topic claims; blocking. Nothing is deleted."""
+        name = f"{key.topic}-{key.partition}"
+        stray = f"{name}.{self._rng.getrandbits(64):016x}{STRAY_DIR_SUFFIX}"
+        self._files.rename(self._path(name), self._path(stray))
+        self._files.sync_dir(self.directory)
+        self._log.warning("partition_put_aside", partition=name, directory=stray)
+
+    def forget(self, key: TopicPartition) -> Log | None:
+        """Stop looking after a log; `delete` may follow in the disk thread."""
+        log = self.logs.pop(key, None)
+        if log is not None:
+            self._dirty.pop(log, None)
+        return log
+
+    def delete(self, key: TopicPartition, log: Log | None) -> None:
+        """Delete a forgotten partition: its name at once, then its files; blocking."""
+        assert key not in self.logs, key
+        assert self._checkpoints is not None
+        if log is not None:
+            log.abandon()
+        name = f"{key.topic}-{key.partition}"
+        if not self._files.exists(self._path(name)):
+            return
+        doomed = f"{name}.{self._rng.getrandbits(64):016x}{DELETED_DIR_SUFFIX}"
+        self._files.rename(self._path(name), self._path(doomed))
+        self._files.sync_dir(self.directory)
+        self._checkpoints.partition(key).forget()
+        self._remove_directory(doomed)
+
+    # ---- group commit --------------------------------------------------------------------------
+
+    @property
+    def is_syncing(self) -> bool:
+        """Whether acknowledgements are on their way: a round runs or is about to."""
+        return self._sync_running or bool(self._dirty)
+
+    def sync_soon(self, log: Log, on_durable: Callable[[int], None]) -> None:
+        """Sync what was appended; `on_durable` then gets the new durable end offset.
+
+        Rounds start at the end of a loop turn, one at a time: a round covers everything that
+        was appended before it began.
+        """
+        self._dirty[log] = on_durable
+        if not self._sync_running and not self._sync_deferred:
+            self._sync_deferred = True
+            self._defer(self._start_round)
+
+    def _start_round(self) -> None:
+        self._sync_deferred = False
+        if self._sync_running or not self._dirty:
+            return
+        dirty, self._dirty = self._dirty, {}
+        round_: list[tuple[Log, FlushTarget, Callable[[int], None]]] = []
+        for log, on_durable in dirty.items():
+            if log.offline is not None:
+                continue
+            target = log.flush_target()
+            if target is None:
+                on_durable(log.durable_end_offset)
+            else:
+                round_.append((log, target, on_durable))
+        if not round_:
+            return
+
+        def sync_all() -> None:
+            for _, target, _ in round_:
+                target.sync()
+
+        def synced(_result: None, error: BaseException | None) -> None:
+            self._sync_running = False
+            for log, target, on_durable in round_:
+                if target.is_synced:
+                    on_durable(log.on_flushed(target))
+                else:
+                    assert error is not None, log.directory
+                    cause = error if isinstance(error, OSError) else OSError(str(error))
+                    self._halt(log.on_flush_failed(target, cause))
+            if self._dirty:
+                self._start_round()
+
+        self._sync_running = True
+        self._disk.submit(sync_all, synced)
+
+    # ---- upkeep --------------------------------------------------------------------------------
+
+    def apply_retention(self, high_watermarks: dict[TopicPartition, int]) -> int:
+        """Delete what has outlived its topic's limits; returns how many segments."""
+        count = 0
+        now_ms, wall_ms = self._clock.now_ms(), self._clock.wall_ms()
+        for key, log in self.logs.items():
+            if log.offline is not None or key not in high_watermarks:
+                continue
+            deleted = log.apply_retention(high_watermark=high_watermarks[key], wall_ms=wall_ms)
+            if deleted:
+                count += len(deleted)
+                self._deleted.append((now_ms, log, deleted))
+                self._log.info(
+                    "segments_deleted",
+                    topic=key.topic,
+                    partition=key.partition,
+                    count=len(deleted),
+                    log_start_offset=log.log_start_offset,
+                    reason=deleted[0].reason.name,
+                )
+        return count
+
+    def unlink_deleted(self, delay_ms: int) -> None:
+        """Unlink the files of segments that were deleted at least `delay_ms` ago."""
+        now_ms = self._clock.now_ms()
+        while self._deleted and self._deleted[0][0] + delay_ms <= now_ms:
+            _, log, deleted = self._deleted.pop(0)
+            self._disk.submit(partial(log.unlink_deleted, deleted), self._unlinked)
+
+    def _unlinked(self, _result: None, error: BaseException | None) -> None:
+        if error is not None:
+            self._log.warning("unlink_failed", error=str(error))
+
+    def checkpoint(self, high_watermarks: dict[TopicPartition, int]) -> None:
+        """Write recovery points, log starts and high watermarks, in the disk thread."""
+        assert self._checkpoints is not None
+        for key, log in self.logs.items():
+            log.stage_checkpoints()
+            if key in high_watermarks:
+                self._checkpoints.partition(key).stage_high_watermark(high_watermarks[key])
+        self._disk.submit(self._checkpoints.write, self._checkpointed)
+
+    def _checkpointed(self, _result: None, error: BaseException | None) -> None:
+        if error is not None:
+            self._log.warning("checkpoint_failed", error=str(error))
+
+    def close(self, broker_epoch: int) -> None:
+        """Close every log and leave the clean-shutdown mark; blocking, after the last append."""
+        if self._checkpoints is not None:
+            clean = True
+            for log in self.logs.values():
+                if log.offline is None:
+                    log.close()
+                else:
+                    clean = False
+            for _, log, deleted in self._deleted:
+                log.unlink_deleted(deleted)
+            self._deleted.clear()
+            self._checkpoints.write()
+            if clean:
+                marks.write_clean_shutdown(self._files, self.directory, broker_epoch)
+        self.release()
+
+    def release(self) -> None:
+        """Give the directory back without any write. Idempotent."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # ---- inner ---------------------------------------------------------------------------------
+
+    def _path(self, name: str) -> str:
+        return f"{self.directory}/{name}"
+
+    def _remove_directory(self, name: str) -> None:
+        path = self._path(name)
+        for each in self._files.list(path):
+            self._files.unlink(f"{path}/{each}")
+        self._files.rmdir(path)
