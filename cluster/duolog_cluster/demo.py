@@ -24,10 +24,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
-from duolog_runtime.tasks import loop_factory
-
 from duolog import Admin, Consumer, NewTopic, Producer, TopicPartition, ZkClient
 from duolog_protocol.errors import Error
+from duolog_runtime.tasks import loop_factory
 
 from .processes import Pair
 
@@ -105,7 +104,9 @@ async def _proof(options: argparse.Namespace, pair: Pair) -> int:
     for topic, kill in (("stdlib-1", False), ("stdlib-2", True)):
         async with Admin(bootstrap_servers=pair.bootstrap_servers) as admin:
             configs = {"durability": options.durability}
-            await admin.create_topics([NewTopic(topic, num_partitions=PARTITIONS, topic_configs=configs)])
+            await admin.create_topics(
+                [NewTopic(topic, num_partitions=PARTITIONS, topic_configs=configs)]
+            )
         print(f"\n{topic}: {PARTITIONS} partitions, durability={options.durability}, acks=all")
         sent = await _produce(pair, topic, lines, kill=kill)
         received = await _consume(pair, topic, len(lines))

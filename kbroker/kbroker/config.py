@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from duolog_protocol.errors import ConfigError
 
@@ -33,10 +34,10 @@ class BrokerConfig:
     """Id of this broker; -1: the next free one from 1001 on (Kafka: `broker.id`)."""
     rack: str = ""
     """Rack of this broker (Kafka: `broker.rack`)."""
-    loop: str = "uvloop"
-    """Event loop: `uvloop` or `asyncio`."""
-    log_level: str = "info"
-    """Least level of the log lines on stderr: debug, info, warning or error."""
+    loop: Literal["auto", "uvloop", "asyncio"] = "auto"
+    """Event loop; auto: uvloop where it is installed."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level of the log lines on stderr."""
     metrics_port: int = -1
     """Port of the HTTP metrics on `host`; -1: none, 0: any."""
     num_partitions: int = 1
@@ -69,8 +70,8 @@ class BrokerConfig:
     """Time between looks for old segments (Kafka: `log.retention.check.interval.ms`)."""
     log_flush_offset_checkpoint_interval_ms: int = 60_000
     """Time between checkpoints of what is synced (Kafka: same name)."""
-    durability: str = "fsync"
-    """Default of the topic setting `durability`: `fsync` or `replicated`."""
+    durability: Literal["fsync", "replicated"] = "fsync"
+    """Default of the topic setting `durability`."""
     message_max_bytes: int = 1_048_588
     """Default of `max.message.bytes` (Kafka: `message.max.bytes`)."""
     log_segment_bytes: int = 1 << 30
@@ -83,7 +84,7 @@ class BrokerConfig:
     """Default of `retention.bytes` (Kafka: `log.retention.bytes`)."""
     log_index_interval_bytes: int = 4096
     """Default of `index.interval.bytes` (Kafka: `log.index.interval.bytes`)."""
-    log_message_timestamp_type: str = "CreateTime"
+    log_message_timestamp_type: Literal["CreateTime", "LogAppendTime"] = "CreateTime"
     """Default of `message.timestamp.type` (Kafka: `log.message.timestamp.type`)."""
     seed: int = -1
     """Seed of all random choices; -1: from the operating system. For tests."""
@@ -95,11 +96,6 @@ class BrokerConfig:
             raise ConfigError("port", self.port, "must be in [0, 65535]")
         if self.broker_id < -1:
             raise ConfigError("broker_id", self.broker_id, "must be at least 0, or -1 for any")
-        if self.loop not in {"uvloop", "asyncio"}:
-            raise ConfigError("loop", self.loop, "must be uvloop or asyncio")
-        if self.log_level not in {"debug", "info", "warning", "error"}:
-            rule = "must be debug, info, warning or error"
-            raise ConfigError("log_level", self.log_level, rule)
         if not is_loopback(self.host) and not self.insecure:
             rule = "is not a loopback address, and there is no authentication yet: add --insecure"
             raise ConfigError("host", self.host, rule)
@@ -127,14 +123,6 @@ class BrokerConfig:
 
     def topic_defaults(self) -> TopicConfig:
         """What a topic's settings are where it does not say. Raises ConfigError."""
-        if self.durability not in {each.value for each in Durability}:
-            raise ConfigError("durability", self.durability, "must be fsync or replicated")
-        if self.log_message_timestamp_type not in {each.value for each in TimestampType}:
-            raise ConfigError(
-                "log_message_timestamp_type",
-                self.log_message_timestamp_type,
-                "must be CreateTime or LogAppendTime",
-            )
         return TopicConfig(
             durability=Durability(self.durability),
             index_interval_bytes=self.log_index_interval_bytes,

@@ -13,9 +13,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
-from duolog_runtime.clocks import Clock
-from duolog_runtime.disk import DiskExecutor
-
 from duolog_protocol.apis import (
     API_VERSIONS,
     AnyApi,
@@ -60,6 +57,8 @@ from duolog_protocol.errors import (
     InvalidRequestError,
     InvalidRequiredAcksError,
 )
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
 
 from ..core.metadata_image import NO_LEADER, MetadataImage, TopicImage
 from ..core.purgatory import Purgatory

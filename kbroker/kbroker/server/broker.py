@@ -13,16 +13,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from duolog.zk import ZkClient
-from duolog_runtime.clocks import Clock
-from duolog_runtime.disk import DiskExecutor
-from duolog_runtime.logs import Logger
-
 from duolog_protocol.broker_messages import MAX_FRAME_BYTES
 from duolog_protocol.errors import ConfigError, Error, StorageError, TransportError
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
+from duolog_runtime.logs import Logger
 
 from ..config import BrokerConfig
 from ..core.purgatory import Purgatory
@@ -72,7 +71,7 @@ class Broker:
             files,
             config.data,
             disk,
-            defer=self._loop.call_soon,
+            defer=self._defer,
             clock=clock,
             rng=rng,
             log=log,
@@ -132,7 +131,7 @@ class Broker:
         self.connections = connections
         server = await self._listen(connections)
         try:
-            self._wire(connections, zk, broker_id, owner and owner.cluster_id)
+            self._wire(connections, zk, broker_id, None if owner is None else owner.cluster_id)
             on_listening()
             await self._run(tasks, zk, stop)
             server.close()
@@ -159,7 +158,8 @@ class Broker:
             tasks.create_task(self._upkeep(), name="upkeep"),
         ]
         stopping = tasks.create_task(stop.wait(), name="stop")
-        await asyncio.wait({stopping, self._halted}, return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Future[Any]] = [stopping, self._halted]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if self._halted.done():
             self._halted.result()
@@ -286,6 +286,9 @@ class Broker:
         if self._files.exists(path):
             self._files.unlink(path)
 
+    def _defer(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon(callback)
+
     # ---- time ----------------------------------------------------------------------------------
 
     async def _upkeep(self) -> None:
@@ -353,17 +356,8 @@ class Broker:
         return self.logs.is_syncing
 
     async def _close_logs(self) -> None:
-        closed: asyncio.Future[None] = self._loop.create_future()
-
-        def done(_result: None, error: BaseException | None) -> None:
-            if error is not None:
-                closed.set_exception(error)
-            else:
-                closed.set_result(None)
-
         epoch = self.replicas.broker_epoch
-        self._disk.submit(lambda: self.logs.close(epoch), done)
-        await closed
+        await run_on_disk(self._disk, lambda: self.logs.close(epoch))
         self._log.info("broker_stopped")
 
 

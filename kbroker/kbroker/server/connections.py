@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Any, Final
 
-from duolog_runtime.logs import Logger
-
 from duolog_protocol.apis import API_VERSIONS, AnyApi, encode_error, read_message, read_request
 from duolog_protocol.broker_messages import BROKER_APIS
 from duolog_protocol.connection import request_problem
@@ -21,6 +19,7 @@ from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import BrokerError, DecodeError, RemoteProtocolError
 from duolog_protocol.frames import Frame
 from duolog_runtime.connection import ServerLink, new_scratch
+from duolog_runtime.logs import Logger
 
 from .apis import Handler
 

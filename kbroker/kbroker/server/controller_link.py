@@ -21,9 +21,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from duolog.zk import SessionState, Transaction, WatchedEvent, ZkClient
-from duolog_runtime.clocks import Clock
-from duolog_runtime.logs import Logger
-
 from duolog_protocol.broker_messages import (
     CreateTopicResponse,
     DeleteTopicResponse,
@@ -43,6 +40,8 @@ from duolog_protocol.errors import (
     SessionExpiredError,
     TransportError,
 )
+from duolog_runtime.clocks import Clock
+from duolog_runtime.logs import Logger
 
 from ..core import controller as decide
 from ..core import znodes

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from duolog_runtime.disk import DiskExecutor
-
 from duolog_protocol.broker_messages import (
     FetchPartition,
     FetchPartitionResponse,
@@ -22,6 +20,7 @@ from duolog_protocol.broker_messages import (
 )
 from duolog_protocol.codec import Piece
 from duolog_protocol.error_codes import KafkaErrorCode
+from duolog_runtime.disk import DiskExecutor
 
 from .replica_manager import Appended, Read, ReplicaManager
 

@@ -16,13 +16,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from duolog_runtime.clocks import Clock
-from duolog_runtime.disk import DiskExecutor
-from duolog_runtime.logs import Logger
-
 from duolog_protocol.errors import DataDirectoryError, StorageError
 from duolog_protocol.types import TopicPartition
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.files import DirectoryLockedError, File, Files
+from duolog_runtime.logs import Logger
 
 from ..core.producer_state import ProducerStates
 from ..core.topic_config import TopicConfig
@@ -141,7 +140,9 @@ class LogManager:
 
     # ---- logs ----------------------------------------------------------------------------------
 
-    def open_or_create(self, key: TopicPartition, topic_id: str, topic: TopicConfig) -> Log:
+    def open_or_create(
+        self, key: TopicPartition, topic_id: str, topic: TopicConfig
+    ) -> tuple[Log, ProducerStates]:
         """Open a partition's log, or make it; blocking. Raises StorageError, OSError.
 
         A directory of another topic of the same name (made again while we were away) is put
@@ -172,7 +173,7 @@ class LogManager:
                 tail_budget=self._tails,
             )
             marks.write_partition_metadata(files, path, topic_id)
-            return log
+            return log, producers
         report = RecoveryReport()
         log = open_log(
             files,
@@ -196,7 +197,7 @@ class LogManager:
             )
         # What recovery read back may still be in the page cache only: sync it before it counts.
         log.flush()
-        return log
+        return log, producers
 
     def add(self, key: TopicPartition, log: Log) -> None:
         """Look after a log that `open_or_create` made."""

@@ -9,14 +9,8 @@ Source: Kafka `ReplicaManager`, `Partition.appendRecordsToLeader`, kafka.md A6, 
 
 from __future__ import annotations
 
-import asyncio
 import errno
-from collections.abc import Callable
-from typing import Final, NamedTuple, TypeVar
-
-from duolog_runtime.clocks import Clock
-from duolog_runtime.disk import DiskExecutor
-from duolog_runtime.logs import Logger
+from typing import Final, NamedTuple
 
 from duolog_protocol.broker_messages import (
     EARLIEST_TIMESTAMP,
@@ -42,16 +36,18 @@ from duolog_protocol.records import (
     validate_client_batch,
 )
 from duolog_protocol.types import LeaderAndEpoch, TopicPartition
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor, run_on_disk
+from duolog_runtime.logs import Logger
 
 from ..core.metadata_image import NO_LEADER, MetadataImage, PartitionImage, TopicImage
 from ..core.partition import Leading, Offline, Role, epoch_problem
-from ..core.producer_state import Duplicate
+from ..core.producer_state import Duplicate, ProducerStates
 from ..core.purgatory import Purgatory
 from ..core.topic_config import TimestampType, TopicConfig
 from ..storage.log import Log, LogSlice
 from .log_manager import LogManager, log_config
 
-T = TypeVar("T")
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 NO_OFFSET: Final = -1
 
@@ -85,14 +81,21 @@ _NOBODY: Final = LeaderAndEpoch(NO_LEADER, -1)
 class Replica:
     """One partition that this broker holds."""
 
-    __slots__ = ("config", "key", "log", "role", "topic_id")
+    __slots__ = ("config", "key", "log", "producers", "role", "topic_id")
 
     def __init__(
-        self, key: TopicPartition, topic_id: str, log: Log, config: TopicConfig, role: Role
+        self,
+        key: TopicPartition,
+        topic_id: str,
+        log: Log,
+        producers: ProducerStates,
+        config: TopicConfig,
+        role: Role,
     ) -> None:
         self.key = key
         self.topic_id = topic_id
         self.log = log
+        self.producers = producers
         self.config = config
         self.role = role
 
@@ -177,11 +180,11 @@ class ReplicaManager:
 
     async def _open(self, key: TopicPartition, topic: TopicImage) -> Replica:
         config = self._topic_defaults.with_overrides(topic.configs)
-        log = await self._in_disk(
-            lambda: self._logs.open_or_create(key, topic.topic_id, config),
+        log, producers = await run_on_disk(
+            self._disk, lambda: self._logs.open_or_create(key, topic.topic_id, config)
         )
         self._logs.add(key, log)
-        replica = Replica(key, topic.topic_id, log, config, Offline(_NOBODY))
+        replica = Replica(key, topic.topic_id, log, producers, config, Offline(_NOBODY))
         self._replicas[key] = replica
         return replica
 
@@ -195,7 +198,7 @@ class ReplicaManager:
         else:
             log = replica.log
             # The epoch's line is durable before any batch of the epoch can be acknowledged.
-            await self._in_disk(lambda: log.assign_epoch(partition.leader_epoch))
+            await run_on_disk(self._disk, lambda: log.assign_epoch(partition.leader_epoch))
             replica.role = Leading(
                 leader,
                 partition.isr,
@@ -219,7 +222,7 @@ class ReplicaManager:
         replica.role = Offline(_NOBODY)
         self._purgatory.on_changed(key)
         log = self._logs.forget(key)
-        await self._in_disk(lambda: self._logs.delete(key, log))
+        await run_on_disk(self._disk, lambda: self._logs.delete(key, log))
         self._log.info("partition_dropped", topic=key.topic, partition=key.partition)
 
     async def _put_strays_aside(self, mine: set[tuple[str, int]]) -> None:
@@ -228,22 +231,7 @@ class ReplicaManager:
                 if key not in mine:
                     self._logs.put_aside(key)
 
-        await self._in_disk(put_aside)
-
-    async def _in_disk(self, work: Callable[[], T]) -> T:
-        """Run blocking work in the disk thread. Cancelling does not stop work that has begun."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-        def done(result: T | None, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]
-
-        self._disk.submit(work, done)
-        return await future
+        await run_on_disk(self._disk, put_aside)
 
     # ---- append --------------------------------------------------------------------------------
 
@@ -304,7 +292,7 @@ class ReplicaManager:
                 f"timestamp {header.max_timestamp} is too far from the broker's {wall_ms}",
             )
         if header.producer_id >= 0:
-            seen = log.producers.check(header)
+            seen = replica.producers.check(header)
             if isinstance(seen, Duplicate):
                 return self._accepted(
                     replica, role, seen.base_offset, seen.last_offset + 1, seen.timestamp_ms
@@ -316,15 +304,13 @@ class ReplicaManager:
                     f"{header.base_sequence} does not follow",
                 )
         base_offset = log.log_end_offset
-        stamp(batch, 0, base_offset, role.leader_epoch)
+        stamp(batch, base_offset, role.leader_epoch)
         if log_append_time_ms >= 0:
-            stamp_log_append_time(batch, 0, log_append_time_ms)
+            stamp_log_append_time(batch, log_append_time_ms)
         stamped = header._replace(
             base_offset=base_offset,
-            partition_leader_epoch=role.leader_epoch,
-            max_timestamp=max(log_append_time_ms, header.max_timestamp)
-            if log_append_time_ms < 0
-            else log_append_time_ms,
+            leader_epoch=role.leader_epoch,
+            max_timestamp=header.max_timestamp if log_append_time_ms < 0 else log_append_time_ms,
         )
         info = log.append([batch], [stamped], wall_ms=wall_ms)
         assert info.base_offset == base_offset, (info, base_offset)
@@ -443,7 +429,7 @@ class ReplicaManager:
         """Forget producers that were idle for so long."""
         now_ms = self._clock.now_ms()
         for replica in self._replicas.values():
-            replica.log.producers.expire(now_ms, expiration_ms)
+            replica.producers.expire(now_ms, expiration_ms)
 
     def follow_config(self, topic: str, overrides: dict[str, str]) -> None:
         """Take changed settings of a topic. Raises ConfigError."""
