@@ -211,7 +211,7 @@ class Producer:
     ) -> None:
         await self.stop()
 
-    async def send(  # noqa: PLR0917 the signature is aiokafka's
+    async def send(
         self,
         topic: str,
         value: Any = None,
@@ -252,7 +252,7 @@ class Producer:
                     return future
         return await self._send(topic, value, key, partition, timestamp_ms, headers, hurry=False)
 
-    async def send_and_wait(  # noqa: PLR0917
+    async def send_and_wait(
         self,
         topic: str,
         value: Any = None,
@@ -285,7 +285,7 @@ class Producer:
 
     # -- the long way ----------------------------------------------------------------------
 
-    async def _send(  # noqa: PLR0917
+    async def _send(
         self,
         topic: str,
         value: Any,
@@ -333,7 +333,7 @@ class Producer:
             await asyncio.sleep(0)  # a caller that never waits would starve the sender
         return future
 
-    async def _place(  # noqa: PLR0917
+    async def _place(
         self,
         queues: TopicQueues,
         key: bytes | None,
