@@ -233,10 +233,8 @@ class SessionKeeper:
                 raise
             self._on_expired()
             return False
-        except (TransportError, TimeoutError, ServerBehindClientError, RemoteProtocolError):
-            return False
-        except ZkError:
-            return False
+        except (TransportError, TimeoutError, RemoteProtocolError, ZkError):
+            return False  # among them a server that is behind what we have seen: the next one
         self._usable.set()
         if session.on_usable():
             self._tell(SessionState.CONNECTED)
