@@ -14,11 +14,17 @@ from typing import Any, Final
 from .checksums import Buffer
 
 MAX_DECOMPRESSED_BYTES: Final = 32 * 1024 * 1024
-_FIRST_ROOM_BYTES: Final = 256 * 1024
+_FIRST_ROOM_BYTES: Final = 64 * 1024
 _SNAPPY_JAVA_MAGIC: Final = b"\x82SNAPPY\x00"
 _SNAPPY_JAVA_HEADER: Final = _SNAPPY_JAVA_MAGIC + (1).to_bytes(4, "big") * 2
 _SNAPPY_BLOCK_BYTES: Final = 32 * 1024
 _SNAPPY_MAX_RATIO: Final = 64
+_LZ4_HEADER: Final = bytes.fromhex("04224d18 60 40 82")
+"""Magic; version 1, independent blocks, no checksums; blocks of 64 KiB; the header's checksum."""
+_LZ4_BLOCK_BYTES: Final = 64 * 1024
+_LZ4_STORED: Final = 1 << 31
+"""Bit in a block's size: the block is not compressed."""
+_ZSTD_MAGIC: Final = bytes.fromhex("28b52ffd")
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 
 
@@ -52,7 +58,7 @@ def compress(codec: Codec, data: bytes) -> bytes:
                 pieces += (len(block).to_bytes(4, "big"), block)
             return b"".join(pieces)
         case Codec.LZ4:
-            return bytes(_cramjam().lz4.compress(data))
+            return _lz4(data)
         case Codec.ZSTD:
             return bytes(_cramjam().zstd.compress(data, 3))
 
@@ -67,9 +73,11 @@ def decompress(codec: Codec, data: Buffer, max_bytes: int = MAX_DECOMPRESSED_BYT
         case Codec.SNAPPY:
             return _unsnappy(bytes(data), max_bytes)
         case Codec.LZ4:
-            return _into(_cramjam().lz4.decompress_into, "lz4", data, max_bytes)
+            return _into(_cramjam().lz4.decompress_into, "lz4", bytes(data), 0, max_bytes)
         case Codec.ZSTD:
-            return _into(_cramjam().zstd.decompress_into, "zstd", data, max_bytes)
+            source = bytes(data)
+            expected = _zstd_content_bytes(source)
+            return _into(_cramjam().zstd.decompress_into, "zstd", source, expected, max_bytes)
 
 
 def _cramjam() -> Any:
@@ -80,6 +88,21 @@ def _cramjam() -> Any:
 
 def _too_large(codec: str, max_bytes: int) -> DecompressionError:
     return DecompressionError(f"{codec} data yields more than {max_bytes} bytes")
+
+
+def _lz4(data: bytes) -> bytes:
+    """A frame as Java's producer writes it; its consumer cannot read blocks that are linked."""
+    compress_block = _cramjam().lz4.compress_block
+    pieces = [_LZ4_HEADER]
+    for at in range(0, len(data), _LZ4_BLOCK_BYTES):
+        plain = data[at : at + _LZ4_BLOCK_BYTES]
+        block = bytes(compress_block(plain, store_size=False))
+        if len(block) < len(plain):
+            pieces += (len(block).to_bytes(4, "little"), block)
+        else:
+            pieces += ((len(plain) | _LZ4_STORED).to_bytes(4, "little"), plain)
+    pieces.append(bytes(4))
+    return b"".join(pieces)
 
 
 def _gunzip(data: Buffer, max_bytes: int) -> bytes:
@@ -135,11 +158,26 @@ def _unsnappy_block(block: bytes, max_bytes: int) -> bytes:
     return found
 
 
-def _into(decompress_into: Any, codec: str, data: Buffer, max_bytes: int) -> bytes:
-    """Decompress into a buffer of our own, enlarged step by step up to the bound."""
+def _zstd_content_bytes(frame: bytes) -> int:
+    """What a frame claims to yield, 0 where it does not say; RFC 8878, 3.1.1.1."""
+    if len(frame) < 18 or not frame.startswith(_ZSTD_MAGIC):
+        return 0
+    descriptor = frame[4]
+    single_segment = descriptor >> 5 & 1
+    size = (single_segment, 2, 4, 8)[descriptor >> 6]
+    at = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    return int.from_bytes(frame[at : at + size], "little") + (256 if size == 2 else 0)
+
+
+def _into(
+    decompress_into: Any, codec: str, source: bytes, expected_bytes: int, max_bytes: int
+) -> bytes:
+    """Decompress into a buffer of our own, enlarged step by step up to the bound.
+
+    The first one is for `expected_bytes`, which may be a lie, and for usual data.
+    """
     error_class = _cramjam().DecompressionError
-    source = bytes(data)
-    room = min(max_bytes, max(_FIRST_ROOM_BYTES, 8 * len(source)))
+    room = min(max_bytes, expected_bytes or max(_FIRST_ROOM_BYTES, 8 * len(source)))
     while True:
         buffer = bytearray(room)
         try:
@@ -149,4 +187,4 @@ def _into(decompress_into: Any, codec: str, data: Buffer, max_bytes: int) -> byt
             if room >= max_bytes:
                 text = f"{codec} data is damaged or yields more than {max_bytes} bytes: {error}"
                 raise DecompressionError(text) from error
-            room = min(max_bytes, 8 * room)
+            room = min(max_bytes, max(_FIRST_ROOM_BYTES, 8 * room))

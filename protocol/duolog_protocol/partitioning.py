@@ -6,11 +6,15 @@ Source: Kafka `Utils.murmur2`, `BuiltInPartitioner.partitionForKey`.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Final
 
 _SEED: Final = 0x9747B28C
 _M: Final = 0x5BD1E995
 _MASK: Final = 0xFFFFFFFF
+_CACHED_KEYS: Final = 8192
+_CACHED_KEY_BYTES: Final = 64
+"""Longer keys are hashed each time, so that the cache stays under 2 MiB."""
 
 
 def murmur2(data: bytes) -> int:
@@ -20,8 +24,7 @@ def murmur2(data: bytes) -> int:
     whole = length & ~3
     for word in struct.unpack_from(f"<{whole >> 2}I", data):
         mixed = word * _M & _MASK
-        mixed = (mixed ^ mixed >> 24) * _M & _MASK
-        value = (value * _M & _MASK) ^ mixed
+        value = (value * _M ^ (mixed ^ mixed >> 24) * _M) & _MASK
     tail = data[whole:]
     if tail:
         value = (value ^ int.from_bytes(tail, "little")) * _M & _MASK
@@ -31,4 +34,8 @@ def murmur2(data: bytes) -> int:
 
 def partition_for_key(key: bytes, partitions_count: int) -> int:
     """The partition of a key: the hash without its sign, modulo the number of partitions."""
-    return (murmur2(key) & 0x7FFFFFFF) % partitions_count
+    value = _murmur2_of_repeated(key) if len(key) <= _CACHED_KEY_BYTES else murmur2(key)
+    return (value & 0x7FFFFFFF) % partitions_count
+
+
+_murmur2_of_repeated: Final = lru_cache(_CACHED_KEYS)(murmur2)

@@ -1,24 +1,29 @@
 """From a batch to its records: what a consumer does, once per record.
 
-Owns the two ways through a batch. The general one walks the varints. Runs of records that have
-the same shape (the same lengths, as many producers send) are cut by `struct` in one call, after
-their fixed bytes were compared column by column; that is three times as fast. Both give the same
-records, and both refuse anything that does not add up.
+Decoding gives columns, since a consumer turns them into its own values with one `zip`, and
+deserializes a column with one `map`. The walk below reads the one- and two-byte varints in place;
+runs of equally shaped records go through `record_runs`. Both give the same records, and both refuse
+anything that does not add up. Time and memory are in proportion to the decompressed bytes, which
+are bounded; so are the records and headers of one batch.
 
 Source: Kafka `DefaultRecord.readFrom`.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable
+from functools import partial
+from itertools import repeat
 from typing import Any, Final, NamedTuple, TypeVar
 
 from .checksums import Buffer
-from .compression import MAX_DECOMPRESSED_BYTES, Codec, DecompressionError, decompress
+from .compression import MAX_DECOMPRESSED_BYTES, Codec, decompress
+from .record_runs import MIN_RUN, read_run
 from .records import (
     HEADER_BYTES,
     LOG_APPEND_TIME,
+    MAX_RECORDS_PER_BATCH,
     BatchHeader,
     CorruptBatchError,
     check_batch,
@@ -26,8 +31,14 @@ from .records import (
 )
 from .varints import decode_varint
 
-MIN_RUN: Final = 16
-"""Shortest run of equally shaped records worth cutting in one call."""
+MAX_HEADERS_PER_BATCH: Final = 1 << 20
+"""A header takes two bytes of a batch and sixty of memory."""
+MIN_RECORD_BYTES: Final = 7
+
+_FIRST_REACH: Final = 64
+_MAX_PAUSE: Final = 64
+
+Headers = tuple[tuple[str, bytes | None], ...]
 
 
 class Record(NamedTuple):
@@ -42,11 +53,22 @@ class Record(NamedTuple):
     """0 the producer's clock (CreateTime), 1 the broker's (LogAppendTime)."""
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
+    headers: Headers
+
+
+class Columns(NamedTuple):
+    """The records of one batch, field by field; all columns have the same length."""
+
+    offsets: list[int]
+    """Strictly increasing."""
+    timestamps: list[int]
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    headers: list[Headers]
 
 
 R = TypeVar("R", bound=Record)
-_NO_HEADERS: Final[tuple[tuple[str, bytes | None], ...]] = ()
+T = TypeVar("T", bound=tuple[Any, ...])
 
 
 def decode_records(
@@ -68,10 +90,70 @@ def decode_records(
     header = check_batch(batch, position) if check_crc else read_header(batch, position)
     if header.is_control:
         return []
-    found = _decode(_payload(batch, position, header, max_bytes), header, topic, partition, cls)
+    columns = decode_columns(
+        batch, position, header, start_offset=start_offset, max_bytes=max_bytes
+    )
+    offsets, timestamps, keys, values, headers = columns
+    return tuples_of(
+        cls,
+        repeat(topic),
+        repeat(partition),
+        offsets,
+        timestamps,
+        repeat(header.timestamp_type),
+        keys,
+        values,
+        headers,
+    )
+
+
+def tuples_of(cls: type[T], *columns: Iterable[object]) -> list[T]:
+    """Rows of the named tuple `cls`, a column for each of its fields, without a call for each."""
+    return list(map(partial(tuple.__new__, cls), zip(*columns)))  # noqa: B905 some are endless
+
+
+def decode_columns(
+    batch: Buffer,
+    position: int = 0,
+    header: BatchHeader | None = None,
+    *,
+    start_offset: int = 0,
+    max_bytes: int = MAX_DECOMPRESSED_BYTES,
+) -> Columns:
+    """All records of the batch at `position` from `start_offset` on, markers too.
+
+    `header` is what `check_batch` or `read_header` gave for it; without one, the batch is checked
+    here. Raises CorruptBatchError.
+    """
+    if header is None:
+        header = check_batch(batch, position)
+    start, end = position + HEADER_BYTES, position + header.size_bytes
+    try:
+        if end > len(batch):
+            raise ValueError(f"{header.size_bytes} bytes are announced, {len(batch)} are there")
+        if header.codec == Codec.NONE and isinstance(batch, bytes):
+            columns = _walk(batch, start, end, header)
+        elif header.codec == Codec.NONE or header.records_count == 0:
+            columns = _walk(bytes(memoryview(batch)[start:end]), 0, end - start, header)
+        else:
+            view = memoryview(batch)[start:end]
+            payload = decompress(Codec(header.codec), view, max_bytes)
+            columns = _walk(payload, 0, len(payload), header)
+    except IndexError as error:
+        raise _corrupt(header, position, "it ends inside a record") from error
+    except ValueError as error:
+        raise _corrupt(header, position, str(error)) from error
     if start_offset > header.base_offset:
-        return [record for record in found if record.offset >= start_offset]
-    return found
+        skipped = bisect_left(columns.offsets, start_offset)
+        offsets, timestamps, keys, values, headers = columns
+        return Columns(
+            offsets[skipped:],
+            timestamps[skipped:],
+            keys[skipped:],
+            values[skipped:],
+            headers[skipped:],
+        )
+    return columns
 
 
 def control_type(batch: Buffer, position: int = 0) -> int:
@@ -79,322 +161,225 @@ def control_type(batch: Buffer, position: int = 0) -> int:
     header = check_batch(batch, position)
     if not header.is_control:
         raise CorruptBatchError(f"batch at {position} is no control batch")
-    payload = _payload(batch, position, header, MAX_DECOMPRESSED_BYTES)
-    (record,) = _decode(payload, header, "", -1, Record)
-    key = record.key
-    if key is None or len(key) < 4:
-        raise CorruptBatchError(f"control batch at {position} has the key {key!r}")
-    return int.from_bytes(key[2:4], "big")
+    keys = decode_columns(batch, position, header).keys
+    if len(keys) != 1 or keys[0] is None or len(keys[0]) < 4:
+        raise _corrupt(header, position, "a control batch has one record with a key of 4 bytes")
+    return int.from_bytes(keys[0][2:4], "big")
 
 
-def validate_records(batch: Buffer, position: int = 0) -> list[Record]:
+def validate_records(batch: Buffer, position: int = 0) -> Columns:
     """All records of a batch, each checked: offset deltas 0, 1, 2 ... Raises CorruptBatchError."""
     header = check_batch(batch, position)
-    payload = _payload(batch, position, header, MAX_DECOMPRESSED_BYTES)
-    found: list[Record] = _decode(payload, header, "", -1, Record)
-    for index, record in enumerate(found):
-        if record.offset != header.base_offset + index:
-            raise CorruptBatchError(f"record {index} has the offset {record.offset}")
-    return found
+    columns = decode_columns(batch, position, header)
+    if columns.offsets != list(range(header.base_offset, header.next_offset)):
+        raise _corrupt(header, position, "its records do not have consecutive offsets")
+    return columns
 
 
-def _payload(batch: Buffer, position: int, header: BatchHeader, max_bytes: int) -> bytes:
-    start, end = position + HEADER_BYTES, position + header.size_bytes
-    view = memoryview(batch)[start:end]
-    if header.codec == Codec.NONE:
-        return bytes(view)
-    try:
-        return decompress(Codec(header.codec), view, max_bytes)
-    except (DecompressionError, ValueError) as error:
-        raise CorruptBatchError(f"batch at {position}: {error}") from error
+def _corrupt(header: BatchHeader, position: int, problem: str) -> CorruptBatchError:
+    return CorruptBatchError(
+        f"batch at {position} with base offset {header.base_offset}: {problem}"
+    )
 
 
-def _decode(
-    data: bytes, header: BatchHeader, topic: str, partition: int, cls: type[Any]
-) -> list[Any]:
-    try:
-        return _walk(data, header, topic, partition, cls)
-    except (IndexError, ValueError, struct.error) as error:
-        if isinstance(error, CorruptBatchError):
-            raise
-        raise CorruptBatchError(
-            f"records of the batch at offset {header.base_offset} are damaged: {error}"
-        ) from error
-
-
-def _walk(
-    data: bytes, header: BatchHeader, topic: str, partition: int, cls: type[Any]
-) -> list[Any]:
-    base_offset, base_timestamp = header.base_offset, header.base_timestamp
-    timestamp_type, timestamp = header.timestamp_type, header.max_timestamp
-    from_broker = timestamp_type == LOG_APPEND_TIME
-    count, last_delta, size = header.records_count, header.last_offset_delta, len(data)
-    if not 0 <= count <= size:
-        raise CorruptBatchError(f"{count} records in {size} bytes")
-    new = tuple.__new__
-    out: list[Any] = []
-    append = out.append
-    position = 0
-    run_length = -1
+def _walk(data: bytes, position: int, size: int, header: BatchHeader) -> Columns:
+    """The records in [position, size). Raises IndexError and ValueError."""
+    count, base_timestamp = header.records_count, header.base_timestamp
+    if not 0 <= count <= min(MAX_RECORDS_PER_BATCH, (size - position) // MIN_RECORD_BYTES):
+        raise ValueError(f"{count} records in {size - position} bytes")
+    timestamps: list[int] = []
+    keys: list[bytes | None] = []
+    values: list[bytes | None] = []
+    add_timestamp, add_key, add_value = timestamps.append, keys.append, values.append
+    headers_at: dict[int, Headers] = {}
+    headers_left = MAX_HEADERS_PER_BATCH
+    # Offsets are consecutive but for the holes that compaction leaves: where the offset delta
+    # exceeds the index by more than before.
+    excess = 0
+    holes: list[tuple[int, int]] = []
+    # A run is looked for at `attempt`; attempts that fail make the next one later.
+    attempt = pause = 1
+    reach = _FIRST_REACH
     index = 0
     while index < count:
-        start = position
-        # The length.
+        model = position
         byte = data[position]
-        if byte < 128:
+        if byte < 0x80:
             position += 1
-            length = byte >> 1
-            if byte & 1:
-                raise CorruptBatchError(f"record {index} has a negative length")
-        elif data[position + 1] < 128:
-            length = ((byte & 127) | data[position + 1] << 7) >> 1
-            if byte & 1:
-                raise CorruptBatchError(f"record {index} has a negative length")
+        elif (high := data[position + 1]) < 0x80:
+            byte = byte & 0x7F | high << 7
             position += 2
         else:
-            length, position = decode_varint(data, position)
-        end = position + length
-        if length < 6 or end > size:
-            raise CorruptBatchError(f"record {index} of {length} bytes does not fit")
+            byte, position = _zigzag(data, position, 32)
         body = position
-        position += 1  # attributes: none are in use
-        # The timestamp.
-        byte = data[position]
-        if byte < 128:
-            delta = byte >> 1 ^ -(byte & 1)
-            position += 1
+        twice_end = position + position + byte  # odd, so never met, where the length is negative
+
+        byte = data[position + 1]  # behind the record's attributes, none of which are in use
+        if byte < 0x80:
+            position += 2
+        elif (high := data[position + 2]) < 0x80:
+            byte = byte & 0x7F | high << 7
+            position += 3
         else:
-            delta, position = decode_varint(data, position)
-        if not from_broker:
-            timestamp = base_timestamp + delta
-        # The offset.
+            byte, position = _zigzag(data, position + 1, 64)
+        add_timestamp(base_timestamp + (byte >> 1 ^ -(byte & 1)))
+
         byte = data[position]
-        if byte < 128:
-            delta = byte >> 1 ^ -(byte & 1)
+        if byte < 0x80:
             position += 1
-        elif data[position + 1] < 128:
-            delta = ((byte & 127) | data[position + 1] << 7) >> 1 ^ -(byte & 1)
+        elif (high := data[position + 1]) < 0x80:
+            byte = byte & 0x7F | high << 7
             position += 2
         else:
-            delta, position = decode_varint(data, position)
-        if not 0 <= delta <= last_delta:
-            raise CorruptBatchError(f"record {index} has the offset delta {delta}")
-        # The key.
+            byte, position = _zigzag(data, position, 32)
+        if byte != index + excess << 1:
+            if byte & 1 or byte >> 1 < index + excess:
+                raise ValueError(f"record {index} is not behind the offset of the one before")
+            excess = (byte >> 1) - index
+            holes.append((index, excess))
+
         byte = data[position]
         if byte == 1:
-            key = None
             position += 1
+            add_key(None)
         else:
-            if byte < 128:
-                length = byte >> 1 ^ -(byte & 1)
+            if byte < 0x80:
                 position += 1
-            else:
-                length, position = decode_varint(data, position)
-            if length < 0:
-                raise CorruptBatchError(f"record {index} has a key of {length} bytes")
-            key = data[position : position + length]
-            position += length
-        # The value.
-        byte = data[position]
-        if byte == 1:
-            value = None
-            position += 1
-        else:
-            if byte < 128:
-                length = byte >> 1 ^ -(byte & 1)
-                position += 1
-            elif data[position + 1] < 128:
-                length = ((byte & 127) | data[position + 1] << 7) >> 1 ^ -(byte & 1)
+            elif (high := data[position + 1]) < 0x80:
+                byte = byte & 0x7F | high << 7
                 position += 2
             else:
-                length, position = decode_varint(data, position)
-            if length < 0:
-                raise CorruptBatchError(f"record {index} has a value of {length} bytes")
-            value = data[position : position + length]
-            position += length
-        # The headers.
+                byte, position = _zigzag(data, position, 32)
+            if byte & 1:
+                raise ValueError(f"record {index} has a key of negative length")
+            end = position + (byte >> 1)
+            add_key(data[position:end])
+            position = end
+
+        byte = data[position]
+        if byte == 1:
+            position += 1
+            add_value(None)
+        else:
+            if byte < 0x80:
+                position += 1
+            elif (high := data[position + 1]) < 0x80:
+                byte = byte & 0x7F | high << 7
+                position += 2
+            else:
+                byte, position = _zigzag(data, position, 32)
+            if byte & 1:
+                raise ValueError(f"record {index} has a value of negative length")
+            end = position + (byte >> 1)
+            add_value(data[position:end])
+            position = end
+
         if data[position] == 0:
-            headers = _NO_HEADERS
             position += 1
         else:
-            headers, position = _headers(data, position, end)
-        if position != end:
-            raise CorruptBatchError(f"record {index} ends at {position}, not at {end}")
-        append(
-            new(
-                cls,
-                (
-                    topic,
-                    partition,
-                    base_offset + delta,
-                    timestamp,
-                    timestamp_type,
-                    key,
-                    value,
-                    headers,
-                ),
-            )
-        )
+            headers, position = _headers(data, position, min(twice_end >> 1, size), headers_left)
+            headers_at[index] = headers
+            headers_left -= len(headers)
+        if position + position != twice_end or position > size:
+            raise ValueError(f"record {index} does not end where its length says")
         index += 1
-        # Three in a row of one length: look whether a run begins here.
-        stride = end - start
-        if stride != run_length:
-            run_length = stride
-        elif headers is _NO_HEADERS and count - index >= MIN_RUN and not index & 3:
-            run = _run(data, body - start, position - stride, stride, count - index)
-            if run is not None:
-                deltas, keys_and_values, timestamps = run
-                got = len(deltas)
-                if deltas[-1] > last_delta:
-                    raise CorruptBatchError(f"a record has the offset delta {deltas[-1]}")
-                if from_broker:
-                    stamps: Iterator[int] | list[int] = [timestamp] * got
-                else:
-                    stamps = [base_timestamp + each for each in timestamps]
-                out += [
-                    new(
-                        cls,
-                        (
-                            topic,
-                            partition,
-                            base_offset + delta,
-                            stamp,
-                            timestamp_type,
-                            key,
-                            value,
-                            _NO_HEADERS,
-                        ),
-                    )
-                    for delta, stamp, (key, value) in zip(
-                        deltas, stamps, keys_and_values, strict=True
-                    )
-                ]
+
+        if index == attempt:
+            run = None
+            if (
+                count - index >= MIN_RUN
+                and index - 1 not in headers_at
+                and data[model:body] == data[position : position + body - model]
+            ):
+                limit = min(reach, count - index)
+                run = read_run(data, model, body, position, limit=limit, end=size)
+            if run is None:
+                pause = min(2 * pause, _MAX_PAUSE)
+                reach = _FIRST_REACH
+                attempt = index + pause
+            else:
+                got = run.records_count
+                timestamps += [base_timestamp + delta for delta in run.timestamp_deltas]
+                keys += run.keys
+                values += run.values
+                position += got * (position - model)
                 index += got
-                position += got * stride
+                # Work done for a run is at most eight times what the last one brought.
+                reach = max(_FIRST_REACH, 8 * got)
+                pause = 1
+                attempt = index + 1
     if position != size:
-        raise CorruptBatchError(f"{size - position} bytes after the last record")
-    return out
+        raise ValueError(f"{size - position} bytes follow its last record")
+    if count and count - 1 + excess > header.last_offset_delta:
+        raise ValueError(f"a record is behind its last offset {header.last_offset}")
+    if header.timestamp_type == LOG_APPEND_TIME:
+        timestamps = [header.max_timestamp] * count
+    headers_column: list[Headers] = [()] * count
+    for at, headers in headers_at.items():
+        headers_column[at] = headers
+    return Columns(
+        _offsets(header.base_offset, count, holes), timestamps, keys, values, headers_column
+    )
 
 
-def _run(
-    data: bytes, prefix: int, model: int, stride: int, left: int
-) -> tuple[range, Sequence[tuple[bytes | None, bytes | None]], list[int]] | None:
-    """The records after `model` that have its shape, without headers, as three columns.
+def _offsets(base_offset: int, count: int, holes: list[tuple[int, int]]) -> list[int]:
+    """Consecutive offsets, but for `holes`: pairs of an index and what it exceeds the index by."""
+    if not holes:
+        return list(range(base_offset, base_offset + count))
+    offsets: list[int] = []
+    first = base_offset
+    for index, excess in holes:
+        offsets += range(first, first + index - len(offsets))
+        first = base_offset + excess + index
+    offsets += range(first, first + count - len(offsets))
+    return offsets
 
-    `prefix` is the size of the length field; `model` the position of the record that shows the
-    shape; at most `left` records follow. None where the run is too short.
+
+def _zigzag(data: bytes, position: int, bits: int) -> tuple[int, int]:
+    """A varint of three bytes or more, still zigzag, and the position after it."""
+    start = data[position] & 0x7F | (data[position + 1] & 0x7F) << 7
+    if (third := data[position + 2]) < 0x80:
+        return start | third << 14, position + 3
+    if (fourth := data[position + 3]) < 0x80:
+        return start | (third & 0x7F) << 14 | fourth << 21, position + 4
+    number, position = decode_varint(data, position, bits)
+    return (number << 1 if number >= 0 else (-number << 1) - 1), position
+
+
+def _headers(data: bytes, position: int, end: int, most: int) -> tuple[Headers, int]:
+    """The headers of a record that ends at `end`.
+
+    As in Kafka, a key that is not UTF-8 is read with replacement characters: nobody checked it when
+    it was produced, and a consumer must be able to get past it.
     """
-    at = model + prefix + 1
-    stamp_at = at
-    _, at = decode_varint(data, at)
-    stamp_bytes = at - stamp_at
-    delta_at = at
-    first, at = decode_varint(data, at)
-    delta_bytes = at - delta_at
-    key_at = at
-    key_length, at = decode_varint(data, at)
-    key_bytes = at - key_at
-    key_start = at
-    at += max(key_length, 0)
-    value_at = at
-    value_length, at = decode_varint(data, at)
-    value_bytes = at - value_at
-    value_start = at
-    # How many deltas of this width follow.
-    width_end = (1 << 6) if delta_bytes == 1 else (1 << 13) if delta_bytes == 2 else 1 << 20
-    count = min(left, width_end - first - 1)
-    begin = model + stride
-    count = min(count, (len(data) - begin) // stride)
-    if count < MIN_RUN or stamp_bytes > 2 or delta_bytes > 3:
-        return None
-
-    def column(offset: int, limit: int) -> bytes:
-        return data[begin + offset - model : begin + limit * stride : stride]
-
-    def agree(start: int, size: int, limit: int) -> int:
-        """How many records from the first one have the model's bytes there."""
-        for each in range(start, start + size):
-            found = column(each, limit)
-            same = len(found) - len(found.lstrip(data[each : each + 1]))
-            limit = min(limit, same)
-        return limit
-
-    count = agree(model, prefix, count)
-    count = agree(key_at, key_bytes, count)
-    count = agree(value_at, value_bytes, count)
-    count = agree(value_start + max(value_length, 0), 1, count)
-    if count < MIN_RUN:
-        return None
-    deltas = range(first + 1, first + 1 + count)
-    expected = _delta_columns(deltas, delta_bytes)
-    for each in range(delta_bytes):
-        if column(delta_at + each, count) != expected[each]:
-            return None
-    stamps = column(stamp_at, count)
-    if stamp_bytes == 1:
-        if max(stamps) > 127:
-            return None
-        timestamps = [byte >> 1 ^ -(byte & 1) for byte in stamps]
-    else:
-        seconds = column(stamp_at + 1, count)
-        if min(stamps) < 128 or max(seconds) > 127:
-            return None
-        timestamps = [
-            ((low & 127) | high << 7) >> 1 ^ -(low & 1)
-            for low, high in zip(stamps, seconds, strict=True)
-        ]
-    pattern = f"{key_start - model}x"
-    if key_length > 0:
-        pattern += f"{key_length}s"
-    pattern += f"{value_bytes}x"
-    if value_length > 0:
-        pattern += f"{value_length}s"
-    pattern += "1x"
-    cut = struct.iter_unpack(pattern, memoryview(data)[begin : begin + count * stride])
-    no_key = None if key_length < 0 else b""
-    no_value = None if value_length < 0 else b""
-    if key_length > 0 and value_length > 0:
-        return deltas, list(cut), timestamps
-    if value_length > 0:
-        return deltas, [(no_key, value) for (value,) in cut], timestamps
-    if key_length > 0:
-        return deltas, [(key, no_value) for (key,) in cut], timestamps
-    return deltas, [(no_key, no_value)] * count, timestamps
-
-
-def _delta_columns(deltas: range, width: int) -> list[bytes]:
-    """The bytes of consecutive offset deltas of one width, column by column."""
-    zigzag = range(deltas.start << 1, deltas.stop << 1, 2)
-    if width == 1:
-        return [bytes(zigzag)]
-    if width == 2:
-        return [bytes([n & 127 | 128 for n in zigzag]), bytes([n >> 7 for n in zigzag])]
-    return [
-        bytes([n & 127 | 128 for n in zigzag]),
-        bytes([n >> 7 & 127 | 128 for n in zigzag]),
-        bytes([n >> 14 for n in zigzag]),
-    ]
-
-
-def _headers(
-    data: bytes, position: int, end: int
-) -> tuple[tuple[tuple[str, bytes | None], ...], int]:
     count, position = decode_varint(data, position)
-    if not 0 <= count <= end - position:
-        raise CorruptBatchError(f"{count} headers in {end - position} bytes")
+    if not 0 <= count <= min(most, end - position >> 1):
+        raise ValueError(f"{count} headers in {end - position} bytes")
     found: list[tuple[str, bytes | None]] = []
     for _ in range(count):
-        size, position = decode_varint(data, position)
-        if not 0 <= size <= end - position:
-            raise CorruptBatchError(f"a header's key has {size} bytes")
-        name = data[position : position + size].decode()
-        position += size
-        size, position = decode_varint(data, position)
-        if size == -1:
+        byte = data[position]
+        if byte < 0x80 and not byte & 1:
+            size = byte >> 1
+            position += 1
+        else:
+            size, position = decode_varint(data, position)
+        behind = position + size
+        if not position <= behind <= end:
+            raise ValueError(f"a header's key of {size} bytes does not fit")
+        name = data[position:behind].decode("utf-8", "replace")
+        byte = data[behind]
+        if byte == 1:
+            position = behind + 1
             found.append((name, None))
             continue
-        if not 0 <= size <= end - position:
-            raise CorruptBatchError(f"the value of header {name!r} has {size} bytes")
-        found.append((name, data[position : position + size]))
-        position += size
+        if byte < 0x80 and not byte & 1:
+            size = byte >> 1
+            position = behind + 1
+        else:
+            size, position = decode_varint(data, behind)
+        behind = position + size
+        if not position <= behind <= end:
+            raise ValueError(f"the value of header {name!r}, {size} bytes, does not fit")
+        found.append((name, data[position:behind]))
+        position = behind
     return tuple(found), position

@@ -37,6 +37,9 @@ NO_PRODUCER_ID: Final = -1
 NO_SEQUENCE: Final = -1
 NO_TIMESTAMP: Final = -1
 SEQUENCE_MODULUS: Final = 1 << 31
+MAX_RECORDS_PER_BATCH: Final = 1 << 20
+"""Our own limit. Compressed, a batch of a few KiB could hold millions of empty records, each of
+which takes two hundred bytes of a consumer's memory."""
 RECORD_OVERHEAD_BYTES: Final = 21
 """Most that a record adds to key, value and headers."""
 
@@ -44,12 +47,15 @@ CODEC_MASK: Final = 0x07
 TIMESTAMP_TYPE_BIT: Final = 0x08
 TRANSACTIONAL_BIT: Final = 0x10
 CONTROL_BIT: Final = 0x20
+DELETE_HORIZON_BIT: Final = 0x40
+"""Set by compaction: the base timestamp says when tombstones go."""
 CREATE_TIME: Final = 0
 LOG_APPEND_TIME: Final = 1
 
 _STAMP: Final = struct.Struct(">q")
 _EPOCH: Final = struct.Struct(">i")
 _CRC: Final = struct.Struct(">I")
+_TO_CRC: Final = struct.Struct(">qiibI")
 _FROM_ATTRIBUTES: Final = struct.Struct(">hiqqqhii")
 _EPOCH_AT: Final = 12
 _CRC_AT: Final = 17
@@ -139,6 +145,11 @@ def read_header(buffer: Buffer, position: int = 0) -> BatchHeader:
             f"batch at {position} has offset {header.base_offset} and last delta "
             f"{header.last_offset_delta}"
         )
+    if not 0 <= header.records_count <= header.last_offset_delta + 1:
+        raise CorruptBatchError(  # fewer is legal: compaction leaves holes, or a batch empty
+            f"batch at {position} has {header.records_count} records and the last offset delta "
+            f"{header.last_offset_delta}"
+        )
     return header
 
 
@@ -194,6 +205,19 @@ def validate_client_batch(header: BatchHeader, size_bytes: int) -> None:
         raise InvalidRecordError("clients must not send control batches")
     if header.is_transactional:
         raise InvalidRecordError("transactions are not offered yet")
+    if header.attributes & (TIMESTAMP_TYPE_BIT | DELETE_HORIZON_BIT):
+        raise InvalidRecordError(
+            f"attributes {header.attributes:#x}: only a broker sets the log's own timestamps"
+        )
+    if header.records_count > MAX_RECORDS_PER_BATCH:
+        raise InvalidRecordError(
+            f"batch has {header.records_count} records, over the limit of {MAX_RECORDS_PER_BATCH}"
+        )
+    if header.max_timestamp < header.base_timestamp:
+        raise InvalidRecordError(
+            f"batch has the maximal timestamp {header.max_timestamp}, below that of its first "
+            f"record, {header.base_timestamp}"
+        )
     if header.records_count <= 0 or header.records_count != header.last_offset_delta + 1:
         raise InvalidRecordError(
             f"batch has {header.records_count} records and a last offset delta of "
@@ -239,22 +263,20 @@ def encode_batch_header(
     leader_epoch: int = -1,
 ) -> bytes:
     """A whole batch around encoded (and compressed) records."""
-    rest = (
-        _FROM_ATTRIBUTES.pack(
-            attributes,
-            last_offset_delta,
-            base_timestamp,
-            max_timestamp,
-            producer_id,
-            producer_epoch,
-            base_sequence,
-            records_count,
-        )
-        + records
+    rest = _FROM_ATTRIBUTES.pack(
+        attributes,
+        last_offset_delta,
+        base_timestamp,
+        max_timestamp,
+        producer_id,
+        producer_epoch,
+        base_sequence,
+        records_count,
     )
     length = HEADER_BYTES - LOG_OVERHEAD_BYTES + len(records)
-    start = struct.pack(">qiibI", base_offset, length, leader_epoch, MAGIC, crc32c(rest))
-    return start + rest
+    crc = crc32c(records, crc32c(rest))
+    start = _TO_CRC.pack(base_offset, length, leader_epoch, MAGIC, crc)
+    return b"".join((start, rest, records))
 
 
 class BatchBuilder:
@@ -354,14 +376,18 @@ _NULL: Final = encode_varint(-1)
 
 
 def _encode_headers(headers: RecordHeaders) -> bytes:
-    pieces = [encode_varint(len(headers))]
+    table = VARINT
+    count = len(headers)
+    pieces = [table[count] if count < TABLE_END else encode_varint(count)]
     for name, value in headers:
         encoded = name.encode()
-        pieces += (encode_varint(len(encoded)), encoded)
+        size = len(encoded)
+        pieces += (table[size] if size < TABLE_END else encode_varint(size), encoded)
         if value is None:
             pieces.append(_NULL)
         else:
-            pieces += (encode_varint(len(value)), value)
+            size = len(value)
+            pieces += (table[size] if size < TABLE_END else encode_varint(size), value)
     return b"".join(pieces)
 
 

@@ -1,20 +1,24 @@
 """Zigzag variable-length integers of Kafka's records.
 
-Hot paths of `records.py` decode the one- and two-byte forms in place and take `VARINT` for
-encoding; what is here is the general form.
+Hot paths of `record_decoding` read the one- and two-byte forms in place, those of `records` take
+`VARINT` for encoding; what is here is the general form. Source: Kafka `ByteUtils`.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-MAX_VARINT_BYTES: Final = 10
-
 
 def encode_varint(value: int) -> bytes:
     """Zigzag, then seven bits a byte, low bits first. For 64-bit values."""
     rest = value << 1 ^ value >> 63
     assert 0 <= rest < 1 << 64, value
+    if rest < 0x80:
+        return bytes((rest,))
+    if rest < 0x4000:
+        return bytes((rest & 0x7F | 0x80, rest >> 7))
+    if rest < 0x200000:
+        return bytes((rest & 0x7F | 0x80, rest >> 7 & 0x7F | 0x80, rest >> 14))
     out = bytearray()
     while rest > 0x7F:
         out.append(rest & 0x7F | 0x80)
@@ -23,10 +27,10 @@ def encode_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def decode_varint(data: bytes, position: int) -> tuple[int, int]:
+def decode_varint(data: bytes, position: int, bits: int = 32) -> tuple[int, int]:
     """The value at `position` and the position after it.
 
-    Raises IndexError at the end of the data and ValueError for more than 64 bits.
+    Raises IndexError at the end of the data and ValueError for more than `bits` bits.
     """
     rest = shift = 0
     while True:
@@ -34,12 +38,12 @@ def decode_varint(data: bytes, position: int) -> tuple[int, int]:
         position += 1
         rest |= (byte & 0x7F) << shift
         if byte < 0x80:
-            if rest >= 1 << 64:
-                raise ValueError("varint has more than 64 bits")
+            if rest >> bits:
+                raise ValueError(f"a number has more than {bits} bits")
             return rest >> 1 ^ -(rest & 1), position
         shift += 7
-        if shift >= 7 * MAX_VARINT_BYTES:
-            raise ValueError(f"varint is longer than {MAX_VARINT_BYTES} bytes")
+        if shift >= bits:
+            raise ValueError(f"a number has more than {bits} bits")
 
 
 TABLE_END: Final = 1 << 13
