@@ -56,11 +56,13 @@ class Limits:
 class Client:
     """One connection's own data."""
 
-    __slots__ = ("address", "hello", "in_flight", "said_hello")
+    __slots__ = ("address", "backlog", "hello", "in_flight", "said_hello")
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.in_flight = 0
+        self.backlog: list[Frame] = []
+        """Frames of one read that came when too much was in flight; nothing is read meanwhile."""
         self.said_hello = False
         self.hello: asyncio.TimerHandle | None = None
 
@@ -181,7 +183,16 @@ class Connections:
         client.in_flight -= 1
         assert client.in_flight >= 0, client.in_flight
         if client.in_flight < self._limits.max_in_flight and not self._stopping:
-            link.resume_reading()
+            if client.backlog:
+                self._loop.call_soon(self._take_backlog, link)
+            else:
+                link.resume_reading()
+
+    def _take_backlog(self, link: ServerLink) -> None:
+        client = self._links.get(link)
+        if client is not None and client.backlog:
+            frames, client.backlog = client.backlog, []
+            self._on_frames(link, frames)
 
     # ---- callbacks of the links ----------------------------------------------------------------
 
@@ -223,16 +234,26 @@ class Connections:
         client = self._links.get(link)
         if client is None or self._stopping:
             return
-        for frame in frames:
+        if client.backlog:
+            client.backlog += frames
+            return
+        limit = self._limits.max_in_flight
+        for index, frame in enumerate(frames):
             if link.closed:
+                return
+            if client.in_flight >= limit:
+                client.backlog = frames[index:]
+                link.pause_reading()
                 return
             try:
                 self._on_request(link, client, frame)
             except DecodeError as error:
                 link.close(error)
                 return
-        if client.in_flight >= self._limits.max_in_flight:
+        if client.in_flight >= limit:
             link.pause_reading()
+        else:
+            link.resume_reading()
 
     def _on_request(self, link: ServerLink, client: Client, frame: Frame) -> None:
         header = read_request(frame, known_peer=client.said_hello)
