@@ -276,3 +276,15 @@ class RealFiles:
             file.close()
             raise
         return file
+
+
+def make_directory(files: Files, path: str) -> None:
+    """Create a directory and its missing parents, with names that survive a power failure."""
+    missing: list[str] = []
+    at = path.rstrip("/") or "/"
+    while at not in {"/", "", "."} and not files.exists(at):
+        missing.append(at)
+        at = at.rpartition("/")[0] or ("/" if at.startswith("/") else ".")
+    files.mkdir(path)
+    for each in missing:
+        files.sync_dir(each.rpartition("/")[0] or ("/" if each.startswith("/") else "."))

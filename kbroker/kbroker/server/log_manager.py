@@ -16,11 +16,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from duolog_protocol.errors import DataDirectoryError, StorageError
+from duolog_protocol.errors import DataDirectoryError, DiskFullError, StorageError
 from duolog_protocol.types import TopicPartition
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor
-from duolog_runtime.files import DirectoryLockedError, File, Files
+from duolog_runtime.files import DirectoryLockedError, File, Files, make_directory
 from duolog_runtime.logs import Logger
 
 from ..core.producer_state import ProducerStates
@@ -78,7 +78,8 @@ class LogManager:
         self._memory_tail_bytes = memory_tail_bytes
         self._tails = TailBudget(memory_tails_bytes)
         self._max_producer_ids = max_producer_ids
-        self._halt = halt
+        self.halt = halt
+        """Called when a log can no longer be trusted: the broker must stop."""
         self._lock: File | None = None
         self._was_clean = False
         self._checkpoints: marks.LogDirCheckpoints | None = None
@@ -95,7 +96,7 @@ class LogManager:
         Raises DataDirectoryError where another process has it or its format is not ours.
         """
         files = self._files
-        files.mkdir(self.directory)
+        make_directory(files, self.directory)
         try:
             self._lock = files.lock(f"{self.directory}/{_LOCK_FILE}")
         except DirectoryLockedError as error:
@@ -280,7 +281,7 @@ class LogManager:
                 else:
                     assert error is not None, log.directory
                     cause = error if isinstance(error, OSError) else OSError(str(error))
-                    self._halt(log.on_flush_failed(target, cause))
+                    self.halt(log.on_flush_failed(target, cause))
             if self._dirty:
                 self._start_round()
 
@@ -296,7 +297,14 @@ class LogManager:
         for key, log in self.logs.items():
             if log.offline is not None or key not in high_watermarks:
                 continue
-            deleted = log.apply_retention(high_watermark=high_watermarks[key], wall_ms=wall_ms)
+            try:
+                deleted = log.apply_retention(high_watermark=high_watermarks[key], wall_ms=wall_ms)
+            except DiskFullError as error:
+                self._log.warning("retention_refused", partition=key, error=str(error))
+                continue
+            except StorageError as error:
+                self.halt(error)
+                break
             if deleted:
                 count += len(deleted)
                 self._deleted.append((now_ms, log, deleted))

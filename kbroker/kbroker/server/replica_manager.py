@@ -261,6 +261,9 @@ class ReplicaManager:
         except DiskFullError as error:
             self._log.warning("append_refused", partition=replica.key, error=str(error))
             return _refused(KafkaErrorCode.KAFKA_STORAGE_ERROR, str(error))
+        except StorageError as error:
+            self._logs.halt(error)  # every connection is dropped: nobody gets this answer
+            return _refused(KafkaErrorCode.KAFKA_STORAGE_ERROR, str(error))
 
     def _append_as_leader(
         self, replica: Replica, role: Leading, records: bytes | bytearray | memoryview

@@ -1,0 +1,37 @@
+"""Runs seeds of the simulated worlds, outside pytest's event loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from .kbroker_world import BrokerWorld
+
+WORLDS: Final[dict[str, Callable[[int], Any]]] = {"kbroker": BrokerWorld}
+
+
+def run_seed(name: str, seed: int) -> dict[str, int]:
+    """One history; the marks it reached. Raises what it violates."""
+    world = WORLDS[name](seed)
+    asyncio.run(world.run())
+    marks: dict[str, int] = world.marks
+    return marks
+
+
+def run_seeds(
+    name: str, seeds: Iterable[int]
+) -> tuple[list[tuple[int, BaseException]], Counter[str]]:
+    """Many histories: (seed, what was violated), and all marks together."""
+    failures: list[tuple[int, BaseException]] = []
+    marks: Counter[str] = Counter()
+    with asyncio.Runner() as runner:
+        for seed in seeds:
+            world = WORLDS[name](seed)
+            try:
+                runner.run(world.run())
+            except Exception as violation:
+                failures.append((seed, violation))
+            marks.update(world.marks)
+    return failures, marks
