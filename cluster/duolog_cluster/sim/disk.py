@@ -165,14 +165,15 @@ class SimDisk:
         parts = _parts(path)
         directory = self._root
         self._check()
-        for name in parts:
+        for depth, name in enumerate(parts, 1):
             node = directory.entries.get(name)
             if node is None:
                 self._count_write(path)
                 node = DirectoryNode()
                 self._change_names(NameOp(node, None, (directory, name)))
             elif isinstance(node, FileNode):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+                number = errno.EEXIST if depth == len(parts) else errno.ENOTDIR
+                raise OSError(number, os.strerror(number), path)
             directory = node
 
     def rmdir(self, path: str) -> None:
@@ -182,8 +183,8 @@ class SimDisk:
         self._change_names(NameOp(node, self._place(path), None))
 
     def rename(self, source: str, target: str) -> None:
-        node = self._find(source)
         source_place, target_place = self._place(source), self._place(target)
+        node = self._find(source)
         if source_place == target_place:
             return
         _check_rename(node, target_place, source, target)
@@ -554,9 +555,12 @@ def _check_rename(node: Node, target_place: Place, source: str, target: str) -> 
     """Raise what POSIX says about directories and files in each other's place."""
     directory, name = target_place
     there = directory.entries.get(name)
+    old, new = _parts(source), _parts(target)
     number = 0
-    if isinstance(node, DirectoryNode):
-        if _parts(target)[: len(_parts(source))] == _parts(source):
+    if old[: len(new)] == new:
+        number = errno.ENOTEMPTY
+    elif isinstance(node, DirectoryNode):
+        if new[: len(old)] == old:
             number = errno.EINVAL
         elif isinstance(there, FileNode):
             number = errno.ENOTDIR
