@@ -1,0 +1,88 @@
+"""Builds and runs `zkload_native`, the load generator in C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from .plan import Dialect, Kind, encode_plan
+
+HERE: Final = Path(__file__).resolve().parent
+BUILD: Final = HERE / "build"
+SOURCE: Final = HERE / "zkload_native.c"
+FLAGS: Final = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
+
+
+class GeneratorError(Exception):
+    """The generator found something wrong, or could not run."""
+
+
+def compiler() -> str | None:
+    """The C compiler, `$CC` or `cc`."""
+    return shutil.which(os.environ.get("CC", "cc"))
+
+
+def build() -> Path:
+    """The generator, compiled when its source is newer. Raises GeneratorError."""
+    program = BUILD / "zkload_native"
+    if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
+        return program
+    cc = compiler()
+    if cc is None:
+        raise GeneratorError("a C compiler is needed: install one as cc, or name it in $CC")
+    BUILD.mkdir(exist_ok=True)
+    made = BUILD / f"zkload_native.{os.getpid()}"
+    done = subprocess.run(
+        [cc, *FLAGS, "-o", made, SOURCE], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise GeneratorError(f"{cc} failed:\n{done.stderr}")
+    made.replace(program)
+    return program
+
+
+def run(  # noqa: PLR0913 - what a measurement is made of
+    port: int,
+    dialect: Dialect,
+    mix: dict[Kind, int],
+    *,
+    connections: int = 8,
+    outstanding: int = 64,
+    size_bytes: int = 100,
+    keys: int = 1000,
+    seconds: float = 4,
+    warmup_s: float = 1,
+    patience_s: float = 10,
+    pin_to: set[int] | None = None,
+) -> dict[str, Any]:
+    """Load the server on `port`; the figures. Raises GeneratorError when a reply was wrong."""
+    program = build()
+    with tempfile.NamedTemporaryFile(dir=BUILD, suffix=".plan") as file:
+        file.write(
+            encode_plan(
+                dialect, mix=mix, connections=connections, keys=keys, size_bytes=size_bytes
+            )
+        )
+        file.flush()
+        command: list[str] = [
+            str(program),
+            *("--plan", file.name, "--port", str(port)),
+            *("--outstanding", str(outstanding), "--seconds", str(seconds)),
+            *("--warmup", str(warmup_s), "--patience", str(patience_s)),
+        ]
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        if pin_to:
+            os.sched_setaffinity(child.pid, pin_to)
+        out, err = child.communicate()
+    if child.returncode != 0:
+        found = json.loads(out)["error"] if out.startswith("{") else (err.strip() or out)
+        raise GeneratorError(f"{found} (exit {child.returncode})")
+    result: dict[str, Any] = json.loads(out)
+    return result
