@@ -46,7 +46,7 @@ def build() -> Path:
     return program
 
 
-def run(  # noqa: PLR0913 - what a measurement is made of
+def run(
     port: int,
     dialect: Dialect,
     mix: dict[Kind, int],
@@ -58,15 +58,12 @@ def run(  # noqa: PLR0913 - what a measurement is made of
     seconds: float = 4,
     warmup_s: float = 1,
     patience_s: float = 10,
-    pin_to: set[int] | None = None,
 ) -> dict[str, Any]:
     """Load the server on `port`; the figures. Raises GeneratorError when a reply was wrong."""
     program = build()
     with tempfile.NamedTemporaryFile(dir=BUILD, suffix=".plan") as file:
         file.write(
-            encode_plan(
-                dialect, mix=mix, connections=connections, keys=keys, size_bytes=size_bytes
-            )
+            encode_plan(dialect, mix=mix, connections=connections, keys=keys, size_bytes=size_bytes)
         )
         file.flush()
         command: list[str] = [
@@ -75,14 +72,9 @@ def run(  # noqa: PLR0913 - what a measurement is made of
             *("--outstanding", str(outstanding), "--seconds", str(seconds)),
             *("--warmup", str(warmup_s), "--patience", str(patience_s)),
         ]
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        if pin_to:
-            os.sched_setaffinity(child.pid, pin_to)
-        out, err = child.communicate()
-    if child.returncode != 0:
-        found = json.loads(out)["error"] if out.startswith("{") else (err.strip() or out)
-        raise GeneratorError(f"{found} (exit {child.returncode})")
-    result: dict[str, Any] = json.loads(out)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        found = json.loads(done.stdout)["error"] if done.stdout else done.stderr.strip()
+        raise GeneratorError(f"{found} (exit {done.returncode})")
+    result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -84,7 +84,7 @@ struct connection {
 };
 
 struct reply {
-    uint32_t correlation;
+    uint32_t due, correlation; /* the id that must come, the one that came */
     int64_t error;
     uint64_t zxid;
     int64_t stat[STAT_FIELDS];
@@ -349,7 +349,7 @@ static const char *read_native(const uint8_t *frame, uint32_t size, enum kind ki
     r->correlation = (uint32_t)take_number(&c, 4);
     r->error = msgpack_integer(&c);
     r->zxid = (uint64_t)msgpack_integer(&c);
-    if (c.problem || r->error != 0 || r->correlation == 0)
+    if (c.problem || r->correlation != r->due || r->error != 0)
         return c.problem;
     if (count != 3 + native_field_count[kind])
         return "the response has another number of fields than its message";
@@ -387,12 +387,13 @@ static const char *read_jute(const uint8_t *frame, uint32_t size, enum kind kind
             c.problem = "the session has no id";
         if (jute_buffer(&c).size != 16 && !c.problem)
             c.problem = "the session's password is not 16 bytes";
+        r->correlation = r->due;
         return c.problem;
     }
     r->correlation = (uint32_t)take_number(&c, 4);
     r->zxid = take_number(&c, 8);
     r->error = take_signed(&c, 4);
-    if (c.problem || r->error != 0)
+    if (c.problem || r->correlation != r->due || r->error != 0)
         return c.problem;
     if (kind == CREATE)
         r->path = jute_buffer(&c);
@@ -477,12 +478,12 @@ static void on_frame(struct connection *c, const uint8_t *frame, uint32_t size, 
     DEMAND(c->answered < c->queued, "connection %d: a frame that nobody asked for", c->number);
     const struct pending *p = &c->pending[c->answered % outstanding];
     const struct op *op = &c->now.op[p->index];
-    struct reply r = {.correlation = p->correlation};
+    struct reply r = {.due = p->correlation};
     const char *problem = dialect == NATIVE ? read_native(frame, size, op->kind, &r)
                                             : read_jute(frame, size, op->kind, &r);
     DEMAND(!problem, "connection %d: malformed reply: %s", c->number, problem);
-    DEMAND(r.correlation == p->correlation, "connection %d: reply to %u where %u is due", c->number,
-           r.correlation, p->correlation);
+    DEMAND(r.correlation == r.due, "connection %d: reply to %u where %u is due", c->number,
+           r.correlation, r.due);
     DEMAND(r.error == 0, "connection %d: error code %lld on %.*s", c->number, (long long)r.error,
            (int)nodes[op->node].path.size, (const char *)nodes[op->node].path.at);
     check_reply(c, op, &r);
@@ -539,7 +540,7 @@ static void send_more(struct connection *c, uint32_t window)
                 watch(c, true);
                 return;
             }
-            DEMAND(sent >= 0, "connection %d: %s", c->number, strerror(errno));
+            DEMAND(sent >= 0, "connection %d lost: %s", c->number, strerror(errno));
             c->unsent += sent;
             continue;
         }
@@ -559,7 +560,7 @@ static void receive(struct connection *c)
         epoll_ctl(poller, EPOLL_CTL_DEL, c->fd, NULL);
         return;
     }
-    DEMAND(got > 0, "connection %d: %s", c->number, got ? strerror(errno) : "closed by the server");
+    DEMAND(got > 0, "connection %d lost: %s", c->number, got ? strerror(errno) : "end of stream");
     uint64_t now = now_ns();
     uint32_t at = 0, end = c->filled + (uint32_t)got;
     while (end - at >= 4) {
