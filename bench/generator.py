@@ -14,7 +14,7 @@ from .plan import Dialect, Kind, encode_plan
 
 HERE: Final = Path(__file__).resolve().parent
 BUILD: Final = HERE / "build"
-SOURCE: Final = HERE / "zkload_native.c"
+SOURCES: Final = (HERE / "zkload_native.c", HERE / "replies.h")
 FLAGS: Final = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
 
 
@@ -30,7 +30,8 @@ def compiler() -> str | None:
 def build() -> Path:
     """The generator, compiled when its source is newer. Raises GeneratorError."""
     program = BUILD / "zkload_native"
-    if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
+    newest = max(source.stat().st_mtime for source in SOURCES)
+    if program.exists() and program.stat().st_mtime > newest:
         return program
     cc = compiler()
     if cc is None:
@@ -38,7 +39,7 @@ def build() -> Path:
     BUILD.mkdir(exist_ok=True)
     made = BUILD / f"zkload_native.{os.getpid()}"
     done = subprocess.run(
-        [cc, *FLAGS, "-o", made, SOURCE], capture_output=True, text=True, check=False
+        [cc, *FLAGS, "-o", made, SOURCES[0]], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise GeneratorError(f"{cc} failed:\n{done.stderr}")

@@ -48,10 +48,9 @@ ORIGINALS: Final = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser, names: list[str]) -> None:
-    """Options for those originals that a script compares with."""
-    for name in names:
-        each = ORIGINALS[name]
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options for all originals, so that they can be given once for all scripts."""
+    for each in ORIGINALS.values():
         parser.add_argument(
             each.option,
             default=os.environ.get(each.variable),

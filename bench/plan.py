@@ -88,13 +88,13 @@ class Dialect(Protocol):
         """The end of the session."""
 
 
-def patchable(kind: Kind, node: int, encode: Callable[[int], bytes]) -> Op:
-    """A request whose correlation id is found by encoding it with two different ones."""
+def find_correlation_id(encode: Callable[[int], bytes]) -> tuple[bytes, int]:
+    """A request and where its correlation id is, found by encoding it with two different ones."""
     one, two = (encode(probe) for probe in _PROBES)
-    differs = [at for at, (a, b) in enumerate(zip(one, two, strict=True)) if a != b]
-    assert len(differs) == 4 and differs[3] - differs[0] == 3, differs
-    assert _U32.unpack_from(one, differs[0])[0] == _PROBES[0], one
-    return Op(kind, node, differs[0], one)
+    at = next(place for place, (a, b) in enumerate(zip(one, two, strict=True)) if a != b)
+    assert one[at : at + 4] == _U32.pack(_PROBES[0]), one[:100]
+    assert one[:at] + _U32.pack(_PROBES[1]) + one[at + 4 :] == two, one[:100]
+    return one, at
 
 
 class Native:
@@ -106,7 +106,8 @@ class Native:
         def encode(correlation_id: int) -> bytes:
             return before + b"".join(api.encode_request(correlation_id, message, 0))
 
-        return patchable(kind, node, encode)
+        request, correlation_at = find_correlation_id(encode)
+        return Op(kind, node, correlation_at, request)
 
     def hello(self) -> list[Op]:
         versions = ApiVersionsRequest("zkload-native", "1")
@@ -139,7 +140,8 @@ class Jute:
         def encode(xid: int) -> bytes:
             return text(struct.pack(">Ii", xid, code) + b"".join(fields))
 
-        return patchable(kind, node, encode)
+        request, correlation_at = find_correlation_id(encode)
+        return Op(kind, node, correlation_at, request)
 
     def hello(self) -> list[Op]:
         fields = struct.pack(">iqiq", 0, 0, SESSION_TIMEOUT_MS, 0) + text(bytes(16)) + b"\0"

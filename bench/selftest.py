@@ -225,8 +225,8 @@ class FaultyServer:
             stat = stat._replace(data_length=7)
         if self.hit("czxid changed"):
             stat = stat._replace(czxid=stat.czxid + 1)
-        if self.hit("mzxid from the future"):
-            stat = stat._replace(mzxid=zxid + 10, version=stat.version or 1)
+        if stat.version > 0 and self.hit("mzxid from the future"):
+            stat = stat._replace(mzxid=zxid + 10)
         if self.hit("zxid goes back"):
             zxid -= 2000
         if self.hit("error code"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -55,7 +56,9 @@ class Row(NamedTuple):
 
     def ratios(self) -> list[float]:
         """Ours to theirs, pair by pair."""
-        return [a / b for a, b in zip(self.ours, self.theirs, strict=True)] if self.theirs else []
+        if not self.theirs:
+            return []
+        return [a / b if b else math.inf for a, b in zip(self.ours, self.theirs, strict=True)]
 
     def reached(self) -> bool | None:
         """Whether the claim holds; None where there is none or nothing to decide it with."""
@@ -167,18 +170,18 @@ class Session:
             file.write(json.dumps(self._stamp | line) + "\n")
 
 
-def parser(doc: str | None, names: list[str], *, pairs: int = 3) -> argparse.ArgumentParser:
-    """The options that every script has, and those of the originals it compares with."""
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options that every script has."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--pairs", type=int, default=pairs, help=f"pairs per figure ({pairs})")
+    made.add_argument("--pairs", type=int, default=3, help="pairs per figure (%(default)s)")
     made.add_argument(
         "--scratch",
         default=str(HERE / "build" / "scratch"),
         help="where data goes: a real disk, not tmpfs (%(default)s)",
     )
-    originals.add_options(made, names)
+    originals.add_options(made)
     return made
 
 

@@ -150,7 +150,7 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
 
 def main(arguments_given: list[str] | None = None) -> int:
     """Run the benchmark; the exit status."""
-    options = parser(__doc__, [*NAMES, "zkload"])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=4, help="per figure (%(default)s)")
     options.add_argument("--jvm-warmup", type=float, default=15, help="seconds (%(default)s)")
     options.add_argument("--single", action="store_true", help="also one request at a time")
