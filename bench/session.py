@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -114,6 +115,8 @@ class Session:
             print(f"missing: {each}; ours alone", flush=True)
 
     def __enter__(self) -> Self:
+        # So that a run that is ended takes its daemons and JVMs with it.
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
         return self
 
     def __exit__(

@@ -131,21 +131,26 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
             )
         session.add(cold.row("get, first 2 s", "/s", "get"), cold.row("set, next 2 s", "/s", "set"))
         if arguments.single:
-            free = session.alternate(
-                "1 x 1", ours.one_by_one, theirs.one_by_one if theirs else None
-            )
-            for side in (ours, theirs):
-                if side is not None:
-                    side.server.pin(PINNED)
-            os.sched_setaffinity(0, PINNED)  # and so the generator, a child of this process
-            pinned = session.alternate(
-                "pinned", ours.one_by_one, theirs.one_by_one if theirs else None
-            )
-            for where, pairs in (("1 × 1", free), ("1 × 1, all on one core", pinned)):
-                session.add(
-                    pairs.row(f"get p50, {where}", "µs", "get_p50_us"),
-                    pairs.row(f"set p50, {where}", "µs", "set_p50_us"),
-                )
+            add_one_by_one(session, ours, theirs)
+
+
+def add_one_by_one(session: Session, ours: Side, theirs: Side | None) -> None:
+    """One request at a time, the servers and the generator free, then all on one core."""
+    free = session.alternate("1 x 1", ours.one_by_one, theirs.one_by_one if theirs else None)
+    for side in (ours, theirs):
+        if side is not None:
+            side.server.pin(PINNED)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, PINNED)  # and so the generator, a child of this process
+    try:
+        pinned = session.alternate("pinned", ours.one_by_one, theirs.one_by_one if theirs else None)
+    finally:
+        os.sched_setaffinity(0, before)
+    for where, pairs in (("1 × 1", free), ("1 × 1, all on one core", pinned)):
+        session.add(
+            pairs.row(f"get p50, {where}", "µs", "get_p50_us"),
+            pairs.row(f"set p50, {where}", "µs", "set_p50_us"),
+        )
 
 
 def main(arguments_given: list[str] | None = None) -> int:
