@@ -167,6 +167,40 @@ def test_runs_end_where_the_shape_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(looks.found) > 1000
 
 
+UNIFORM = {
+    "keyless": [Sample(START_MS, None, b"value")] * 90,
+    "keyed": [Sample(START_MS, b"key", b"value")] * 90,
+    "null values": [Sample(START_MS, b"k" * 70, None)] * 30,
+    "long values": [Sample(START_MS, b"", b"v" * 70)] * 30,
+    "later and later": [Sample(START_MS + 70 * at, None, b"v") for at in range(90)],
+    "minutes apart": [Sample(START_MS + 60_000 * at, None, b"") for at in range(30)],
+    "a header each": [Sample(START_MS, None, b"v", (("h", b"x"),))] * 30,
+}
+
+
+@pytest.mark.parametrize("name", UNIFORM)
+def test_runs_and_the_walk_refuse_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte of one record in the middle of a run is changed to what it could be taken for."""
+    whole = build(UNIFORM[name])[HEADER_BYTES:]
+    count = len(UNIFORM[name])
+    batches = []
+    for at in range(len(whole) * 2 // 3, len(whole) * 2 // 3 + 90):
+        for byte in {0, 1, 2, 4, 0x7F, 0x80, 0x81, 0xFF, whole[at] ^ 0x80, whole[at] + 2 & 0xFF}:
+            damaged = whole[:at] + bytes((byte,)) + whole[at + 1 :]
+            batches.append(around(damaged, count, last_offset_delta=20_000))
+
+    def outcome(batch: bytes) -> Columns | None:
+        try:
+            return decode_columns(batch)
+        except CorruptBatchError:
+            return None
+
+    quick = list(map(outcome, batches))
+    monkeypatch.setattr(record_decoding, "read_run", lambda *_, **__: None)
+    assert list(map(outcome, batches)) == quick
+    assert None in quick
+
+
 def test_records_from_an_offset_on() -> None:
     batch = build(GOLDEN_RECORDS, Codec.SNAPPY, base_offset=100)
     for start in (0, 100, 101, 117, 118, 1000):
@@ -275,6 +309,12 @@ def test_a_header_key_that_is_no_utf8_does_not_stop_a_consumer() -> None:
 def test_longer_varints_than_needed_are_read() -> None:
     body = record(b"\0\x80\0\x80\0\x82\x80\0k\x84\x80\0vv\x80\0")
     assert samples_of(decode_columns(around(body, 1))) == [Sample(START_MS, b"k", b"vv")]
+
+
+def test_the_last_record_does_not_reach_behind_the_batch() -> None:
+    whole = record(b"\0\0\0\1\1\0") + record(b"\0\0\2\1\1\0")
+    with pytest.raises(CorruptBatchError, match=r"end \+1 bytes"):
+        decode_columns(around(whole[:-1], 2, leader_epoch=0) + b"\0")
 
 
 def test_an_unchecked_batch_that_is_cut_is_refused_at_every_length() -> None:
