@@ -312,7 +312,7 @@ def test_longer_varints_than_needed_are_read() -> None:
 
 
 def test_the_last_record_does_not_reach_behind_the_batch() -> None:
-    whole = record(b"\0\0\0\1\1\0") + record(b"\0\0\2\1\1\0")
+    whole = record(b"\0\0\0\1\2v\0") + record(b"\0\0\2\1\2v\0")
     with pytest.raises(CorruptBatchError, match=r"end \+1 bytes"):
         decode_columns(around(whole[:-1], 2, leader_epoch=0) + b"\0")
 
