@@ -120,7 +120,7 @@ def _gunzip(data: Buffer, max_bytes: int) -> bytes:
 
 def _unsnappy(data: bytes, max_bytes: int) -> bytes:
     if not data.startswith(_SNAPPY_JAVA_MAGIC):
-        return _unsnappy_block(data, max_bytes)
+        return _unsnappy_block(data, max_bytes, max_bytes)
     position = len(_SNAPPY_JAVA_HEADER)
     pieces: list[bytes] = []
     left = max_bytes
@@ -129,22 +129,25 @@ def _unsnappy(data: bytes, max_bytes: int) -> bytes:
         position += 4
         if size == 0 or position + size > len(data):
             raise DecompressionError(f"snappy block of {size} bytes at {position} is cut")
-        piece = _unsnappy_block(data[position : position + size], left)
+        piece = _unsnappy_block(data[position : position + size], left, max_bytes)
         left -= len(piece)
         pieces.append(piece)
         position += size
     return b"".join(pieces)
 
 
-def _unsnappy_block(block: bytes, max_bytes: int) -> bytes:
-    """A bare block tells its size first; a block cannot honestly claim over 64 times its own."""
+def _unsnappy_block(block: bytes, left: int, max_bytes: int) -> bytes:
+    """A block, of which `left` of the `max_bytes` for all blocks may come.
+
+    It tells its size first, and cannot honestly claim over 64 times its own.
+    """
     claimed = shift = 0
     for byte in block[:5]:
         claimed |= (byte & 0x7F) << shift
         if byte < 0x80:
             break
         shift += 7
-    if claimed > max_bytes:
+    if claimed > left:
         raise _too_large("snappy", max_bytes)
     if claimed > _SNAPPY_MAX_RATIO * len(block) + 64:
         raise DecompressionError(f"snappy block of {len(block)} bytes claims {claimed} bytes")

@@ -5,8 +5,8 @@ Source: Kafka `Utils.murmur2`, `BuiltInPartitioner.partitionForKey`.
 
 from __future__ import annotations
 
-import struct
 from functools import lru_cache
+from struct import Struct
 from typing import Final
 
 _SEED: Final = 0x9747B28C
@@ -15,6 +15,7 @@ _MASK: Final = 0xFFFFFFFF
 _CACHED_KEYS: Final = 8192
 _CACHED_KEY_BYTES: Final = 64
 """Longer keys are hashed each time, so that the cache stays under 2 MiB."""
+_UNPACK_WORDS: Final = [Struct(f"<{words}I").unpack_from for words in range(16)]
 
 
 def murmur2(data: bytes) -> int:
@@ -22,7 +23,8 @@ def murmur2(data: bytes) -> int:
     length = len(data)
     value = _SEED ^ length
     whole = length & ~3
-    for word in struct.unpack_from(f"<{whole >> 2}I", data):
+    unpack = _UNPACK_WORDS[length >> 2] if length < 64 else Struct(f"<{length >> 2}I").unpack_from
+    for word in unpack(data):
         mixed = word * _M & _MASK
         value = (value * _M ^ (mixed ^ mixed >> 24) * _M) & _MASK
     tail = data[whole:]

@@ -280,7 +280,7 @@ def _walk(data: bytes, position: int, size: int, header: BatchHeader) -> Columns
             headers, position = _headers(data, position, min(twice_end >> 1, size), headers_left)
             headers_at[index] = headers
             headers_left -= len(headers)
-        if position + position != twice_end or position > size:
+        if position + position != twice_end:
             raise ValueError(f"record {index} does not end where its length says")
         index += 1
 
@@ -309,7 +309,7 @@ def _walk(data: bytes, position: int, size: int, header: BatchHeader) -> Columns
                 pause = 1
                 attempt = index + 1
     if position != size:
-        raise ValueError(f"{size - position} bytes follow its last record")
+        raise ValueError(f"its records end {position - size:+} bytes from its end")
     if count and count - 1 + excess > header.last_offset_delta:
         raise ValueError(f"a record is behind its last offset {header.last_offset}")
     if header.timestamp_type == LOG_APPEND_TIME:
