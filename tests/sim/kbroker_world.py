@@ -41,7 +41,7 @@ from kbroker.core.metadata_image import (
 )
 from kbroker.core.purgatory import Purgatory
 from kbroker.core.topic_config import TopicConfig
-from kbroker.server.log_manager import LogManager
+from kbroker.server.log_manager import FAILED_SYNC_FILE, LogManager
 from kbroker.server.replica_manager import Appended, ReplicaManager
 
 DIRECTORY: Final = "/data"
@@ -113,9 +113,11 @@ class BrokerWorld:
             "index.interval.bytes": str(faults_rng.choice([0, 200, 4096])),
         }
         if faults_rng.random() < 0.3:
-            self.settings["retention.bytes"] = "3000"
+            self.settings["retention.bytes"] = "1500"
+            self.settings["segment.bytes"] = "1024"
         self.power_was_cut = False
-        self.sync_has_failed = False
+        self.sync_failed = False
+        self.used_at_halt = 0
         self.marks: dict[str, int] = {}
         """Rare situations that were reached, for the coverage of all seeds together."""
 
@@ -156,7 +158,7 @@ class BrokerWorld:
             memory_tail_bytes=self.rng.choice([0, 500, 10_000]),
             memory_tails_bytes=20_000,
             max_producer_ids=10,
-            halt=self.halted.append,
+            halt=self._on_halt,
         )
         self.replicas = ReplicaManager(
             self.logs,
@@ -171,7 +173,7 @@ class BrokerWorld:
             await self._start()
         except (StorageError, OSError) as error:
             self._mark("start failed")  # a full disk or a failed sync: the process would end
-            self.halted.append(StorageError(str(error)))
+            self._on_halt(StorageError(str(error)))
 
     async def _start(self) -> None:
         self.logs.open_directory()
@@ -213,11 +215,8 @@ class BrokerWorld:
 
     def _die(self) -> None:
         """The end of a life: in order, by the death of the process, or by a power cut."""
-        if self.halted and not self.sync_has_failed:
-            # Only in the life that saw it fail: the next start writes everything again, then syncs.
-            self.sync_has_failed = True
-            if self.disk.used_after_failed_sync_count:
-                raise Violation("SyncNeverRetried: a file was used after its sync had failed")
+        if self.halted and self.disk.used_after_failed_sync_count != self.used_at_halt:
+            raise Violation("SyncNeverRetried: a file was used after its sync had failed")
         self._settle_pending()
         how = self.rng.choice(["order", "process", "power", "power", "power"])
         if self.power_was_cut:
@@ -235,11 +234,33 @@ class BrokerWorld:
         for ledger in self.ledgers.values():
             ledger.pending.clear()
         self.work.abandon()
+        if self.sync_failed:
+            how = "power"  # only a reboot makes the page cache tell the truth again
         if how == "power":
             self.power_was_cut = True
             self.disk.crash(lose_unsynced=self.rng.random() < 0.2)
         else:
             self.disk.kill()
+        if self.sync_failed:
+            self._take_mark_away()
+
+    def _take_mark_away(self) -> None:
+        """A person has looked at the disk; the mark itself need not have survived the reboot."""
+        self.sync_failed = False
+        self._mark("failed sync")
+        crash_rate, self.crash_rate = self.crash_rate, 0.0
+        if self.disk.exists(f"{DIRECTORY}/{FAILED_SYNC_FILE}"):
+            self.disk.unlink(f"{DIRECTORY}/{FAILED_SYNC_FILE}")
+            self.disk.sync_dir(DIRECTORY)
+        self.crash_rate = crash_rate
+
+    def _on_halt(self, error: StorageError) -> None:
+        """The broker knows now; what it did before it knew was never acknowledged."""
+        if not self.halted:
+            self.used_at_halt = self.disk.used_after_failed_sync_count
+        self.halted.append(error)
+        fail_at = self.faults.fail_at_sync
+        self.sync_failed = fail_at is not None and self.disk.sync_count >= fail_at
 
     def _crash_point(self, _when: str, _kind: str, _path: str) -> None:
         if self.crash_rng.random() < self.crash_rate:
@@ -342,7 +363,7 @@ class BrokerWorld:
         power_was_cut, self.power_was_cut = self.power_was_cut, False
         for key, ledger in self.ledgers.items():
             log = self.logs.logs.get(key)
-            if log is None:
+            if log is None or log.offline is not None:
                 self._mark("partition not opened")
                 self.power_was_cut = power_was_cut
                 continue

@@ -33,6 +33,7 @@ from ..storage.recovery import RecoveryReport, create_log, open_log
 
 DELETED_DIR_SUFFIX: Final = "-delete"
 STRAY_DIR_SUFFIX: Final = "-stray"
+FAILED_SYNC_FILE: Final = "sync-failed"
 _LOCK_FILE: Final = ".lock"
 
 
@@ -103,6 +104,12 @@ class LogManager:
             raise DataDirectoryError(
                 f"{self.directory} is in use by another broker process"
             ) from error
+        if files.exists(f"{self.directory}/{FAILED_SYNC_FILE}"):
+            self.release()
+            raise DataDirectoryError(
+                f"a sync of {self.directory} has failed: what can be read there may not be on the "
+                f"disk. Check the disk, reboot, then remove {FAILED_SYNC_FILE} to recover the logs"
+            )
         owner = marks.read_meta_properties(files, self.directory)
         if owner is None:
             strangers = [
@@ -281,12 +288,24 @@ class LogManager:
                 else:
                     assert error is not None, log.directory
                     cause = error if isinstance(error, OSError) else OSError(str(error))
-                    self.halt(log.on_flush_failed(target, cause))
+                    failure = log.on_flush_failed(target, cause)
+                    self._mark_failed_sync()
+                    self.halt(failure)
             if self._dirty:
                 self._start_round()
 
         self._sync_running = True
         self._disk.submit(sync_all, synced)
+
+    def _mark_failed_sync(self) -> None:
+        """Leave word for the next start on this machine, whose page cache lies from now on.
+
+        The mark need not be durable: after a reboot the cache tells the truth again.
+        """
+        try:
+            self._files.open(f"{self.directory}/{FAILED_SYNC_FILE}", create=True).close()
+        except OSError as error:
+            self._log.error("failed_sync_not_marked", error=str(error))
 
     # ---- upkeep --------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from duolog_protocol.errors import CorruptRecordError
-from duolog_runtime.files import File, Files
+from duolog_runtime.files import Files
 from kbroker.storage import epoch_cache, producer_snapshot
 from kbroker.storage.checkpoints import TEMPORARY_SUFFIX, PartitionCheckpoints
 from kbroker.storage.epoch_cache import EpochCache
@@ -37,7 +37,6 @@ from kbroker.storage.segment import (
     file_name,
 )
 
-_REWRITE_BYTES = 1024 * 1024
 _LEFTOVER_SUFFIXES = (DELETED_SUFFIX, TEMPORARY_SUFFIX, ".cleaned")
 _SEGMENT_SUFFIXES = (LOG_SUFFIX, OFFSET_INDEX_SUFFIX, TIME_INDEX_SUFFIX)
 
@@ -146,8 +145,6 @@ class _Recovery:
         self.segments: list[Segment] = []
         self.scan_start = 0
         """Everything below was believed, from here on every batch was checked."""
-        self.unsynced_from: dict[Segment, int] = {}
-        """Position in each scanned segment from which on nothing was known to be synced."""
         self.transitions: list[tuple[int, int]] = []
         """(leader epoch, base offset) wherever the epoch changes in the scanned part."""
         self.report = report
@@ -284,9 +281,7 @@ class _Recovery:
         last.sealed = False
         self._refuse_if_synced(last.path, last.size_bytes, last.end_offset)
         for segment in self.segments[first:]:
-            # What survived may so far be in the page cache only, and clean there if a sync failed
-            # before this start (fsyncgate): written again it is dirty again, and the sync counts.
-            _write_again(segment.file, self.unsynced_from[segment], segment.size_bytes)
+            # What survived may so far be in the page cache only.
             segment.file.sync()
             segment.synced_bytes = segment.size_bytes
             segment.name_synced = True
@@ -299,8 +294,7 @@ class _Recovery:
     def _scan_segment(self, segment: Segment, latest_epoch: int) -> tuple[int, int]:
         """Account for the sound batches; returns the file's size and the last leader epoch."""
         size_bytes = segment.start_recovery()
-        self.unsynced_from[segment] = size_bytes
-        for position, header in scan_batches(segment.file, 0, size_bytes):
+        for _, header in scan_batches(segment.file, 0, size_bytes):
             if header.base_offset < segment.end_offset:
                 break
             if header.last_offset - segment.base_offset > MAX_RELATIVE_OFFSET:
@@ -311,8 +305,6 @@ class _Recovery:
                 latest_epoch = header.leader_epoch
                 self.transitions.append((latest_epoch, header.base_offset))
             segment.note_batch(header)
-            if header.next_offset > self.recovery_point:
-                self.unsynced_from[segment] = min(position, self.unsynced_from[segment])
         self.report.scanned_bytes += size_bytes
         return size_bytes, latest_epoch
 
@@ -379,11 +371,3 @@ class _Recovery:
                 if not entries or header.leader_epoch > entries[-1][0]:
                     entries.append((header.leader_epoch, header.base_offset))
         return [entry for entry in entries if entry[0] >= 0]
-
-
-def _write_again(file: File, position: int, end: int) -> None:
-    while position < end:
-        data = file.pread(min(_REWRITE_BYTES, end - position), position)
-        assert data, (file.path, position, end)
-        file.pwrite(data, position)
-        position += len(data)

@@ -1,0 +1,34 @@
+"""A few hundred seeds of every simulated world; `make sim` runs thousands."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.runner import WORLDS, run_seeds
+
+SEEDS = 300
+MUST_REACH = {
+    "kbroker": {
+        "clean stop",
+        "crash point",
+        "duplicate",
+        "failed sync",
+        "read from the disk",
+        "refused KAFKA_STORAGE_ERROR",
+        "segments deleted",
+        "suffix lost",
+    },
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_no_seed_violates_an_invariant_and_the_rare_situations_are_reached(name: str) -> None:
+    failures, marks = run_seeds(name, range(SEEDS))
+    assert not failures, f"replay with: python -m tests.sim --only {name} --seed {failures[0][0]}"
+    assert MUST_REACH[name] <= marks.keys(), MUST_REACH[name] - marks.keys()
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_seed_decides_everything(name: str) -> None:
+    first, again = run_seeds(name, range(20)), run_seeds(name, range(20))
+    assert first == again
