@@ -218,8 +218,10 @@ class Segment:
             self.note_batch(header)
 
     def drop_unfinished_write(self) -> None:
-        """Cut what a failed append may have written. Raises OSError."""
+        """Cut what a failed append may have written, durably: the refusal is definite, so not even
+        a power failure may bring the batch back. Raises OSError."""
         self.file.truncate(self.size_bytes)
+        self.file.sync()
 
     def note_batch(self, header: BatchHeader) -> None:
         """Account for a batch that is in the file at `size_bytes`; live and in recovery alike."""
