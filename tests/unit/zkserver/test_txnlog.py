@@ -334,3 +334,16 @@ def test_power_loss_keeps_every_synced_record_and_a_prefix_of_the_rest(options: 
             acknowledged = found
             again = files.after_power_loss(random.Random(seed))
             assert open_directory(again, options=options)[1] == found, seed
+
+
+def test_what_a_killed_process_left_unsynced_is_durable_once_it_was_recovered() -> None:
+    """The page cache outlives a kill: its records are served again, so they must stay."""
+    for seed in range(50):
+        files = MemoryFiles()
+        data, _ = open_directory(files, options=ONE_FILE)
+        records = fill(data, [2])
+        unsynced = [record(make_zxid(1, 3))]
+        data.log.append(unsynced, make_zxid(1, 3))
+        assert open_directory(files, options=ONE_FILE)[1] == records + unsynced
+        survived = files.after_power_loss(random.Random(seed))
+        assert open_directory(survived, options=ONE_FILE)[1] == records + unsynced
