@@ -28,9 +28,7 @@ def all_bytes() -> dict[str, bytes]:
     """Every kind of file, written by a server 1 of ensemble 0xe5."""
     files = MemoryFiles()
     options = LogOptions(preallocate_bytes=16)
-    data = DataDirectory(
-        files, DIRECTORY, 1, FixedMarker(), ensemble_id=0xE5, log_options=options
-    )
+    data = DataDirectory(files, DIRECTORY, 1, FixedMarker(), ensemble_id=0xE5, log_options=options)
     assert list(data.records()) == []
     data.epochs.advance(1)
     first, second = make_zxid(1, 1), make_zxid(1, 2)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from random import Random
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import DiskFullError
@@ -24,7 +24,7 @@ from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
 from zkserver.core.connection import Connection
-from zkserver.core.core import ZkCore
+
 from zkserver.core.events import (
     Append,
     AppendRefused,
@@ -41,6 +41,9 @@ from zkserver.core.events import (
 from zkserver.storage.recovery import DataDirectory
 
 from .snapshotting import Snapshotting
+
+if TYPE_CHECKING:
+    from zkserver.core.core import ZkCore
 
 MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 """Records that one job takes at most, so that nobody waits long for what others wrote."""
