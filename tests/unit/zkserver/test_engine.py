@@ -1,0 +1,425 @@
+"""The engine between a core and a simulated disk: group commit, refusals, halts, power loss.
+
+The core here is the smallest one that has a state: each request adds its id, and the reply tells
+that it is durable. The real core is driven the same way in `test_node.py` and by the simulation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from duolog_cluster.sim.disk import DiskFaults, PowerLoss, SimDisk
+from duolog_protocol.codec import Piece
+from duolog_protocol.types import make_zxid
+from duolog_runtime.clocks import ManualClock
+from duolog_runtime.disk import InlineDisk
+from duolog_runtime.logs import RecordingLogger
+from zkserver.core.connection import Codec, Connection
+from zkserver.core.events import (
+    Append,
+    AppendRefused,
+    ConnectionLost,
+    Durable,
+    Effect,
+    Event,
+    Received,
+    Send,
+)
+from zkserver.server.engine import Engine, EngineOptions
+from zkserver.storage.recovery import DataDirectory
+from zkserver.storage.snapshot import snapshot_files
+from zkserver.storage.txnlog import LogOptions
+
+CONNECTION = Connection(cast(Codec, None))
+
+
+class View:
+    def __init__(self, zxid: int, ids: list[int]) -> None:
+        self.zxid = zxid
+        self._ids = list(ids)
+        self.closed = False
+
+    def chunks(self, max_bytes: int) -> Iterator[bytes]:
+        yield self.zxid.to_bytes(8, "big")
+        for each in self._ids:
+            yield each.to_bytes(8, "big")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class CountingCore:
+    """State = the ids of all durable requests, in order."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.zxid = 0
+        self.next_zxid = 0
+        self.outstanding: dict[int, int] = {}
+        self.refused: list[int] = []
+        self.deadline: int | None = None
+        self.views: list[View] = []
+
+    def load_snapshot(self, chunks: Iterable[bytes]) -> None:
+        numbers = [int.from_bytes(chunk, "big") for chunk in chunks]
+        self.zxid, self.ids = numbers[0], numbers[1:]
+
+    def replay(self, record: bytes) -> int:
+        zxid = int.from_bytes(record[:8], "big")
+        assert zxid > self.zxid, (zxid, self.zxid)
+        self.zxid = zxid
+        if len(record) > 8:
+            self.ids.append(int.from_bytes(record[8:16], "big"))
+        return zxid
+
+    def start(self, epoch: int, now_ms: int, wall_ms: int) -> list[Effect]:
+        zxid = make_zxid(epoch, 1)
+        assert zxid > self.zxid, (zxid, self.zxid)
+        self.next_zxid = zxid + 1
+        self.outstanding[zxid] = 0
+        return [Append([zxid.to_bytes(8, "big")], zxid, zxid)]
+
+    def step(self, event: Event, now_ms: int) -> list[Effect]:
+        match event:
+            case Received():
+                first = self.next_zxid
+                records = []
+                for _, number, _ in event.requests:
+                    self.outstanding[self.next_zxid] = number
+                    pad = bytes(number % 50)
+                    records.append(
+                        self.next_zxid.to_bytes(8, "big") + number.to_bytes(8, "big") + pad
+                    )
+                    self.next_zxid += 1
+                return [Append(records, first, self.next_zxid - 1)]
+            case Durable():
+                pieces: list[Piece] = []
+                while self.outstanding and next(iter(self.outstanding)) <= event.zxid:
+                    zxid = next(iter(self.outstanding))
+                    number = self.outstanding.pop(zxid)
+                    self.zxid = zxid
+                    if number:
+                        self.ids.append(number)
+                        pieces.append(number.to_bytes(8, "big"))
+                assert self.zxid == event.zxid, (self.zxid, event.zxid)
+                return [Send(CONNECTION, pieces)] if pieces else []
+            case AppendRefused():
+                gone = [z for z in self.outstanding if z >= event.first_zxid]
+                self.refused += [self.outstanding.pop(zxid) for zxid in gone]
+                self.next_zxid = event.first_zxid
+                return []
+            case ConnectionLost():
+                raise KeyError("a bug")
+            case _:
+                return []
+
+    def deadline_ms(self) -> int | None:
+        return self.deadline
+
+    def begin_snapshot(self) -> View:
+        self.views.append(View(self.zxid, self.ids))
+        return self.views[-1]
+
+
+class Life:
+    """One life of a process on a disk; it is its engine's shell."""
+
+    def __init__(
+        self, files: SimDisk, seed: int, *, snap_count: int = 100_000, file_bytes: int = 1 << 20
+    ) -> None:
+        self.core = CountingCore()
+        self.disk = InlineDisk(immediate=False)
+        self.clock = ManualClock()
+        self.log = RecordingLogger()
+        self.acknowledged: list[int] = []
+        self.halted = ""
+        self.turns: list[int] = []
+        self.data = DataDirectory(
+            files,
+            "/data",
+            1,
+            random.Random(seed),
+            log_options=LogOptions(file_bytes, 512),
+        )
+        self.engine = Engine(
+            cast(Any, self.core),
+            self.data,
+            disk=self.disk,
+            clock=self.clock,
+            rng=random.Random(seed),
+            shell=self,
+            log=self.log,
+            options=EngineOptions(snap_count, 3),
+        )
+        self.engine.recover()
+        self.recovered = list(self.core.ids)
+        self.engine.start()
+
+    def send(self, connection: Connection, pieces: list[Piece]) -> None:
+        self.acknowledged += [int.from_bytes(piece, "big") for piece in pieces]
+
+    def close(self, connection: Connection, reason: str) -> None: ...
+
+    def pause_reading(self, connection: Connection) -> None: ...
+
+    def resume_reading(self, connection: Connection) -> None: ...
+
+    def call_soon(self) -> None:
+        self.turns.append(1)
+
+    def arm(self) -> None: ...
+
+    def halt(self, reason: str) -> None:
+        self.halted = reason
+
+    def write(self, *numbers: int) -> None:
+        requests = [(1, number, None) for number in numbers]
+        self.engine.step(Received(CONNECTION, requests, self.clock.wall_ms()))
+
+    def end_turn(self) -> None:
+        while self.turns:
+            self.turns.pop()
+            self.engine.end_turn()
+
+    def settle(self) -> None:
+        self.end_turn()
+        while self.disk.pending:
+            self.disk.run_pending()
+            self.end_turn()
+
+
+def new_disk(seed: int = 1, faults: DiskFaults | None = None) -> SimDisk:
+    return SimDisk(random.Random(seed), faults)
+
+
+def test_nothing_is_answered_before_it_is_on_disk() -> None:
+    life = Life(new_disk(), 1)
+    life.settle()
+    life.write(11)
+    life.end_turn()
+    assert (life.core.ids, life.acknowledged) == ([], [])
+    assert life.disk.run_work()
+    assert (life.core.ids, life.acknowledged) == ([], []), "written, but nobody was told"
+    life.settle()
+    assert (life.core.ids, life.acknowledged) == ([11], [11])
+
+
+def test_what_came_in_one_turn_and_what_queued_behind_a_sync_share_a_sync() -> None:
+    files = new_disk()
+    life = Life(files, 1)
+    life.settle()
+    before = files.sync_count
+    life.write(1)
+    life.write(2, 3)
+    life.end_turn()
+    life.disk.run_work()
+    assert files.sync_count == before + 1
+    for number in range(4, 104):
+        life.write(number)
+    life.settle()
+    assert files.sync_count == before + 2
+    assert life.acknowledged == list(range(1, 104))
+
+
+def test_one_job_takes_no_more_than_its_bound() -> None:
+    files = new_disk()
+    life = Life(files, 1, file_bytes=1 << 30)
+    life.settle()
+    before = files.sync_count
+    big = 5 * 1024 * 1024
+    for number in (1, 2, 3):
+        zxid = life.core.next_zxid
+        life.core.next_zxid += 1
+        life.core.outstanding[zxid] = number
+        record = zxid.to_bytes(8, "big") + number.to_bytes(8, "big") + bytes(big)
+        life.engine._perform([Append([record], zxid, zxid)])
+    life.settle()
+    assert files.sync_count == before + 3
+    assert life.acknowledged == [1, 2, 3]
+
+
+def test_each_start_opens_a_higher_epoch_even_when_the_last_one_logged_nothing() -> None:
+    files = new_disk()
+    epochs = []
+    for seed in range(5):
+        life = Life(files, seed)
+        epochs.append(life.core.next_zxid >> 32)
+        if seed % 2:
+            life.settle()
+        files.kill()
+    assert epochs == sorted(epochs) and epochs[0] == 1
+    assert life.data.epochs.accepted_epoch == epochs[-1] - 1, "not durable before its sync"
+
+
+def test_an_epoch_that_rolls_while_running_is_on_disk_before_its_records() -> None:
+    files = new_disk()
+    life = Life(files, 1)
+    life.settle()
+    life.core.next_zxid = make_zxid(7, 1)
+    life.write(5)
+    life.settle()
+    assert life.data.epochs.current_epoch == 7
+    files.kill()
+    assert Life(files, 2).recovered == [5]
+
+
+def test_a_full_disk_refuses_what_waits_and_takes_writes_again_when_there_is_space() -> None:
+    """ST6: at every write of the disk, for one or several of them."""
+    for at in range(1, 14):
+        for together in (1, 2, 5):
+            files = new_disk()
+            life = Life(files, 1, file_bytes=300)
+            life.settle()
+            files.faults.full_at_write = files.write_count + at
+            files.faults.full_for_writes = together
+            issued = 0
+            for _ in range(12):
+                issued += 2
+                life.write(issued - 1)
+                life.end_turn()
+                life.disk.run_work()
+                life.write(issued)  # queued behind the job that may be refused
+                life.settle()
+            assert life.halted == ""
+            assert sorted(life.acknowledged + life.core.refused) == list(range(1, issued + 1))
+            assert life.core.ids == life.acknowledged
+            assert life.acknowledged[-1] == issued, "there is space again"
+            files.kill()
+            assert Life(files, 2).recovered == life.acknowledged, (at, together)
+
+
+def test_a_failed_sync_or_write_halts_and_nothing_of_it_was_acknowledged() -> None:
+    """ST5."""
+    for kind in ("fail_at_sync", "fail_at_write"):
+        for at in range(1, 8):
+            files = new_disk()
+            life = Life(files, 1, file_bytes=200)
+            life.settle()
+            count = files.sync_count if kind == "fail_at_sync" else files.write_count
+            setattr(files.faults, kind, count + at)
+            for number in range(1, 30):
+                life.write(number)
+                life.settle()
+            assert "cannot" in life.halted, (kind, at)
+            assert files.used_after_failed_sync_count == 0
+            acknowledged = list(life.acknowledged)
+            files.crash()
+            recovered = Life(files, 2).recovered
+            assert recovered[: len(acknowledged)] == acknowledged, (kind, at)
+            assert len(recovered) <= len(acknowledged) + 1
+
+
+def test_a_bug_in_the_core_halts_the_server() -> None:
+    life = Life(new_disk(), 1)
+    life.settle()
+    life.engine.step(ConnectionLost(CONNECTION))
+    assert "KeyError" in life.halted
+    life.write(1)
+    life.settle()
+    assert life.acknowledged == []
+
+
+def test_snapshots_are_taken_while_writes_go_on_and_old_files_go() -> None:
+    files = new_disk()
+    life = Life(files, 1, snap_count=20, file_bytes=1000)
+    number = 0
+    for _ in range(300):
+        number += 1
+        life.write(number)
+        life.end_turn()
+        while life.disk.run_work():  # one delivery per turn: slices and groups interleave
+            life.disk.deliver()
+            number += 1
+            life.write(number)
+            life.end_turn()
+            if number % 7 == 0:
+                break
+    life.settle()
+    assert life.halted == ""
+    assert life.log.events.count("snapshot_taken") >= 5
+    assert "files_purged" in life.log.events
+    assert all(view.closed for view in life.core.views)
+    assert len(snapshot_files(files, "/data")) <= 4
+    assert life.acknowledged == list(range(1, number + 1))
+    files.kill()
+    after = Life(files, 2)
+    assert after.data.snapshot_zxid > 0
+    assert after.recovered == life.acknowledged
+
+
+def test_a_full_disk_during_a_snapshot_abandons_it_and_nothing_else() -> None:
+    for at in range(1, 60):
+        files = new_disk()
+        life = Life(files, 1, snap_count=10)
+        life.settle()
+        files.faults.full_at_write = files.write_count + at
+        for number in range(1, 60):
+            life.write(number)
+            life.settle()
+        assert life.halted == "", at
+        assert sorted(life.acknowledged + life.core.refused) == list(range(1, 60))
+        files.kill()
+        assert Life(files, 2, snap_count=10).recovered == life.acknowledged, at
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_power_loss_at_any_moment_keeps_every_acknowledged_write(block: int) -> None:
+    """Random writes, snapshots and rolls; the power fails at any sync, rename or delivery."""
+    for seed in range(block * 75, (block + 1) * 75):
+        rng = random.Random(seed)
+        files = SimDisk(rng)
+        state: list[int] = []
+        number = 0
+        for _life in range(4):
+            remaining = rng.randint(1, 60)
+
+            def point(when: str, kind: str, path: str) -> None:
+                nonlocal remaining
+                remaining -= 1
+                if remaining <= 0:
+                    raise PowerLoss
+
+            life: Life | None = None
+            issued: list[int] = []
+            try:
+                life = Life(
+                    files,
+                    rng.randrange(1 << 30),
+                    snap_count=rng.choice([4, 12, 1000]),
+                    file_bytes=rng.choice([200, 700, 1 << 20]),
+                )
+                files.crash_points = point
+                assert life.recovered[: len(state)] == state, seed
+                state = life.recovered
+                for _ in range(rng.randint(1, 80)):
+                    choice = rng.randrange(4)
+                    if choice == 0:
+                        batch = list(range(number + 1, number + 1 + rng.randint(1, 5)))
+                        number = batch[-1]
+                        issued += batch
+                        life.write(*batch)
+                    elif choice == 1:
+                        life.end_turn()
+                    elif choice == 2:
+                        life.disk.run_work()
+                    else:
+                        life.disk.deliver()
+            except PowerLoss:
+                pass
+            files.crash_points = None
+            if life is not None:
+                assert life.halted == "", (seed, life.halted)
+                everything = state + issued
+                state = state + life.acknowledged
+                assert state == everything[: len(state)], seed
+                life.disk.abandon()
+            if rng.random() < 0.3:
+                files.kill()
+            else:
+                files.crash()
+        last = Life(files, seed)
+        assert last.recovered[: len(state)] == state, seed

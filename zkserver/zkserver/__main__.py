@@ -1,0 +1,88 @@
+"""The daemon `zkserver`: settings, first line on stdout, signals, exit code.
+
+    zkserver --port 2181 --data DIR
+
+Exit codes: 0 after an orderly stop; 1 when it could not go on; 2 for a wrong setting, a port in
+use or a data directory that it must not touch; 130 after a second signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+
+from duolog_protocol.errors import ConfigError, DataDirectoryError
+from duolog_runtime.clocks import RealClock
+from duolog_runtime.config import exit_on_config_error, load_config
+from duolog_runtime.disk import DiskThread
+from duolog_runtime.files import RealFiles
+from duolog_runtime.logs import DaemonLogs
+from duolog_runtime.tasks import announce, refuse_optimized_python, run_daemon
+
+from .config import ServerConfig
+from .core.config import CoreConfig
+from .server.node import Node
+
+
+async def serve(
+    config: ServerConfig, core_config: CoreConfig, logs: DaemonLogs, stop: asyncio.Event
+) -> int:
+    """Run one server until `stop` is set or it cannot go on; the result is the exit code."""
+    disk = DiskThread(asyncio.get_running_loop(), "zkserver-disk")
+    log = logs.logger(server_id=core_config.server_id)
+    try:
+        try:
+            node = Node(
+                config,
+                core_config,
+                files=RealFiles(),
+                disk=disk,
+                clock=RealClock(),
+                rng=random.SystemRandom(),
+                log=log,
+                on_halt=stop.set,
+            )
+        except (DataDirectoryError, PermissionError, NotADirectoryError) as error:
+            log.error("data_directory_refused", reason=str(error))
+            return 2
+        try:
+            await node.start()
+            announce(
+                service="zkserver",
+                host=config.host,
+                port=node.port,
+                pid=os.getpid(),
+                data=os.path.abspath(config.data_directory),
+            )
+            await stop.wait()
+        except ConfigError as error:
+            log.error("start_refused", reason=str(error))
+            return 2
+        finally:
+            await node.stop()
+        return 1 if node.failure else 0
+    finally:
+        disk.close()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    refuse_optimized_python()
+    config, core_config = exit_on_config_error(
+        "zkserver",
+        lambda: load_config((ServerConfig, CoreConfig), sys.argv[1:], os.environ, "ZKSERVER_"),
+    )
+    logs = DaemonLogs(config.log_level)
+    code = 0
+
+    async def run(_tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+        nonlocal code
+        code = await serve(config, core_config, logs, stop)
+
+    sys.exit(run_daemon(run, logs=logs, loop=config.loop) or code)
+
+
+if __name__ == "__main__":
+    main()

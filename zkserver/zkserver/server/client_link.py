@@ -1,0 +1,173 @@
+"""The connections of clients: who may stay, for how long without a session, and what they say.
+
+Owns the limits on connections and the time until a session is there. It decides nothing about
+requests: frames become requests in the codec and go to the engine, all of one read together.
+Limits: reliability.md §11.2. A connection is *unknown* until the core has attached a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from duolog_protocol.errors import RemoteProtocolError
+from duolog_protocol.frames import Frame
+from duolog_protocol.preamble import Caller
+from duolog_protocol.zk_codec import NativeCodec
+from duolog_runtime.clocks import Clock
+from duolog_runtime.connection import ServerLink
+from duolog_runtime.logs import Logger
+from zkserver.core.connection import Connection
+from zkserver.core.events import ConnectionLost, Event, Received
+
+
+class LinkLimits(NamedTuple):
+    """What clients may take."""
+
+    max_connections: int
+    max_connections_per_address: int
+    max_unknown_connections: int
+    handshake_timeout_ms: int
+    max_frame_bytes: int
+
+
+class Inbox(Protocol):
+    """Where events go."""
+
+    def step(self, event: Event) -> None:
+        """Take an event."""
+
+
+class ClientLinks:
+    """All connections of clients; its methods are the callbacks of their `ServerLink`s."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        clock: Clock,
+        limits: LinkLimits,
+        log: Logger,
+        answer_word: Callable[[str], str | None],
+    ) -> None:
+        self._inbox = inbox
+        self._clock = clock
+        self._limits = limits
+        self._log = log
+        self._answer_word = answer_word
+        self._codec = NativeCodec()
+        self._links: dict[ServerLink, Connection] = {}
+        self._unknown: dict[Connection, int] = {}
+        """Until when a connection has to have a session, oldest first (ms, monotonic)."""
+        self._per_address: dict[str, int] = {}
+        self._accepting = True
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    @property
+    def peers(self) -> list[str]:
+        """Addresses of all clients."""
+        return [link.peer for link in self._links]
+
+    def on_made(self, link: ServerLink) -> None:
+        """A client connected: it stays where the limits allow it."""
+        limits = self._limits
+        address = _address(link)
+        own = self._per_address.get(address, 0)
+        if not self._accepting:
+            link.abort()
+            return
+        if limits.max_connections and len(self._links) >= limits.max_connections:
+            self._refuse(link, f"all {limits.max_connections} connections are taken")
+            return
+        if limits.max_connections_per_address and own >= limits.max_connections_per_address:
+            self._refuse(link, f"{address} has {own} connections already")
+            return
+        if len(self._unknown) >= limits.max_unknown_connections:
+            self._drop(next(iter(self._unknown)), "too many connections without a session")
+        connection = Connection(self._codec, link.peer, link)
+        link.context = connection
+        self._links[link] = connection
+        self._per_address[address] = own + 1
+        self._unknown[connection] = self._clock.now_ms() + limits.handshake_timeout_ms
+
+    def on_frames(self, link: ServerLink, frames: list[Frame]) -> None:
+        """A read of a client brought these frames."""
+        connection: Connection = link.context
+        requests = self._codec.decode(frames, connection.session_id != 0)
+        self._inbox.step(Received(connection, requests, self._clock.wall_ms()))
+
+    def on_foreign(self, link: ServerLink) -> None:
+        """Not a client of ours: answer a four-letter word, else close."""
+        endpoint = link.endpoint
+        if endpoint.caller is Caller.FOUR_LETTER_WORD:
+            text = self._answer_word(endpoint.first_bytes[:4].decode("ascii"))
+            if text is not None:
+                link.write([text.encode()])
+        link.close(RemoteProtocolError(f"the caller is {endpoint.caller.value}"))
+
+    def on_closed(self, link: ServerLink, reason: BaseException | None) -> None:
+        """A connection ended, from either side."""
+        connection = self._links.pop(link, None)
+        if connection is None:
+            return
+        address = _address(link)
+        left = self._per_address[address] - 1
+        if left:
+            self._per_address[address] = left
+        else:
+            del self._per_address[address]
+        self._unknown.pop(connection, None)
+        if reason is not None:
+            self._log.info("connection_dropped", peer=link.peer, reason=str(reason))
+        self._inbox.step(ConnectionLost(connection))
+
+    def send(self, connection: Connection, pieces: list[bytes | bytearray | memoryview]) -> None:
+        """Write to a client; once it has a session it may send long frames."""
+        link: ServerLink = connection.link
+        if connection.session_id and connection in self._unknown:
+            del self._unknown[connection]
+            link.endpoint.raise_limit(self._limits.max_frame_bytes)
+        link.write(pieces)
+
+    def next_deadline_ms(self) -> int | None:
+        """When `drop_late` has something to do."""
+        return next(iter(self._unknown.values()), None)
+
+    def drop_late(self) -> None:
+        """Close connections whose session did not come in time."""
+        now_ms = self._clock.now_ms()
+        while self._unknown:
+            connection, deadline_ms = next(iter(self._unknown.items()))
+            if deadline_ms > now_ms:
+                return
+            self._drop(connection, f"no session after {self._limits.handshake_timeout_ms} ms")
+
+    def pause_all(self) -> None:
+        """Accept nothing and read nothing more."""
+        self._accepting = False
+        for link in self._links:
+            link.pause_reading()
+
+    def close_all(self) -> None:
+        """Close every connection once what was written is out."""
+        for link in list(self._links):
+            link.close()
+
+    def abort_all(self) -> None:
+        """End every connection at once."""
+        for link in list(self._links):
+            link.abort()
+
+    def _refuse(self, link: ServerLink, reason: str) -> None:
+        self._log.warning("connection_refused", peer=link.peer, reason=reason)
+        link.abort(RemoteProtocolError(reason))
+
+    def _drop(self, connection: Connection, reason: str) -> None:
+        del self._unknown[connection]
+        link: ServerLink = connection.link
+        link.abort(RemoteProtocolError(reason))
+
+
+def _address(link: ServerLink) -> str:
+    return link.peer.rpartition(":")[0]

@@ -1,0 +1,333 @@
+"""The glue between the core and the disk: events in, effects performed, completions back in.
+
+Owns group commit, the moment of a snapshot, and the rule that a failed disk stops the server. It
+has no event loop, no socket and no thread: the shell, the clock and the disk executor are given,
+so that the simulation drives exactly this object.
+
+    step(event) -> core -> Append -> queue -> one job: epoch files, append, sync -> Durable -> core
+                        -> Send, Close, PauseReading, ResumeReading -> shell
+
+Group commit: while one job runs, appends queue; the next job takes all of them. What arrived in
+one loop turn goes into one job: it starts at the end of the turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from random import Random
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from duolog_protocol.codec import Piece
+from duolog_protocol.errors import DiskFullError
+from duolog_protocol.types import epoch_of
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
+from duolog_runtime.logs import Logger
+from zkserver.core.connection import Connection
+
+from zkserver.core.events import (
+    Append,
+    AppendRefused,
+    Close,
+    Durable,
+    Effect,
+    Event,
+    Halt,
+    PauseReading,
+    ResumeReading,
+    Send,
+    TimerFired,
+)
+from zkserver.storage.recovery import DataDirectory
+
+from .snapshotting import Snapshotting
+
+if TYPE_CHECKING:
+    from zkserver.core.core import ZkCore
+
+MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
+"""Records that one job takes at most, so that nobody waits long for what others wrote."""
+
+
+class Shell(Protocol):
+    """What the engine needs from whoever has the sockets and the loop."""
+
+    def send(self, connection: Connection, pieces: list[Piece]) -> None:
+        """Write the pieces; what is written in one loop turn leaves together."""
+
+    def close(self, connection: Connection, reason: str) -> None:
+        """Close once what was sent is out."""
+
+    def pause_reading(self, connection: Connection) -> None:
+        """Read no more from it."""
+
+    def resume_reading(self, connection: Connection) -> None:
+        """Read again."""
+
+    def call_soon(self) -> None:
+        """Call `Engine.end_turn` once, after everything that arrived in this loop turn."""
+
+    def arm(self) -> None:
+        """The deadlines may have changed, and work for the disk may have ended."""
+
+    def halt(self, reason: str) -> None:
+        """Stop the process: the server cannot go on."""
+
+
+class EngineOptions(NamedTuple):
+    """How often to snapshot and how much to keep."""
+
+    snap_count: int = 100_000
+    snap_retain_count: int = 3
+
+
+class Latency:
+    """Times of writes from the queue to the disk, in ms, weighted by records."""
+
+    __slots__ = ("count", "max_ms", "min_ms", "total_ms")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total_ms = 0
+        self.min_ms = 0
+        self.max_ms = 0
+
+    def add(self, elapsed_ms: int, count: int) -> None:
+        """`count` writes took `elapsed_ms` each."""
+        self.min_ms = elapsed_ms if self.count == 0 else min(self.min_ms, elapsed_ms)
+        self.max_ms = max(self.max_ms, elapsed_ms)
+        self.count += count
+        self.total_ms += elapsed_ms * count
+
+
+class Engine:
+    """Drives one core with one data directory."""
+
+    def __init__(
+        self,
+        core: ZkCore,
+        data: DataDirectory,
+        *,
+        disk: DiskExecutor,
+        clock: Clock,
+        rng: Random,
+        shell: Shell,
+        log: Logger,
+        options: EngineOptions | None = None,
+    ) -> None:
+        self.core = core
+        self._data = data
+        self._disk = disk
+        self._clock = clock
+        self._shell = shell
+        self._log = log
+        options = options or EngineOptions()
+        self._snapshotting = Snapshotting(
+            data,
+            disk,
+            rng,
+            log,
+            begin=core.begin_snapshot,
+            halt=self.halt,
+            snap_count=options.snap_count,
+            retain_count=options.snap_retain_count,
+        )
+        self._queue: list[Append] = []
+        self._queued_since_ms = 0
+        self._writing = False
+        self._events: deque[Event] = deque()
+        """Events that came while one was being stepped."""
+        self._stepping = False
+        self._turn_scheduled = False
+        self.halted = ""
+        """Why the server stopped, or empty; then nothing happens any more."""
+        self.latency = Latency()
+
+    def recover(self) -> None:
+        """Bring the core to the state that the disk holds. Blocks; before `start`.
+
+        Raises CorruptRecordError, DataDirectoryError, StorageError, OSError.
+        """
+        data = self._data
+        for error in data.damaged_snapshots:
+            self._log.warning("snapshot_damaged", reason=str(error))
+        if data.snapshot_zxid:
+            self.core.load_snapshot(data.snapshot_chunks())
+        count = 0
+        replay = self.core.replay
+        for record in data.records():
+            replay(record)
+            count += 1
+        self._snapshotting.count(count)
+        self._log.info(
+            "state_recovered",
+            snapshot_zxid=f"{data.snapshot_zxid:#x}",
+            zxid=f"{data.log.last_zxid:#x}",
+            records=count,
+        )
+
+    def start(self) -> None:
+        """Open a new epoch. `ready` tells when it is durable."""
+        last = self._data.log.last_zxid
+        epoch = max(self._data.epochs.next_epoch(), epoch_of(last) + 1)
+        self._perform(self.core.start(epoch, self._clock.now_ms(), self._clock.wall_ms()))
+        self._log.info("epoch_opened", epoch=epoch)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits for the disk."""
+        return not self._queue and not self._writing
+
+    @property
+    def last_durable_zxid(self) -> int:
+        """The last zxid on disk."""
+        return self._data.log.durable_zxid
+
+    def step(self, event: Event) -> None:
+        """Feed the core one event and perform what it decides."""
+        if self.halted:
+            return
+        if self._stepping:
+            self._events.append(event)
+            return
+        self._stepping = True
+        try:
+            self._perform(self.core.step(event, self._clock.now_ms()))
+            while self._events and not self.halted:
+                self._perform(self.core.step(self._events.popleft(), self._clock.now_ms()))
+        except Exception as error:  # the state may be half changed: nothing after this is safe
+            self._log.error("step_failed", exc_info=error)
+            self.halt(f"the core failed: {error!r}")
+        finally:
+            self._stepping = False
+
+    def deadline_ms(self) -> int | None:
+        """When to call `fire_timer` if nothing else happens."""
+        return None if self.halted else self.core.deadline_ms()
+
+    def fire_timer(self) -> None:
+        """The core's deadline has come."""
+        self.step(TimerFired(self._clock.wall_ms()))
+
+    def end_turn(self) -> None:
+        """The loop turn ends: what it brought goes to the disk together."""
+        self._turn_scheduled = False
+        if not self._writing:
+            self._write()
+        self._shell.arm()
+
+    def halt(self, reason: str) -> None:
+        """Stop for good: no effect is performed and no event taken any more. Idempotent."""
+        if not self.halted:
+            self.halted = reason
+            self._queue.clear()
+            self._events.clear()
+            self._shell.halt(reason)
+
+    def close(self) -> None:
+        """Give up a snapshot that is under way; the directory's owner closes that."""
+        self._snapshotting.close()
+
+    def _perform(self, effects: list[Effect]) -> None:
+        shell = self._shell
+        for effect in effects:
+            if self.halted:
+                return
+            kind = type(effect)
+            if kind is Send:
+                shell.send(effect.connection, effect.pieces)  # type: ignore[union-attr]
+            elif kind is Append:
+                self._enqueue(effect)  # type: ignore[arg-type]
+            else:
+                self._perform_rare(effect)
+
+    def _perform_rare(self, effect: Effect) -> None:
+        match effect:
+            case Close():
+                self._shell.close(effect.connection, effect.reason)
+            case PauseReading():
+                self._shell.pause_reading(effect.connection)
+            case ResumeReading():
+                self._shell.resume_reading(effect.connection)
+            case Halt():
+                self.halt(effect.reason)
+            case _:
+                raise AssertionError(f"unknown effect {effect!r}")
+
+    def _enqueue(self, append: Append) -> None:
+        if not self._queue:
+            self._queued_since_ms = self._clock.now_ms()
+        self._queue.append(append)
+        if not self._turn_scheduled and not self._writing:
+            self._turn_scheduled = True
+            self._shell.call_soon()
+
+    def _write(self) -> None:
+        """Start one disk job with what is queued."""
+        queue = self._queue
+        if not queue or self.halted:
+            return
+        taken = len(queue)
+        records: list[bytes] = []
+        size = 0
+        for index, append in enumerate(queue):
+            size += sum(map(len, append.records))
+            if size > MAX_GROUP_BYTES and index > 0:
+                taken = index
+                break
+            records += append.records
+        first_zxid = queue[0].first_zxid
+        last_zxid = queue[taken - 1].last_zxid
+        since_ms = self._queued_since_ms
+        del queue[:taken]
+        self._queued_since_ms = self._clock.now_ms()
+        self._writing = True
+        count = len(records)
+        self._disk.submit(
+            lambda: self._write_group(records, last_zxid),
+            lambda _, error: self._written(first_zxid, last_zxid, count, since_ms, error),
+        )
+
+    def _write_group(self, records: list[bytes], last_zxid: int) -> None:
+        """In the disk thread: durable when it returns."""
+        epochs = self._data.epochs
+        if epoch_of(last_zxid) > epochs.current_epoch:
+            epochs.advance(epoch_of(last_zxid))  # before any record of it is in the log
+        self._data.log.append(records, last_zxid)
+        self._data.log.sync()
+
+    def _written(
+        self,
+        first_zxid: int,
+        last_zxid: int,
+        count: int,
+        since_ms: int,
+        error: BaseException | None,
+    ) -> None:
+        self._writing = False
+        if not self.halted:
+            self._take_outcome(first_zxid, last_zxid, count, since_ms, error)
+        self._shell.arm()
+
+    def _take_outcome(
+        self,
+        first_zxid: int,
+        last_zxid: int,
+        count: int,
+        since_ms: int,
+        error: BaseException | None,
+    ) -> None:
+        if isinstance(error, DiskFullError):
+            self._log.warning("append_refused", reason=str(error), first_zxid=f"{first_zxid:#x}")
+            self._queue.clear()
+            self.step(AppendRefused(first_zxid))
+            return
+        if error is not None:
+            self.halt(f"the transaction log cannot be written: {error}")
+            return
+        self._write()  # the disk works on while the core applies
+        self.latency.add(self._clock.now_ms() - since_ms, count)
+        self.step(Durable(last_zxid))
+        if not self.halted:
+            self._snapshotting.count(count)
+            self._snapshotting.maybe_begin()

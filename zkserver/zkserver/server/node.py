@@ -1,0 +1,274 @@
+"""One zkserver: the engine on an event loop, with a port.
+
+Owns wiring, the one timer and the shutdown. Everything impure is given: loop, files, disk
+executor, clocks, random source. Nothing here decides what a request means.
+
+All events come as callbacks of one loop and are stepped at once, so there is no queue in front of
+the core and none to bound; what is bounded is what the core has taken and not yet answered, by
+pausing the sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+from duolog_protocol.codec import Piece
+from duolog_protocol.errors import ConfigError, LogOfflineError
+from duolog_runtime.clocks import Clock
+from duolog_runtime.connection import ServerLink, new_scratch
+from duolog_runtime.disk import DiskExecutor, run_on_disk
+from duolog_runtime.files import Files
+from duolog_runtime.logs import Logger
+from zkserver.config import ServerConfig
+from zkserver.core.config import CoreConfig
+from zkserver.core.connection import Connection
+from zkserver.core.core import ZkCore
+from zkserver.storage.recovery import DataDirectory
+from zkserver.storage.txnlog import LogOptions
+
+from .admin import ServerFacts, answer
+from .client_link import ClientLinks, LinkLimits
+from .engine import Engine, EngineOptions
+
+_BACKLOG: Final = 1024
+
+
+class Node:
+    """A running server.
+
+    `start`, then `stop`, also after a failure.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        core_config: CoreConfig,
+        *,
+        files: Files,
+        disk: DiskExecutor,
+        clock: Clock,
+        rng: Random,
+        log: Logger,
+        on_halt: Callable[[], None],
+    ) -> None:
+        """Take the data directory and recover from it. Blocks.
+
+        `on_halt` is called when the server cannot go on; `failure` then says why.
+
+        Raises DirectoryLockedError, DataDirectoryError, CorruptRecordError, OSError.
+        """
+        self._config = config
+        self._core_config = core_config
+        self._clock = clock
+        self._disk = disk
+        self._log = log
+        self._started_ms = clock.now_ms()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        """When the timer fires (ms, monotonic); of meaning while there is one."""
+        self._progress = asyncio.Event()
+        """Set by everything that `stop` and `start` may wait for."""
+        self._on_halt = on_halt
+        self.failure = ""
+        """Why the server cannot go on, or empty."""
+        self.port = config.port
+        """The port it listens on, after `start`."""
+        self._data = DataDirectory(
+            files,
+            config.data_directory,
+            core_config.server_id,
+            Random(rng.getrandbits(64)),
+            ensemble_id=config.ensemble_id,
+            log_options=LogOptions(config.log_file_bytes, config.preallocate_bytes),
+        )
+        try:
+            self._engine = Engine(
+                ZkCore(core_config, rng),
+                self._data,
+                disk=disk,
+                clock=clock,
+                rng=Random(rng.getrandbits(64)),
+                shell=self,
+                log=log,
+                options=EngineOptions(config.snap_count, config.snap_retain_count),
+            )
+            self._engine.recover()
+        except BaseException:
+            self._data.close()
+            raise
+        self._links = ClientLinks(
+            self._engine,
+            clock,
+            LinkLimits(
+                config.max_connections,
+                config.max_connections_per_address,
+                config.max_unknown_connections,
+                config.handshake_timeout_ms,
+                core_config.max_frame_bytes,
+            ),
+            log,
+            self._answer_word,
+        )
+
+    async def start(self) -> None:
+        """Open the epoch and the port. Raises ConfigError (port in use), LogOfflineError."""
+        loop = self._loop = asyncio.get_running_loop()
+        config = self._config
+        scratch = new_scratch()
+        links = self._links
+
+        def factory() -> ServerLink:
+            return ServerLink(
+                loop,
+                on_made=self._on_made,
+                on_frames=links.on_frames,
+                on_foreign=links.on_foreign,
+                on_closed=self._on_closed,
+                max_unsent_bytes=config.max_unsent_bytes,
+                scratch=scratch,
+            )
+
+        try:
+            self._server = await loop.create_server(
+                factory, config.host, config.port, backlog=_BACKLOG, start_serving=False
+            )
+            self.port = self._server.sockets[0].getsockname()[1]
+            self._engine.start()
+            await self._until_idle()
+            if self.failure:
+                raise LogOfflineError(self.failure)
+            await self._server.start_serving()
+        except OSError as error:
+            rule = f"cannot be listened on at {config.host}: {error.strerror or error}"
+            raise ConfigError("port", config.port, rule) from error
+        self._log.info("server_started", host=config.host, port=self.port)
+
+    async def stop(self) -> None:
+        """Stop accepting, finish what is on its way to the disk, answer, close. Idempotent."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        self._links.pause_all()
+        try:
+            async with asyncio.timeout(self._config.stop_timeout_ms / 1000):
+                await self._until_idle()
+                self._links.close_all()
+                await self._until(lambda: not len(self._links))
+        except TimeoutError:
+            self._log.warning("stop_timed_out", connections=len(self._links))
+        finally:
+            self._links.abort_all()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None
+            await run_on_disk(self._disk, _nothing)  # what was submitted before has ended
+            self._engine.close()
+            await run_on_disk(self._disk, self._data.close)
+        self._log.info("server_stopped")
+
+    # What the engine asks for
+
+    def send(self, connection: Connection, pieces: list[Piece]) -> None:
+        """Write to a client."""
+        self._links.send(connection, pieces)
+
+    def close(self, connection: Connection, reason: str) -> None:
+        """Close a client's connection once what was sent is out."""
+        self._log.info("connection_closed", peer=connection.peer, reason=reason)
+        connection.link.close()
+
+    def pause_reading(self, connection: Connection) -> None:
+        """Back-pressure on a client."""
+        connection.link.pause_reading()
+
+    def resume_reading(self, connection: Connection) -> None:
+        """Read on, unless the server stops."""
+        if self._server is not None:
+            connection.link.resume_reading()
+
+    def call_soon(self) -> None:
+        """The engine wants to hear of the end of this loop turn."""
+        assert self._loop is not None
+        self._loop.call_soon(self._engine.end_turn)
+
+    def arm(self) -> None:
+        """Follow the earliest deadline; a timer that is early enough stays."""
+        self._progress.set()
+        deadlines = (self._engine.deadline_ms(), self._links.next_deadline_ms())
+        known = [deadline for deadline in deadlines if deadline is not None]
+        if not known or self._loop is None or self._server is None:
+            return
+        deadline_ms = min(known)
+        if self._timer is not None:
+            if self._timer_ms <= deadline_ms:
+                return
+            self._timer.cancel()
+        delay_ms = max(0, deadline_ms - self._clock.now_ms())
+        self._timer_ms = deadline_ms
+        self._timer = self._loop.call_later(delay_ms / 1000, self._on_timer)
+
+    def halt(self, reason: str) -> None:
+        """The server cannot go on."""
+        self._log.error("server_halted", reason=reason)
+        self.failure = reason
+        self._progress.set()
+        self._links.abort_all()
+        self._on_halt()
+
+    def _on_made(self, link: ServerLink) -> None:
+        self._links.on_made(link)
+        self.arm()
+
+    def _on_closed(self, link: ServerLink, reason: BaseException | None) -> None:
+        self._links.on_closed(link, reason)
+        self._progress.set()
+
+    def _on_timer(self) -> None:
+        # Read the sockets first, for one whole turn: no session expires because the loop was busy.
+        loop = self._loop
+        assert loop is not None
+        loop.call_soon(loop.call_soon, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._server is None:
+            return
+        self._links.drop_late()
+        deadline_ms = self._engine.deadline_ms()
+        if deadline_ms is not None and deadline_ms <= self._clock.now_ms():
+            self._engine.fire_timer()
+        self.arm()
+
+    async def _until_idle(self) -> None:
+        await self._until(lambda: self._engine.idle)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._progress.clear()
+            await self._progress.wait()
+
+    def _answer_word(self, word: str) -> str | None:
+        config = self._config
+        facts = ServerFacts(
+            version=self._core_config.server_version,
+            status=self._engine.core.status(),
+            latency=self._engine.latency,
+            connection_count=len(self._links),
+            peers=self._links.peers,
+            uptime_ms=self._clock.now_ms() - self._started_ms,
+            data_directory=config.data_directory,
+            host=config.host,
+            port=self.port,
+            settings={**dataclasses.asdict(config), **dataclasses.asdict(self._core_config)},
+        )
+        return answer(word, facts)
+
+
+def _nothing() -> None:
+    """Work for the disk executor that only marks a place in its order."""

@@ -1,0 +1,108 @@
+"""Who this directory belongs to, and the two epochs it has promised.
+
+Owns the files `identity`, `accepted_epoch` and `current_epoch`. The rule of ZooKeeper A.1 and
+ZOOKEEPER-2307: the file changes before the value in memory, and both before anybody is told.
+Invariant: epoch of the last logged zxid <= current_epoch <= accepted_epoch.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from duolog_protocol.errors import (
+    CorruptRecordError,
+    DataDirectoryError,
+    DiskFullError,
+    LogOfflineError,
+)
+from duolog_protocol.types import ZXID_EPOCH_LAST
+from duolog_runtime.files import Files
+
+from .file_header import Identity, encode_header, read_header, write_small_file
+
+IDENTITY_MAGIC: Final = b"DUOZKIDN"
+EPOCH_MAGIC: Final = b"DUOZKEPO"
+IDENTITY: Final = "identity"
+ACCEPTED_EPOCH: Final = "accepted_epoch"
+CURRENT_EPOCH: Final = "current_epoch"
+NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+def read_identity(files: Files, directory: str) -> Identity | None:
+    """The identity of a directory, None where the file is missing."""
+    path = f"{directory}/{IDENTITY}"
+    if not files.exists(path):
+        return None
+    file = files.open(path)
+    try:
+        return read_header(file, IDENTITY_MAGIC, None)[0]
+    finally:
+        file.close()
+
+
+def write_identity(files: Files, directory: str, identity: Identity) -> None:
+    """Make the directory this server's. Written last: it says that all else is in place."""
+    write_small_file(files, directory, IDENTITY, encode_header(IDENTITY_MAGIC, identity, 0))
+
+
+class EpochFiles:
+    """The two epochs of a server."""
+
+    def __init__(self, files: Files, directory: str, identity: Identity) -> None:
+        """Read them. Raises CorruptRecordError, DataDirectoryError."""
+        self._files = files
+        self._directory = directory
+        self._identity = identity
+        self.accepted_epoch = self._read(ACCEPTED_EPOCH)
+        """The highest epoch promised."""
+        self.current_epoch = self._read(CURRENT_EPOCH)
+        """The epoch whose history this server has adopted (<= accepted_epoch)."""
+        if self.accepted_epoch < self.current_epoch:
+            raise DataDirectoryError(
+                f"{directory}: accepted_epoch {self.accepted_epoch} is below current_epoch "
+                f"{self.current_epoch}: the files are not of one moment"
+            )
+
+    @staticmethod
+    def create(files: Files, directory: str, identity: Identity) -> None:
+        """Write both with epoch 0."""
+        for name in (ACCEPTED_EPOCH, CURRENT_EPOCH):
+            write_small_file(files, directory, name, encode_header(EPOCH_MAGIC, identity, 0))
+
+    def next_epoch(self) -> int:
+        """The epoch that a start opens."""
+        return self.accepted_epoch + 1
+
+    def advance(self, epoch: int) -> None:
+        """Adopt an epoch: both files are durable when it returns.
+
+        Raises DiskFullError (nothing changed that matters: a promise may have been made),
+        LogOfflineError.
+        """
+        assert epoch > self.current_epoch, (epoch, self.current_epoch)
+        assert epoch <= ZXID_EPOCH_LAST, epoch
+        if epoch > self.accepted_epoch:
+            self._write(ACCEPTED_EPOCH, epoch)
+            self.accepted_epoch = epoch
+        self._write(CURRENT_EPOCH, epoch)
+        self.current_epoch = epoch
+
+    def _read(self, name: str) -> int:
+        path = f"{self._directory}/{name}"
+        if not self._files.exists(path):
+            raise CorruptRecordError(path, 0, "the file is missing")
+        file = self._files.open(path)
+        try:
+            return read_header(file, EPOCH_MAGIC, self._identity)[1]
+        finally:
+            file.close()
+
+    def _write(self, name: str, epoch: int) -> None:
+        data = encode_header(EPOCH_MAGIC, self._identity, epoch)
+        try:
+            write_small_file(self._files, self._directory, name, data)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise DiskFullError(f"no space to write {self._directory}/{name}") from error
+            raise LogOfflineError(f"cannot write {self._directory}/{name}: {error}") from error

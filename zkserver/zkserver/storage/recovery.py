@@ -1,0 +1,181 @@
+"""From the files of a data directory to the state they hold, or to a refusal that says why.
+
+Owns the order in which a directory is made and the order in which it is read: lock, identity,
+epochs, newest valid snapshot, log. It never repairs anything but a torn tail and files that a
+crash left half made. Source: ZooKeeper A.1, ZOOKEEPER-2325 (logs without a snapshot), -2354.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Final
+
+from duolog_protocol.errors import CorruptRecordError, DataDirectoryError, StorageError
+from duolog_protocol.types import epoch_of
+from duolog_runtime.files import File, Files
+
+from .epoch_files import EpochFiles, read_identity, write_identity
+from .file_header import HEADER_BYTES, Identity
+from .snapshot import newest_valid, read_snapshot, snapshot_files, snapshot_name
+from .txnlog import LogOptions, TxnLog, log_files, log_name
+
+LOCK: Final = "lock"
+SNAPSHOTS_RETAINED_MIN: Final = 3
+
+
+class DataDirectory:
+    """An opened data directory; the lock is held until `close`.
+
+    `snapshot_chunks`, then `records`, each run through once and in this order, are the state;
+    then the log takes appends.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        directory: str,
+        server_id: int,
+        rng: Random,
+        *,
+        ensemble_id: int = 0,
+        log_options: LogOptions | None = None,
+    ) -> None:
+        """Open the directory, making it where it is new.
+
+        `ensemble_id` 0 takes the one that is there, or draws one.
+
+        Raises DirectoryLockedError, DataDirectoryError, CorruptRecordError, OSError.
+        """
+        self.files = files
+        self.path = directory.rstrip("/") or "/"
+        _make_directory(files, self.path)
+        self._lock: File | None = files.lock(f"{self.path}/{LOCK}")
+        try:
+            self.identity = self._own(server_id, ensemble_id, rng)
+            self._remove_temporary()
+            self.epochs = EpochFiles(files, self.path, self.identity)
+            found = newest_valid(files, self.path, self.identity)
+            self.snapshot_zxid = found.zxid
+            """Where the state starts; 0 without a snapshot."""
+            self.damaged_snapshots: tuple[StorageError, ...] = found.damaged
+            """Why newer snapshots are not used. The log still reaches back, or we refuse."""
+            self.log = TxnLog(files, self.path, self.identity, rng, log_options)
+            self._check_reach()
+        except BaseException:
+            self.close()
+            raise
+
+    def snapshot_chunks(self) -> Iterator[bytes]:
+        """The chunks of the snapshot at `snapshot_zxid`; none at 0."""
+        if self.snapshot_zxid == 0:
+            return iter(())
+        return read_snapshot(self.files, self.path, self.identity, self.snapshot_zxid)
+
+    def records(self) -> Iterator[bytes]:
+        """The records after the snapshot, durable once the iteration has ended.
+
+        Raises CorruptRecordError, DataDirectoryError.
+        """
+        yield from self.log.recover(self.snapshot_zxid)
+        last = self.log.last_zxid
+        if epoch_of(last) > self.epochs.current_epoch:
+            raise DataDirectoryError(
+                f"{self.path}: the log holds zxid {last:#x} of epoch {epoch_of(last)}, but "
+                f"current_epoch is {self.epochs.current_epoch}: the files are not of one moment"
+            )
+
+    def purge(self, retain_count: int) -> list[str]:
+        """Delete all snapshots but the newest `retain_count`, and the logs that none of them needs.
+
+        Only for snapshots that were verified (ZOOKEEPER-3231). Returns the names deleted. Raises
+        OSError: harmless, what is left is deleted next time.
+        """
+        assert retain_count >= 1, retain_count
+        kept = snapshot_files(self.files, self.path)
+        removed = []
+        # Snapshots go first: a snapshot without its log would look like damage.
+        while len(kept) > retain_count:
+            name = snapshot_name(kept.pop(0))
+            self.files.unlink(f"{self.path}/{name}")
+            removed.append(name)
+        if removed:
+            self.files.sync_dir(self.path)
+        if len(kept) == retain_count:
+            removed += self.log.purge(kept[0])
+        return removed
+
+    def close(self) -> None:
+        """Close the log and give the lock back. Idempotent."""
+        log: TxnLog | None = getattr(self, "log", None)
+        if log is not None:
+            log.close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+
+    def _own(self, server_id: int, ensemble_id: int, rng: Random) -> Identity:
+        found = read_identity(self.files, self.path)
+        if found is None:
+            identity = Identity(ensemble_id or rng.getrandbits(63) + 1, server_id)
+            self._initialize(identity, rng)
+            return identity
+        if found.server_id != server_id or ensemble_id not in (0, found.ensemble_id):
+            wanted = f" of ensemble {ensemble_id:016x}" if ensemble_id else ""
+            raise DataDirectoryError(
+                f"{self.path} belongs to server {found.server_id} of ensemble "
+                f"{found.ensemble_id:016x}, this is server {server_id}{wanted}"
+            )
+        return found
+
+    def _initialize(self, identity: Identity, rng: Random) -> None:
+        """Make a fresh directory. A crash on the way leaves one that is made again."""
+        if snapshot_files(self.files, self.path):
+            raise DataDirectoryError(
+                f"{self.path} holds snapshots, but the file identity is missing"
+            )
+        for base in log_files(self.files, self.path):
+            path = f"{self.path}/{log_name(base)}"
+            file = self.files.open(path)
+            size = file.size()
+            file.close()
+            if size > HEADER_BYTES:
+                raise DataDirectoryError(
+                    f"{self.path} holds transaction logs, but the file identity is missing"
+                )
+            self.files.unlink(path)
+        TxnLog.create(self.files, self.path, identity, rng, 0)
+        EpochFiles.create(self.files, self.path, identity)
+        write_identity(self.files, self.path, identity)
+
+    def _remove_temporary(self) -> None:
+        """What a crash left half made was never announced."""
+        for name in self.files.list(self.path):
+            if name.endswith(".tmp"):
+                self.files.unlink(f"{self.path}/{name}")
+
+    def _check_reach(self) -> None:
+        """The log must go on where the snapshot ends."""
+        if self.log.first_zxid_before <= self.snapshot_zxid:
+            return
+        if self.damaged_snapshots:
+            raise self.damaged_snapshots[0]
+        raise CorruptRecordError(
+            f"{self.path}/{log_name(self.log.first_zxid_before)}",
+            0,
+            f"the log begins after zxid {self.log.first_zxid_before:#x} and no snapshot covers "
+            f"what is before (the newest is at {self.snapshot_zxid:#x})",
+        )
+
+
+def _make_directory(files: Files, path: str) -> None:
+    """Make a directory with its parents, durably."""
+    made = []
+    above = path
+    while above and above != "/" and not files.exists(above):
+        made.append(above)
+        above = above.rpartition("/")[0]
+    if made:
+        files.mkdir(path)
+        for each in made:
+            files.sync_dir(each.rpartition("/")[0] or ("/" if each.startswith("/") else "."))
