@@ -54,7 +54,6 @@ class ClientLinks:
         self._limits = limits
         self._log = log
         self._answer_word = answer_word
-        self._codec = NativeCodec()
         self._links: dict[ServerLink, Connection] = {}
         self._unknown: dict[Connection, int] = {}
         """Until when a connection has to have a session, oldest first (ms, monotonic)."""
@@ -85,7 +84,7 @@ class ClientLinks:
             return
         if len(self._unknown) >= limits.max_unknown_connections:
             self._drop(next(iter(self._unknown)), "too many connections without a session")
-        connection = Connection(self._codec, link.peer, link)
+        connection = Connection(NativeCodec(), link.peer, link)
         link.context = connection
         self._links[link] = connection
         self._per_address[address] = own + 1
@@ -94,7 +93,7 @@ class ClientLinks:
     def on_frames(self, link: ServerLink, frames: list[Frame]) -> None:
         """A read of a client brought these frames."""
         connection: Connection = link.context
-        requests = self._codec.decode(frames, connection.session_id != 0)
+        requests = connection.codec.decode(frames)
         self._inbox.step(Received(connection, requests, self._clock.wall_ms()))
 
     def on_foreign(self, link: ServerLink) -> None:
@@ -123,12 +122,15 @@ class ClientLinks:
         self._inbox.step(ConnectionLost(connection))
 
     def send(self, connection: Connection, pieces: list[bytes | bytearray | memoryview]) -> None:
-        """Write to a client; once it has a session it may send long frames."""
+        """Write to a client."""
         link: ServerLink = connection.link
-        if connection.session_id and connection in self._unknown:
-            del self._unknown[connection]
-            link.endpoint.raise_limit(self._limits.max_frame_bytes)
         link.write(pieces)
+
+    def session_attached(self, connection: Connection) -> None:
+        """The client has a session: it may stay, and send long frames."""
+        if self._unknown.pop(connection, None) is not None:
+            link: ServerLink = connection.link
+            link.endpoint.raise_limit(self._limits.max_frame_bytes)
 
     def next_deadline_ms(self) -> int | None:
         """When `drop_late` has something to do."""

@@ -24,7 +24,6 @@ from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
 from zkserver.core.connection import Connection
-
 from zkserver.core.events import (
     Append,
     AppendRefused,
@@ -36,6 +35,7 @@ from zkserver.core.events import (
     PauseReading,
     ResumeReading,
     Send,
+    SessionAttached,
     TimerFired,
 )
 from zkserver.storage.recovery import DataDirectory
@@ -54,6 +54,9 @@ class Shell(Protocol):
 
     def send(self, connection: Connection, pieces: list[Piece]) -> None:
         """Write the pieces; what is written in one loop turn leaves together."""
+
+    def session_attached(self, connection: Connection) -> None:
+        """It has a session: longer frames may come, and it may stay."""
 
     def close(self, connection: Connection, reason: str) -> None:
         """Close once what was sent is out."""
@@ -243,6 +246,8 @@ class Engine:
 
     def _perform_rare(self, effect: Effect) -> None:
         match effect:
+            case SessionAttached():
+                self._shell.session_attached(effect.connection)
             case Close():
                 self._shell.close(effect.connection, effect.reason)
             case PauseReading():

@@ -18,6 +18,7 @@ from typing import Final
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import ConfigError, LogOfflineError
+from duolog_protocol.zk_messages import MAX_FRAME_BYTES
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink, new_scratch
 from duolog_runtime.disk import DiskExecutor, run_on_disk
@@ -110,7 +111,7 @@ class Node:
                 config.max_connections_per_address,
                 config.max_unknown_connections,
                 config.handshake_timeout_ms,
-                core_config.max_frame_bytes,
+                MAX_FRAME_BYTES,
             ),
             log,
             self._answer_word,
@@ -177,6 +178,10 @@ class Node:
     def send(self, connection: Connection, pieces: list[Piece]) -> None:
         """Write to a client."""
         self._links.send(connection, pieces)
+
+    def session_attached(self, connection: Connection) -> None:
+        """A client has a session."""
+        self._links.session_attached(connection)
 
     def close(self, connection: Connection, reason: str) -> None:
         """Close a client's connection once what was sent is out."""

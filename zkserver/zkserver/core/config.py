@@ -1,0 +1,89 @@
+"""Limits and times of the core; the daemon's configuration fills them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from duolog_protocol.errors import ConfigError
+from duolog_protocol.types import ZXID_COUNTER_LAST
+from duolog_protocol.zk_messages import MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_LIST_BYTES
+
+MAX_PATH_BYTES = 4096
+TXN_OVERHEAD_BYTES = 16 * 1024
+"""More than a Txn of one operation adds to its data: header, path, ACL list."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfig:
+    """What the core needs to know; all of it must be equal on every server of an ensemble."""
+
+    server_id: int = 1
+    """This server, 1 to 255 (`myid`)."""
+    server_version: str = "0.1.0"
+    """What ApiVersions tells."""
+    tick_ms: int = 2000
+    """Unit of session timeouts and width of an expiry bucket (`tickTime`)."""
+    min_session_timeout_ms: int = 0
+    """Shortest timeout a client gets; 0: 2 ticks (`minSessionTimeout`)."""
+    max_session_timeout_ms: int = 0
+    """Longest timeout a client gets; 0: 20 ticks (`maxSessionTimeout`)."""
+    max_data_bytes: int = 1_048_575
+    """Data of one znode (`jute.maxbuffer`)."""
+    max_path_bytes: int = 1024
+    """A path in UTF-8, sequence suffix included (ZooKeeper: `jute.maxbuffer` only)."""
+    max_multi_ops: int = 1024
+    """Operations of one multi."""
+    max_txn_bytes: int = MAX_FRAME_BYTES
+    """A log record: checked on the resulting Txn (`jute.maxbuffer`, ZOOKEEPER-2101, -4306)."""
+    max_children_reply_bytes: int = 16 * 1024 * 1024
+    """Names in one reply to GetChildren."""
+    max_watches_per_connection: int = 100_000
+    """Watches of one connection, all kinds together."""
+    max_outstanding_per_connection: int = 2_000
+    """Unanswered requests of a connection; beyond, it is not read."""
+    max_outstanding_requests: int = 20_000
+    """Unanswered requests in total; beyond, senders are not read (`globalOutstandingLimit`)."""
+    max_outstanding_bytes: int = 64 * 1024 * 1024
+    """Log records that are not applied yet, in total; beyond, senders are not read."""
+    max_expirations_per_step: int = 1_000
+    """Sessions closed in one step, so that a mass expiry does not hold up the others."""
+    zxid_counter_last: int = ZXID_COUNTER_LAST
+    """Counter at which the epoch rolls; lowered by tests only."""
+
+    def __post_init__(self) -> None:
+        self._require("server_id", 1, 255)
+        self._require("tick_ms", 1, 3_600_000)
+        self._require("min_session_timeout_ms", 0, 24 * 3_600_000)
+        self._require("max_session_timeout_ms", 0, 24 * 3_600_000)
+        if self.session_timeout_low_ms > self.session_timeout_high_ms:
+            raise ConfigError(
+                "min_session_timeout_ms",
+                self.session_timeout_low_ms,
+                f"must not be above the longest timeout, {self.session_timeout_high_ms}",
+            )
+        self._require("max_data_bytes", 1, MAX_DATA_BYTES)
+        self._require("max_path_bytes", 1, MAX_PATH_BYTES)
+        self._require("max_multi_ops", 1, 1024)
+        self._require("max_txn_bytes", self.max_data_bytes + TXN_OVERHEAD_BYTES, 64 * 1024 * 1024)
+        self._require("max_children_reply_bytes", 1024, MAX_LIST_BYTES)
+        self._require("max_watches_per_connection", 1, 10_000_000)
+        self._require("max_outstanding_per_connection", 1, 1_000_000)
+        self._require("max_outstanding_requests", 1, 10_000_000)
+        self._require("max_outstanding_bytes", 1, 1 << 40)
+        self._require("max_expirations_per_step", 1, 1_000_000)
+        self._require("zxid_counter_last", 1, ZXID_COUNTER_LAST)
+
+    @property
+    def session_timeout_low_ms(self) -> int:
+        """Shortest timeout a client gets."""
+        return self.min_session_timeout_ms or 2 * self.tick_ms
+
+    @property
+    def session_timeout_high_ms(self) -> int:
+        """Longest timeout a client gets."""
+        return self.max_session_timeout_ms or 20 * self.tick_ms
+
+    def _require(self, field: str, low: int, high: int) -> None:
+        value = getattr(self, field)
+        if not low <= value <= high:
+            raise ConfigError(field, value, f"must be in [{low}, {high}]")

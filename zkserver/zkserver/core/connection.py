@@ -1,0 +1,100 @@
+"""One client connection as the core sees it: its session, its order, what it still waits for.
+
+Replies leave in the order of the requests. A write is answered when its Txn is applied; a read is
+answered at once unless writes of the same connection are outstanding, then it waits behind them
+(ZooKeeper's FIFO promise, `CommitProcessor`). Owns no socket: `link` is the shell's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from duolog_protocol.frames import Frame
+    from duolog_protocol.zk_codec import ZnodeView
+
+    from .session_tracker import Session
+
+
+class Codec(Protocol):
+    """How requests came from, and replies go to, one kind of client."""
+
+    known_peer: bool
+    """The client has a session: larger requests may be decoded."""
+
+    def decode(self, frames: list[Frame]) -> list[tuple[int, int, Any]]:
+        """The requests of some frames."""
+
+    def append_data(
+        self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView
+    ) -> None:
+        """Add the reply that shows a node's data and Stat."""
+
+    def append_stat(
+        self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView
+    ) -> None:
+        """Add the reply that shows a node's Stat."""
+
+    def empty(self, correlation_id: int, zxid: int) -> bytes:
+        """A reply without fields."""
+
+    def reply(self, api_key: int, correlation_id: int, zxid: int, message: Any) -> bytes:
+        """Any reply without error."""
+
+    def error(self, correlation_id: int, code: int, zxid: int, message: str = "") -> bytes:
+        """A reply with an error."""
+
+    def event(self, zxid: int, event_type: int, path: str) -> bytes:
+        """A watch event."""
+
+
+class Connection:
+    """State of one connection; made by the shell, changed by the core only."""
+
+    __slots__ = (
+        "closed",
+        "codec",
+        "completed",
+        "last_request_taken",
+        "link",
+        "out",
+        "paused",
+        "peer",
+        "session",
+        "submitted",
+        "waiting",
+        "watched",
+    )
+
+    def __init__(self, codec: Codec, peer: str, link: Any = None) -> None:
+        self.codec = codec
+        self.peer = peer
+        """Address of the other end, for logs."""
+        self.link = link
+        """The shell's handle; opaque here."""
+        self.session: Session | None = None
+        self.out: list[bytes] = []
+        """Pieces of this step, in the order in which they must leave."""
+        self.submitted = 0
+        """Writes and syncs of this connection that were ever taken."""
+        self.completed = 0
+        """Those of them that were answered; completed <= submitted."""
+        self.waiting: deque[tuple[int, Any]] = deque()
+        """(submitted when it came, request): answered once `completed` has reached that."""
+        self.watched: dict[tuple[int, str], None] = {}
+        """The watches it has: (kind, path)."""
+        self.paused = False
+        """It has too much outstanding and is not read."""
+        self.last_request_taken = False
+        """After a CloseSession or a request that cannot be trusted, nothing more is taken."""
+        self.closed = False
+        """It ended, or was told to: nothing it sends counts any more."""
+
+    def outstanding_count(self) -> int:
+        """Requests that were taken and not answered."""
+        return self.submitted - self.completed + len(self.waiting)
+
+    def __repr__(self) -> str:
+        session_id = self.session.session_id if self.session is not None else 0
+        return f"<Connection {self.peer} session {session_id:#x}>"

@@ -1,0 +1,199 @@
+"""The tree of znodes.
+
+Owns nodes, their exact Stat and the bookkeeping of sizes; decides nothing: what comes here was
+validated by `prepare` and is durable. Source: ZooKeeper `DataTree`, `DataNode`.
+
+Both dicts, `nodes` and each node's `children`, are in order of creation. That order is a function
+of the history, survives a snapshot, and puts every parent before its children.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from duolog_protocol.paths import name_of, parent_of
+from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl, Perms, Stat
+
+if TYPE_CHECKING:
+    from .snapshot import Snapshot
+
+READ: Final = int(Perms.READ)
+WRITE: Final = int(Perms.WRITE)
+CREATE: Final = int(Perms.CREATE)
+DELETE: Final = int(Perms.DELETE)
+READ_ONLY_ACL: Final = (Acl(READ, "world", "anyone"),)
+SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config")
+"""They exist from the start and are never deleted."""
+
+_SIGN: Final = 1 << 31
+_WRAP: Final = (1 << 32) - 1
+
+
+def wrap_int32(value: int) -> int:
+    """A signed 32-bit counter goes on at the other end."""
+    return ((value + _SIGN) & _WRAP) - _SIGN
+
+
+def next_version(version: int) -> int:
+    """The version after a change: wraps, and skips -1, which means "any" (ZOOKEEPER-4743)."""
+    following = wrap_int32(version + 1)
+    return 0 if following == -1 else following
+
+
+def world_perms(acl: tuple[Acl, ...]) -> int:
+    """What everybody may do under an ACL list."""
+    perms = 0
+    for entry in acl:
+        if entry[1] == "world":
+            perms |= entry[0]
+    return perms
+
+
+class Node:
+    """One znode."""
+
+    __slots__ = (
+        "acl",
+        "aversion",
+        "children",
+        "creates",
+        "ctime",
+        "czxid",
+        "data",
+        "encoded_data",
+        "encoded_stat",
+        "ephemeral_owner",
+        "mtime",
+        "mzxid",
+        "path",
+        "perms",
+        "pzxid",
+        "saved_by",
+        "version",
+    )
+
+    def __init__(
+        self,
+        path: str,
+        data: bytes | None,
+        acl: tuple[Acl, ...],
+        ephemeral_owner: int,
+        zxid: int,
+        wall_ms: int,
+    ) -> None:
+        self.path = path
+        self.data = data
+        self.acl = acl
+        self.perms = world_perms(acl)
+        """What the ACL list grants to everybody."""
+        self.ephemeral_owner = ephemeral_owner
+        """Session id, or 0."""
+        self.czxid = self.mzxid = self.pzxid = zxid
+        self.ctime = self.mtime = wall_ms
+        self.version = 0
+        self.aversion = 0
+        self.creates = 0
+        """Children ever created: signed 32-bit, wraps, never goes back (ZOOKEEPER-1046)."""
+        self.children: dict[str, None] | None = None
+        """Names in order of creation; None where there never were any."""
+        self.encoded_data: Any = None
+        self.encoded_stat: bytes | None = None
+        """Slots of the codecs; dropped by every change of the node."""
+        self.saved_by: Snapshot | None = None
+        """The running snapshot that has this node already."""
+
+    def child_count(self) -> int:
+        """Children that exist."""
+        return len(self.children) if self.children is not None else 0
+
+    def stat(self) -> Stat:
+        """The Stat, with ZooKeeper's cversion: creations plus deletions of children."""
+        count = len(self.children) if self.children is not None else 0
+        data = self.data
+        return Stat(
+            self.czxid,
+            self.mzxid,
+            self.ctime,
+            self.mtime,
+            self.version,
+            wrap_int32(2 * self.creates - count),
+            self.aversion,
+            self.ephemeral_owner,
+            len(data) if data is not None else 0,
+            count,
+            self.pzxid,
+        )
+
+
+class DataTree:
+    """All znodes. Changed by the replicated state only, through methods that cannot fail."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.data_bytes = 0
+        """Paths (in characters) and data of all nodes."""
+        self.snapshot: Snapshot | None = None
+        """The running snapshot; it is told of a node before the node changes."""
+
+    def add_system_nodes(self) -> None:
+        """A new tree: built-in children do not count as creations (`/` shows cversion -1)."""
+        assert not self.nodes, len(self.nodes)
+        for path in SYSTEM_PATHS:
+            acl = OPEN_ACL_UNSAFE if path == "/" else READ_ONLY_ACL
+            self.insert(Node(path, b"", acl, 0, 0, 0))
+
+    def insert(self, node: Node) -> None:
+        """Put a node into its place; its parent is there."""
+        path = node.path
+        assert path not in self.nodes, path
+        self.nodes[path] = node
+        self.data_bytes += len(path) + (len(node.data) if node.data is not None else 0)
+        if path != "/":
+            parent = self.nodes[parent_of(path)]
+            if parent.children is None:
+                parent.children = {}
+            parent.children[name_of(path)] = None
+
+    def create(self, node: Node, creates: int) -> None:
+        """Create a node; `creates` is its parent's create counter afterwards."""
+        parent = self.nodes[parent_of(node.path)]
+        assert parent.ephemeral_owner == 0, (node.path, parent.ephemeral_owner)
+        if self.snapshot is not None:
+            self.snapshot.save(parent)
+        assert creates == wrap_int32(parent.creates + 1), (node.path, creates, parent.creates)
+        self.insert(node)
+        parent.creates = creates
+        parent.pzxid = node.czxid
+        parent.encoded_data = parent.encoded_stat = None
+
+    def delete(self, path: str, zxid: int) -> Node:
+        """Delete a node without children and return it."""
+        node = self.nodes.pop(path)
+        assert not node.children, (path, len(node.children or ()))
+        parent = self.nodes[parent_of(path)]
+        if self.snapshot is not None:
+            self.snapshot.save(parent)
+        self.data_bytes -= len(path) + (len(node.data) if node.data is not None else 0)
+        assert parent.children is not None, path
+        del parent.children[name_of(path)]
+        parent.pzxid = zxid
+        parent.encoded_data = parent.encoded_stat = None
+        return node
+
+    def set_data(
+        self, path: str, data: bytes | None, version: int, zxid: int, wall_ms: int
+    ) -> Node:
+        """Replace a node's data; `version` is the one afterwards."""
+        node = self.nodes[path]
+        if self.snapshot is not None:
+            self.snapshot.save(node)
+        old = node.data
+        self.data_bytes += (len(data) if data is not None else 0) - (
+            len(old) if old is not None else 0
+        )
+        node.data = data
+        node.version = version
+        node.mzxid = zxid
+        node.mtime = wall_ms
+        node.encoded_data = node.encoded_stat = None
+        return node

@@ -1,0 +1,105 @@
+"""Watches: who wants to hear of which path.
+
+One-shot data and child watches, persistent and persistent-recursive ones, each per connection and
+path. Owns the tables and who is told; the core encodes and sends. Source: ZooKeeper
+`WatchManager`; the table of triggers is reference B.7.
+
+    created p    data(p), persistent(p), recursive(p and above): CREATED p; then the parent's
+    deleted p    data(p), child(p), persistent(p), recursive(p and above): DELETED p; then the
+                 parent's
+    changed p    data(p), persistent(p), recursive(p and above): CHANGED p
+    the parent's child(parent), persistent(parent): CHILD parent; never recursive (ZOOKEEPER-4475)
+
+A connection is told once of one event on one path, however many watches it has there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from duolog_protocol.paths import parent_of
+
+from .connection import Connection
+
+DATA: Final = 0
+CHILD: Final = 1
+PERSISTENT: Final = 2
+RECURSIVE: Final = 3
+
+Watchers = dict[Connection, None]
+"""In order of registration: never a set, whose order would depend on addresses."""
+
+
+class Watches:
+    """All watches of one server."""
+
+    def __init__(self) -> None:
+        self._tables: tuple[dict[str, Watchers], ...] = ({}, {}, {}, {})
+        self.count = 0
+
+    def add(self, kind: int, path: str, connection: Connection) -> None:
+        """Register a watch; the same one twice is one."""
+        if (kind, path) in connection.watched:
+            return
+        connection.watched[kind, path] = None
+        self._tables[kind].setdefault(path, {})[connection] = None
+        self.count += 1
+
+    def remove_connection(self, connection: Connection) -> None:
+        """Its watches end with a connection (ZOOKEEPER-1382)."""
+        for kind, path in connection.watched:
+            table = self._tables[kind]
+            watchers = table[path]
+            del watchers[connection]
+            if not watchers:
+                del table[path]
+        self.count -= len(connection.watched)
+        connection.watched.clear()
+
+    def take_node(self, path: str, *, deleted: bool) -> Watchers:
+        """Who hears that a node was created, changed or `deleted`; one-shot watches are used up."""
+        data, child, persistent, recursive = self._tables
+        found: Watchers = {}
+        if path in data:
+            found.update(self._take(DATA, path))
+        if deleted and path in child:
+            found.update(self._take(CHILD, path))
+        if path in persistent:
+            found.update(persistent[path])
+        if recursive:
+            above = path
+            while True:
+                if above in recursive:
+                    found.update(recursive[above])
+                if above == "/":
+                    break
+                above = parent_of(above)
+        return found
+
+    def take_children(self, parent: str) -> Watchers:
+        """Who hears that a node's children changed; one-shot watches are used up."""
+        found: Watchers = {}
+        if parent in self._tables[CHILD]:
+            found.update(self._take(CHILD, parent))
+        if parent in self._tables[PERSISTENT]:
+            found.update(self._tables[PERSISTENT][parent])
+        return found
+
+    def _take(self, kind: int, path: str) -> Watchers:
+        watchers = self._tables[kind].pop(path)
+        for connection in watchers:
+            del connection.watched[kind, path]
+        self.count -= len(watchers)
+        return watchers
+
+    def check_invariants(self) -> None:
+        """Both directions agree. For tests and the simulator."""
+        count = 0
+        for kind, table in enumerate(self._tables):
+            for path, watchers in table.items():
+                assert watchers, (kind, path)
+                for connection in watchers:
+                    assert (kind, path) in connection.watched, (kind, path, connection)
+                    assert not connection.closed, (path, connection)
+                    count += 1
+        assert count == self.count, (count, self.count)
