@@ -56,6 +56,8 @@ Partitioner = Callable[[bytes | None, list[int], list[int]], int]
 
 MAX_IN_FLIGHT_IDEMPOTENT = 5
 """Brokers remember this many batches of a producer."""
+MAX_OPENED_UNSENT = 16
+"""Batches that a caller who never waits may open before the event loop runs."""
 
 
 class Producer:
@@ -147,6 +149,8 @@ class Producer:
         self._topics: dict[str, TopicQueues] = {}
         """Where `send` finds a topic; empty when only the long way may be taken."""
         self._room_waiters: deque[asyncio.Future[None]] = deque()
+        self._opened_count = 0
+        """Batches opened since `send` last let the event loop run."""
         self._started = self._stopping = False
 
     async def start(self) -> None:
@@ -314,7 +318,7 @@ class Producer:
         if queues is None:
             queues = await self._load_topic(topic)
         size = ESTIMATED_RECORD_OVERHEAD_BYTES + data_bytes
-        queue, opened = await self._place(
+        queue, rolled = await self._place(
             queues, key_bytes, partition, size, bound_bytes, deadline_ms
         )
         batch = queue.open
@@ -328,8 +332,8 @@ class Producer:
         if hurry:
             self._accumulator.hurry(queue)
             self._sender.wake()
-        elif opened:
-            self._sender.wake()
+        elif rolled or self._opened_count >= MAX_OPENED_UNSENT:
+            self._opened_count = 0
             await asyncio.sleep(0)  # a caller that never waits would starve the sender
         return future
 
@@ -342,25 +346,30 @@ class Producer:
         bound_bytes: int,
         deadline_ms: int,
     ) -> tuple[PartitionQueue, bool]:
-        """A queue whose open batch has room, and whether that batch is new."""
+        """A queue whose open batch has room, and whether a full one was closed for it."""
         accumulator = self._accumulator
-        is_retry = False
+        is_retry = rolled = False
         while True:
             queue = self._choose(queues, key, partition)
             batch = queue.open
             if batch is not None and (
                 batch.size_bytes + size <= self._batch_size or not batch.records
             ):
-                return queue, False
+                return queue, rolled
             if batch is not None:
                 accumulator.close_full(queue)
                 self._sender.wake()
+                rolled = True
                 continue  # the sticky partition may change with the batch
             if (is_retry or not self._room_waiters) and accumulator.has_room(bound_bytes):
-                accumulator.open_batch(queue, bound_bytes, self._clock.now_ms())
+                accumulator.open_batch(
+                    queue, bound_bytes, self._clock.now_ms(), behind_full=rolled
+                )
+                self._opened_count += 1
+                self._sender.wake()
                 if is_retry:
                     self._let_waiters_in()
-                return queue, True
+                return queue, rolled
             await self._wait_for_room(deadline_ms, is_retry=is_retry)
             is_retry = True
 

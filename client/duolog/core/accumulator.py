@@ -20,6 +20,7 @@ from .partitioner import choose_sticky
 from .producer_batch import FlushTicket, ProducerBatch
 
 MAX_KEYS_REMEMBERED: Final = 10_000
+STREAM_LINGER_MS: Final = 1
 NEVER_MS: Final = 1 << 62
 
 
@@ -155,8 +156,14 @@ class Accumulator:
         size = max(record_bytes, self._settings.batch_size)
         return self.used_bytes == 0 or self.used_bytes + size <= self._settings.buffer_memory
 
-    def open_batch(self, queue: PartitionQueue, record_bytes: int, now_ms: int) -> ProducerBatch:
-        """Start a batch; its share of the buffer is taken until it is done."""
+    def open_batch(
+        self, queue: PartitionQueue, record_bytes: int, now_ms: int, *, behind_full: bool = False
+    ) -> ProducerBatch:
+        """Start a batch; its share of the buffer is taken until it is done.
+
+        One behind a full batch lingers at least STREAM_LINGER_MS: there is a stream of records,
+        and without linger every second batch would hold a single one.
+        """
         assert queue.open is None, (queue.topic, queue.partition)
         settings = self._settings
         reserved = max(record_bytes, settings.batch_size)
@@ -166,10 +173,11 @@ class Accumulator:
         queue.open = batch
         self._active[queue] = None
         self._expiry_check_ms = min(self._expiry_check_ms, deadline_ms)
-        if settings.linger_ms == 0:
+        linger_ms = settings.linger_ms or (STREAM_LINGER_MS if behind_full else 0)
+        if linger_ms == 0:
             self.hurry(queue)
         else:
-            self._linger.append((now_ms + settings.linger_ms, batch, queue))
+            self._linger.append((now_ms + linger_ms, batch, queue))
         return batch
 
     def hurry(self, queue: PartitionQueue) -> None:
