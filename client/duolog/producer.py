@@ -362,9 +362,7 @@ class Producer:
                 rolled = True
                 continue  # the sticky partition may change with the batch
             if (is_retry or not self._room_waiters) and accumulator.has_room(bound_bytes):
-                accumulator.open_batch(
-                    queue, bound_bytes, self._clock.now_ms(), behind_full=rolled
-                )
+                accumulator.open_batch(queue, bound_bytes, self._clock.now_ms(), behind_full=rolled)
                 self._opened_count += 1
                 self._sender.wake()
                 if is_retry:

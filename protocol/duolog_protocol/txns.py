@@ -33,6 +33,7 @@ record's own length.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from .errors import DecodeError
@@ -85,8 +86,8 @@ _U8: Final = struct.Struct(">B")
 _U16: Final = struct.Struct(">H")
 _I32: Final = struct.Struct(">i")
 _ACL_ENTRY: Final = struct.Struct(">BBH")
-_pack_header = _HEADER.pack
-_pack_set = _HEADER_AND_SET.pack
+_pack_header: Callable[..., bytes] = _HEADER.pack
+_pack_set: Callable[..., bytes] = _HEADER_AND_SET.pack
 
 
 def encode_txn(zxid: int, session_id: int, correlation_id: int, wall_ms: int, body: Body) -> bytes:
@@ -122,7 +123,7 @@ def encode_body(body: Body) -> bytes:
         return _I32.pack(body[1])
     if kind == TxnKind.CHECK:
         raw = body[1].encode()
-        return _CHECK.pack(body[2], len(raw)) + raw
+        return bytes(_CHECK.pack(body[2], len(raw)) + raw)
     if kind == TxnKind.MULTI:
         parts = [_U16.pack(len(body[1]))]
         for each in body[1]:

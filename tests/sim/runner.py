@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from .kbroker_world import BrokerWorld
+from .zkserver_world import ServerWorld
 
-WORLDS: Final[dict[str, Callable[[int], Any]]] = {"kbroker": BrokerWorld}
+WORLDS: Final[dict[str, Callable[[int], Any]]] = {
+    "zkserver": ServerWorld,
+    "kbroker": BrokerWorld,
+}
 
 
 def run_seed(name: str, seed: int) -> dict[str, int]:

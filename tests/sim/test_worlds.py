@@ -8,6 +8,14 @@ from tests.sim.runner import WORLDS, run_seeds
 
 SEEDS = 300
 MUST_REACH = {
+    "zkserver": {
+        "clean stop",
+        "crash point",
+        "failed sync",
+        "halted",
+        "refused",
+        "state compared",
+    },
     "kbroker": {
         "clean stop",
         "crash point",

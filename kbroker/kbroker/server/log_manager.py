@@ -10,6 +10,7 @@ Source: Kafka `LogManager`; fsync rules of kafka.md A12 and DESIGN §7.
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,6 +158,16 @@ class LogManager:
         aside as stray, never deleted.
         """
         assert key not in self.logs, key
+        try:
+            return self._open_or_create(key, topic_id, topic)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                self._mark_failed_sync()
+            raise
+
+    def _open_or_create(
+        self, key: TopicPartition, topic_id: str, topic: TopicConfig
+    ) -> tuple[Log, ProducerStates]:
         assert self._checkpoints is not None
         files, name = self._files, f"{key.topic}-{key.partition}"
         path = self._path(name)

@@ -131,7 +131,7 @@ class Engine:
             rng,
             log,
             begin=core.begin_snapshot,
-            halt=self.halt,
+            halt=self._halt_for_disk,
             snap_count=options.snap_count,
             retain_count=options.snap_retain_count,
         )
@@ -226,6 +226,15 @@ class Engine:
             self._queue.clear()
             self._events.clear()
             self._shell.halt(reason)
+
+    def _halt_for_disk(self, reason: str) -> None:
+        """The disk failed: the next start must not trust what the page cache shows."""
+        if not self.halted:
+            try:
+                self._data.mark_failed_sync()
+            except OSError as error:
+                self._log.error("failed_sync_not_marked", reason=str(error))
+        self.halt(reason)
 
     def close(self) -> None:
         """Give up a snapshot that is under way; the directory's owner closes that."""
@@ -328,7 +337,7 @@ class Engine:
             self.step(AppendRefused(first_zxid))
             return
         if error is not None:
-            self.halt(f"the transaction log cannot be written: {error}")
+            self._halt_for_disk(f"the transaction log cannot be written: {error}")
             return
         self._write()  # the disk works on while the core applies
         self.latency.add(self._clock.now_ms() - since_ms, count)

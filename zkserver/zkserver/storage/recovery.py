@@ -7,6 +7,8 @@ crash left half made. Source: ZooKeeper A.1, ZOOKEEPER-2325 (logs without a snap
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Iterator
 from random import Random
 from typing import Final
@@ -21,6 +23,7 @@ from .snapshot import newest_valid, read_snapshot, snapshot_files, snapshot_name
 from .txnlog import LogOptions, TxnLog, log_files, log_name
 
 LOCK: Final = "lock"
+FAILED_SYNC_FILE: Final = "sync-failed"
 SNAPSHOTS_RETAINED_MIN: Final = 3
 
 
@@ -52,6 +55,7 @@ class DataDirectory:
         _make_directory(files, self.path)
         self._lock: File | None = files.lock(f"{self.path}/{LOCK}")
         try:
+            self._refuse_after_failed_sync()
             self.identity = self._own(server_id, ensemble_id, rng)
             self._remove_temporary()
             self.epochs = EpochFiles(files, self.path, self.identity)
@@ -62,6 +66,10 @@ class DataDirectory:
             """Why newer snapshots are not used. The log still reaches back, or we refuse."""
             self.log = TxnLog(files, self.path, self.identity, rng, log_options)
             self._check_reach()
+        except OSError as error:
+            self._mark_if_failed(error)
+            self.close()
+            raise
         except BaseException:
             self.close()
             raise
@@ -77,7 +85,11 @@ class DataDirectory:
 
         Raises CorruptRecordError, DataDirectoryError.
         """
-        yield from self.log.recover(self.snapshot_zxid)
+        try:
+            yield from self.log.recover(self.snapshot_zxid)
+        except OSError as error:
+            self._mark_if_failed(error)
+            raise
         last = self.log.last_zxid
         if epoch_of(last) > self.epochs.current_epoch:
             raise DataDirectoryError(
@@ -104,6 +116,26 @@ class DataDirectory:
         if len(kept) == retain_count:
             removed += self.log.purge(kept[0])
         return removed
+
+    def mark_failed_sync(self) -> None:
+        """Leave word for the next start on this machine, whose page cache lies from now on.
+
+        A retried sync would succeed falsely (fsyncgate). The mark need not be durable: after a
+        reboot the cache tells the truth again. Raises OSError.
+        """
+        self.files.open(f"{self.path}/{FAILED_SYNC_FILE}", create=True).close()
+
+    def _mark_if_failed(self, error: OSError) -> None:
+        if error.errno == errno.EIO:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                self.mark_failed_sync()
+
+    def _refuse_after_failed_sync(self) -> None:
+        if self.files.exists(f"{self.path}/{FAILED_SYNC_FILE}"):
+            raise DataDirectoryError(
+                f"a sync in {self.path} has failed: what can be read there may not be on the disk. "
+                f"Check the disk, reboot, then remove {FAILED_SYNC_FILE} to start again"
+            )
 
     def close(self) -> None:
         """Close the log and give the lock back. Idempotent."""
