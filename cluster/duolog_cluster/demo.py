@@ -71,7 +71,6 @@ async def _run(options: argparse.Namespace, data: str) -> int:
         print(f"zkserver  {pair.zookeeper}   (process {pair.zkserver.pid})")
         print(f"kbroker   {pair.bootstrap_servers}   (process {pair.kbroker.pid})")
         print(f"both serve after {seconds:.2f} s; data in {data}", flush=True)
-        await _show_registration(pair)
         proof = asyncio.create_task(_proof(options, pair), name="proof")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         await asyncio.wait({proof, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,7 +91,7 @@ async def _show_registration(pair: Pair) -> None:
     async with ZkClient(pair.zookeeper) as zk:
         brokers = await zk.get_children("/brokers/ids")
         data, _ = await zk.get("/controller")
-    print(f"znodes    /brokers/ids {brokers}, /controller {(data or b'').decode()}\n", flush=True)
+    print(f"  znodes    /brokers/ids {brokers}, /controller {(data or b'').decode()}", flush=True)
 
 
 async def _proof(options: argparse.Namespace, pair: Pair) -> int:
@@ -108,6 +107,8 @@ async def _proof(options: argparse.Namespace, pair: Pair) -> int:
                 [NewTopic(topic, num_partitions=PARTITIONS, topic_configs=configs)]
             )
         print(f"\n{topic}: {PARTITIONS} partitions, durability={options.durability}, acks=all")
+        if not kill:
+            await _show_registration(pair)
         sent = await _produce(pair, topic, lines, kill=kill)
         received = await _consume(pair, topic, len(lines))
         faults += _compare(sent, received)

@@ -183,6 +183,8 @@ class ServerWorld:
                 assert self.data is not None
                 self.data.close()
                 self._mark("clean stop")
+                if self.disk.exists(f"{DIRECTORY}/{FAILED_SYNC_FILE}"):
+                    how, self.sync_failed = "power", True
             except PowerLoss:
                 how = "power"
         self.work.abandon()

@@ -84,7 +84,7 @@ async def _describe(options: argparse.Namespace) -> None:
                         "name": topic.name,
                         "topic_id": topic.topic_id,
                         "partitions": [partition._asdict() for partition in topic.partitions],
-                        "configs": {each.name: each.value for each in configs[topic.name]},
+                        "configs": {name: each.value for name, each in configs[topic.name].items()},
                     }
                     for topic in topics
                 ]
@@ -104,8 +104,8 @@ async def _describe(options: argparse.Namespace) -> None:
             for partition in topic.partitions
         ]
         print(table(["partition", "leader", "epoch", "replicas", "isr"], rows))
-        changed = [each for each in configs[topic.name] if not each.is_default]
-        print("settings: " + (", ".join(f"{c.name}={c.value}" for c in changed) or "all default"))
+        own = [f"{n}={c.value}" for n, c in configs[topic.name].items() if not c.is_default]
+        print("settings: " + (", ".join(own) or "all default"))
 
 
 async def _delete(options: argparse.Namespace) -> None:

@@ -30,11 +30,11 @@ from zkserver.core.events import (
     Send,
 )
 from zkserver.server.engine import Engine, EngineOptions
-from zkserver.storage.recovery import DataDirectory
+from zkserver.storage.recovery import FAILED_SYNC_FILE, DataDirectory
 from zkserver.storage.snapshot import snapshot_files
 from zkserver.storage.txnlog import LogOptions
 
-CONNECTION = Connection(cast(Codec, None))
+CONNECTION = Connection(cast(Codec, None), "test")
 
 
 class View:
@@ -307,7 +307,10 @@ def test_a_failed_sync_or_write_halts_and_nothing_of_it_was_acknowledged() -> No
             assert "cannot" in life.halted, (kind, at)
             assert files.used_after_failed_sync_count == 0
             acknowledged = list(life.acknowledged)
-            files.crash()
+            assert files.exists(f"/data/{FAILED_SYNC_FILE}"), (kind, at)
+            files.unlink(f"/data/{FAILED_SYNC_FILE}")  # a person has looked at the disk ...
+            files.sync_dir("/data")
+            files.crash()  # ... and rebooted
             recovered = Life(files, 2).recovered
             assert recovered[: len(acknowledged)] == acknowledged, (kind, at)
             assert len(recovered) <= len(acknowledged) + 1

@@ -248,7 +248,7 @@ def test_a_snapshot_that_was_not_finished_is_nothing() -> None:
 
 
 def test_a_snapshot_of_an_empty_state_is_one() -> None:
-    files, records = snapshotted(at=())
+    files, _ = snapshotted(at=())
     data, _ = open_directory(files)
     take_snapshot(data, make_zxid(1, 65), [])
     data, found = open_directory(files.copy())

@@ -154,7 +154,7 @@ def test_a_missing_file_in_the_middle_is_refused(lost: int) -> None:
     assert len(bases) >= 4, bases
     other = files.copy()
     del other.nodes[f"{DIRECTORY}/{log_name(bases[lost])}"]
-    with pytest.raises(CorruptRecordError, match="missing|no snapshot"):
+    with pytest.raises(CorruptRecordError, match=r"missing|no snapshot"):
         open_directory(other)
 
 
@@ -174,7 +174,7 @@ def test_damage_in_a_file_that_is_not_the_last_is_refused_even_at_its_end() -> N
 def test_a_renamed_file_is_refused() -> None:
     files, _ = written([1])
     files.nodes[f"{DIRECTORY}/{log_name(7)}"] = files.nodes.pop(FIRST)
-    with pytest.raises(CorruptRecordError, match="begins after|its name says"):
+    with pytest.raises(CorruptRecordError, match=r"begins after|its name says"):
         open_directory(files, options=ONE_FILE)
 
 

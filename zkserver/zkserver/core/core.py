@@ -18,13 +18,12 @@ import hmac
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import API_VERSIONS
 from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import DecodeError, StorageError
-from duolog_protocol.paths import parent_of
 from duolog_protocol.txns import Body, CloseReason, TxnKind, decode_txn, encode_txn
 from duolog_protocol.types import ZXID_EPOCH_LAST, EventType, counter_of, epoch_of, make_zxid
 from duolog_protocol.zk_codec import REFUSED, Refusal
@@ -48,11 +47,13 @@ from .events import (
     SessionAttached,
     TimerFired,
 )
-from .prepare import MultiRejected, Preparer, Refused, Rejected
+from .pending import Pending, failure_reply, write_reply
+from .prepare import Preparer, Refused, Rejected
 from .reads import Reads
-from .session_tracker import Session, SessionTracker
+from .session_tracker import Session, SessionTracker, session_password
 from .snapshot import Snapshot, load_snapshot
 from .state import Change, ReplicatedState
+from .status import Status
 from .watches import Watches
 
 SECRET_BYTES: Final = 32
@@ -62,37 +63,6 @@ _SYNC: Final = 0
 """`kind` of a pending entry that is no Txn: a sync waits there for its turn."""
 _DELETED: Final = int(EventType.DELETED)
 _CHANGED: Final = int(EventType.CHANGED)
-
-
-class Status(NamedTuple):
-    """The core at one moment, for metrics and words."""
-
-    zxid: int = 0
-    epoch: int = 0
-    node_count: int = 0
-    watch_count: int = 0
-    sessions: int = 0
-    ephemerals: int = 0
-    outstanding: int = 0
-    packets_received: int = 0
-    packets_sent: int = 0
-    data_bytes: int = 0
-
-
-class Pending(NamedTuple):
-    """A Txn that is logged and not yet applied, and who waits for it."""
-
-    zxid: int
-    session_id: int
-    wall_ms: int
-    body: Body | None
-    """None: a sync, which waits until everything up to `zxid` is applied."""
-    connection: Connection | None
-    correlation_id: int
-    api_key: int
-    failure: Any
-    """For an error Txn: the Rejected to answer with."""
-    size_bytes: int
 
 
 class ZkCore:
@@ -374,7 +344,8 @@ class ZkCore:
     ) -> None:
         """The password is checked before the old connection is touched."""
         session = self.state.sessions.get(message.session_id)
-        known = hmac.compare_digest(self._password(message.session_id), message.password)
+        expected = session_password(self.state.secret, message.session_id)
+        known = hmac.compare_digest(expected, message.password)
         if session is None or session.closing or not known:
             text = f"session {message.session_id:#x} does not exist (any more)"
             refusal = Refusal(ZkErrorCode.SESSION_EXPIRED, text, True)
@@ -394,7 +365,7 @@ class ZkCore:
         reply = zk.ConnectResponse(
             session.timeout_ms,
             session.session_id,
-            self._password(session.session_id),
+            session_password(self.state.secret, session.session_id),
             False,
             self.config.server_id,
         )
@@ -402,10 +373,6 @@ class ZkCore:
         connection.out.append(connection.codec.reply(zk.CONNECT.key, correlation_id, zxid, reply))
         self._dirty[connection] = None
         self._later.append(SessionAttached(connection))
-
-    def _password(self, session_id: int) -> bytes:
-        raw = session_id.to_bytes(8, "big", signed=True)
-        return hmac.digest(self.state.secret, raw, "sha256")[: zk.PASSWORD_BYTES]
 
     def _close_session(
         self, session: Session, reason: int, connection: Connection | None, correlation_id: int
@@ -513,7 +480,8 @@ class ZkCore:
                 state.changes = changes if watches.count else None
                 result = apply(each.zxid, each.session_id, each.wall_ms, body)
                 if changes:
-                    self._notify(each.zxid)
+                    watches.announce(changes, each.zxid, dirty)
+                    changes.clear()
                 if each.api_key == 1005 and connection is not None and each.failure is None:
                     if not connection.closed:
                         connection.codec.append_stat(
@@ -549,35 +517,9 @@ class ZkCore:
         elif connection is None or connection.closed:
             return
         elif each.failure is not None:
-            self._answer_failure(connection, each)
+            connection.out.append(failure_reply(connection.codec, each))
         else:
-            connection.out.append(self._reply(connection, each, result))
-
-    def _reply(self, connection: Connection, each: Pending, result: Any) -> bytes:
-        codec, zxid, correlation_id = connection.codec, each.zxid, each.correlation_id
-        if each.api_key == zk.CREATE.key:
-            reply: Any = zk.CreateResponse(result.path, result.stat())
-            return codec.reply(each.api_key, correlation_id, zxid, reply)
-        if each.api_key == zk.MULTI.key:
-            results = [zk.MultiResult(op.kind, 0, op.path, op.stat) for op in result]
-            return codec.reply(each.api_key, correlation_id, zxid, zk.MultiResponse(results))
-        assert each.api_key in {zk.DELETE.key, zk.CHECK.key}, each
-        return codec.empty(correlation_id, zxid)
-
-    def _answer_failure(self, connection: Connection, each: Pending) -> None:
-        failure: Rejected = each.failure
-        codec, zxid = connection.codec, each.zxid
-        if isinstance(failure, MultiRejected):
-            after = int(ZkErrorCode.RUNTIME_INCONSISTENCY)
-            codes = [0] * failure.index + [int(failure.code)]
-            codes += [after] * (failure.count - len(codes))
-            results = [zk.MultiResult(-1, code, None, None) for code in codes]
-            reply = zk.MultiResponse(results)
-            connection.out.append(codec.reply(zk.MULTI.key, each.correlation_id, zxid, reply))
-        else:
-            connection.out.append(
-                codec.error(each.correlation_id, failure.code, zxid, failure.message)
-            )
+            connection.out.append(write_reply(connection.codec, each, result))
 
     def _answer_connect(self, each: Pending, session: Session) -> None:
         connection = each.connection
@@ -610,31 +552,6 @@ class ZkCore:
                 waiting.extend((max(at, behind), each) for at, each in rest)
             else:
                 waiting.extend(rest)
-
-    def _notify(self, zxid: int) -> None:
-        """Events of the change that was just applied, before any reply that shows it."""
-        for event_type, path, readable, parent_readable in self._changes:
-            told = self._watches.take_node(path, deleted=event_type == _DELETED)
-            if told and readable:
-                self._tell(told, zxid, event_type, path)
-            if event_type != _CHANGED:
-                parent = parent_of(path)
-                told = self._watches.take_children(parent)
-                if told and parent_readable:
-                    self._tell(told, zxid, int(EventType.CHILD), parent)
-        self._changes.clear()
-
-    def _tell(
-        self, watchers: dict[Connection, None], zxid: int, event_type: int, path: str
-    ) -> None:
-        encoded: dict[type, bytes] = {}
-        for connection in watchers:
-            kind = type(connection.codec)
-            event = encoded.get(kind)
-            if event is None:
-                event = encoded[kind] = connection.codec.event(zxid, event_type, path)
-            connection.out.append(event)
-            self._dirty[connection] = None
 
     # ---- a full disk ---------------------------------------------------------------------------
 
@@ -691,28 +608,28 @@ class ZkCore:
     # ---- back-pressure -------------------------------------------------------------------------
 
     def _maybe_pause(self, connection: Connection) -> None:
-        config = self.config
         if connection.paused or connection.closed:
             return
-        if (
-            connection.outstanding_count() >= config.max_outstanding_per_connection
-            or len(self._pending) >= config.max_outstanding_requests
-            or self._pending_bytes >= config.max_outstanding_bytes
-        ):
+        own_limit = self.config.max_outstanding_per_connection
+        if connection.outstanding_count() >= own_limit or self._is_loaded(1):
             connection.paused = True
             self._paused[connection] = None
             self._later.append(PauseReading(connection))
 
+    def _is_loaded(self, share: int) -> bool:
+        """Whether as much is outstanding as the limits allow, divided by `share`."""
+        config = self.config
+        return (
+            share * len(self._pending) >= config.max_outstanding_requests
+            or share * self._pending_bytes >= config.max_outstanding_bytes
+        )
+
     def _maybe_resume(self) -> None:
         """Read again at half of every limit, so that it does not flutter."""
-        config = self.config
-        if (
-            2 * len(self._pending) > config.max_outstanding_requests
-            or 2 * self._pending_bytes > config.max_outstanding_bytes
-        ):
+        if self._is_loaded(2):
             return
         for connection in list(self._paused):
-            if 2 * connection.outstanding_count() <= config.max_outstanding_per_connection:
+            if 2 * connection.outstanding_count() <= self.config.max_outstanding_per_connection:
                 connection.paused = False
                 del self._paused[connection]
                 self._later.append(ResumeReading(connection))

@@ -12,7 +12,10 @@ A healthy client is heard of every third of its timeout, so what stays unnoticed
 
 from __future__ import annotations
 
+import hmac
 from typing import Final
+
+from duolog_protocol.zk_messages import PASSWORD_BYTES
 
 from .connection import Connection
 
@@ -49,6 +52,12 @@ class Session:
         """Its CloseSession is outstanding: it may do nothing more."""
         self.bucket_ms = 0
         """Deadline, a multiple of the tick; 0: not tracked."""
+
+
+def session_password(secret: bytes, session_id: int) -> bytes:
+    """Proof that a client owns a session; only who knows the replicated secret can make it."""
+    raw = session_id.to_bytes(8, "big", signed=True)
+    return hmac.digest(secret, raw, "sha256")[:PASSWORD_BYTES]
 
 
 class SessionTracker:

@@ -15,16 +15,22 @@ A connection is told once of one event on one path, however many watches it has 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from duolog_protocol.paths import parent_of
+from duolog_protocol.types import EventType
 
 from .connection import Connection
+from .state import Change
 
 DATA: Final = 0
 CHILD: Final = 1
 PERSISTENT: Final = 2
 RECURSIVE: Final = 3
+_DELETED: Final = int(EventType.DELETED)
+_CHANGED: Final = int(EventType.CHANGED)
+_CHILDREN: Final = int(EventType.CHILD)
 
 Watchers = dict[Connection, None]
 """In order of registration: never a set, whose order would depend on addresses."""
@@ -92,6 +98,21 @@ class Watches:
         self.count -= len(watchers)
         return watchers
 
+    def announce(self, changes: Iterable[Change], zxid: int, dirty: dict[Connection, None]) -> None:
+        """Tell everybody of changes that were just applied, before any reply that shows them.
+
+        The events are added to the connections' `out`, and the connections to `dirty`.
+        """
+        for event_type, path, readable, parent_readable in changes:
+            told = self.take_node(path, deleted=event_type == _DELETED)
+            if told and readable:
+                _tell(told, zxid, event_type, path, dirty)
+            if event_type != _CHANGED:
+                parent = parent_of(path)
+                told = self.take_children(parent)
+                if told and parent_readable:
+                    _tell(told, zxid, _CHILDREN, parent, dirty)
+
     def check_invariants(self) -> None:
         """Both directions agree. For tests and the simulator."""
         count = 0
@@ -103,3 +124,17 @@ class Watches:
                     assert not connection.closed, (path, connection)
                     count += 1
         assert count == self.count, (count, self.count)
+
+
+def _tell(
+    watchers: Watchers, zxid: int, event_type: int, path: str, dirty: dict[Connection, None]
+) -> None:
+    """One event to many connections; encoded once for each kind of client."""
+    encoded: dict[type, bytes] = {}
+    for connection in watchers:
+        kind = type(connection.codec)
+        event = encoded.get(kind)
+        if event is None:
+            event = encoded[kind] = connection.codec.event(zxid, event_type, path)
+        connection.out.append(event)
+        dirty[connection] = None

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-from zkserver.core.core import Status
+from zkserver.core.status import Status
 
 from .engine import Latency
 

@@ -141,7 +141,11 @@ class DataDirectory:
         """Close the log and give the lock back. Idempotent."""
         log: TxnLog | None = getattr(self, "log", None)
         if log is not None:
+            was_healthy = not log.offline
             log.close()
+            if was_healthy and log.offline:
+                with contextlib.suppress(OSError):
+                    self.mark_failed_sync()
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.close()

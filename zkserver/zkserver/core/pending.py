@@ -1,0 +1,56 @@
+"""What is logged and not yet applied, and the replies it will get.
+
+Owns the form of the replies to writes; who gets them and when is the core's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from duolog_protocol import zk_messages as zk
+from duolog_protocol.error_codes import ZkErrorCode
+from duolog_protocol.txns import Body
+
+from .connection import Codec, Connection
+from .prepare import MultiRejected, Rejected
+
+
+class Pending(NamedTuple):
+    """A Txn that is logged and not yet applied, and who waits for it."""
+
+    zxid: int
+    session_id: int
+    wall_ms: int
+    body: Body | None
+    """None: a sync, which waits until everything up to `zxid` is applied."""
+    connection: Connection | None
+    correlation_id: int
+    api_key: int
+    failure: Any
+    """For an error Txn: the Rejected to answer with."""
+    size_bytes: int
+
+
+def write_reply(codec: Codec, each: Pending, result: Any) -> bytes:
+    """The reply to a write that was applied; `result` is what `apply` returned."""
+    zxid, correlation_id = each.zxid, each.correlation_id
+    if each.api_key == zk.CREATE.key:
+        reply: Any = zk.CreateResponse(result.path, result.stat())
+        return codec.reply(each.api_key, correlation_id, zxid, reply)
+    if each.api_key == zk.MULTI.key:
+        results = [zk.MultiResult(op.kind, 0, op.path, op.stat) for op in result]
+        return codec.reply(each.api_key, correlation_id, zxid, zk.MultiResponse(results))
+    assert each.api_key in {zk.DELETE.key, zk.CHECK.key}, each
+    return codec.empty(correlation_id, zxid)
+
+
+def failure_reply(codec: Codec, each: Pending) -> bytes:
+    """The reply to a write that failed with a zxid; a multi has a result for each operation."""
+    failure: Rejected = each.failure
+    if not isinstance(failure, MultiRejected):
+        return codec.error(each.correlation_id, failure.code, each.zxid, failure.message)
+    after = int(ZkErrorCode.RUNTIME_INCONSISTENCY)
+    codes = [0] * failure.index + [int(failure.code)]
+    codes += [after] * (failure.count - len(codes))
+    reply = zk.MultiResponse([zk.MultiResult(-1, code, None, None) for code in codes])
+    return codec.reply(zk.MULTI.key, each.correlation_id, each.zxid, reply)
