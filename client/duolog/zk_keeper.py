@@ -130,8 +130,12 @@ class SessionKeeper:
             async with asyncio.timeout(timeout):
                 while True:
                     await self._until_usable(None)
+                    link = self._link
+                    if link is None or link.closed:
+                        self._usable.clear()  # it has just ended; nothing was sent: wait on
+                        continue
                     try:
-                        return await self._send(api, message, arm, arm_on)
+                        return await self._send(link, api, message, arm, arm_on)
                     except ConnectionLostError:
                         if not reads:
                             raise
@@ -139,11 +143,13 @@ class SessionKeeper:
             raise RequestTimeoutError(f"{api.name} was not answered in {timeout} s") from None
 
     async def _send(
-        self, api: AnyApi, message: Any, arm: ArmOn | None, arm_on: tuple[int, ...]
+        self,
+        link: ClientLink,
+        api: AnyApi,
+        message: Any,
+        arm: ArmOn | None,
+        arm_on: tuple[int, ...],
     ) -> Any:
-        link = self._link
-        if link is None or link.closed:
-            raise ConnectionLostError("the connection to zkserver has just ended")
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def on_response(response: Response | None) -> None:

@@ -33,6 +33,7 @@ from duolog_runtime.tasks import loop_factory
 SECONDS_BEFORE_A_KILL: Final = (0.01, 0.3)
 ROUND_SECONDS: Final = 60.0
 KEYS: Final = 12
+CREATIONS_PER_ROUND: Final = 30
 
 
 class Violation(Exception):
@@ -101,7 +102,7 @@ class Sequentials:
 
 async def zkserver_story(data: str, kills: int, rng: random.Random) -> str:
     """Writers, a creator and an ephemeral owner; the server dies under them again and again."""
-    daemon = zkserver(f"{data}/zk", 0, ["--snap-count", "300"])
+    daemon = zkserver(f"{data}/zk", 0, ["--snap-count", "3000"])
     await daemon.start()
     keys = [Key(f"/chaos/key-{number}") for number in range(KEYS)]
     made = Sequentials()
@@ -141,7 +142,9 @@ async def _write_key(zk: ZkClient, key: Key, stop: asyncio.Event) -> None:
 
 
 async def _create_sequentials(zk: ZkClient, made: Sequentials, stop: asyncio.Event) -> None:
-    while not stop.is_set():
+    for _ in range(CREATIONS_PER_ROUND):
+        if stop.is_set():
+            return
         try:
             made.paths.append(await zk.create("/chaos/made/n-", b"x", sequence=True))
         except TransportError:
