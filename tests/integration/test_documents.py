@@ -1,0 +1,34 @@
+"""The examples of the documents run as they are printed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+from duolog_cluster.cluster import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+async def test_the_program_in_the_readme_runs() -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(program, "README.md", "exec"), names)
+    async with asyncio.timeout(30), Cluster() as cluster:
+        await names["main"](cluster.bootstrap_servers, cluster.zookeeper)
+
+
+def test_every_setting_of_the_daemons_is_documented() -> None:
+    from duolog_runtime.config import field_docs
+    from kbroker.config import BrokerConfig
+    from kbroker.core.topic_config import TopicConfig, documentation, kafka_name
+    from zkserver.config import ServerConfig
+    from zkserver.core.config import CoreConfig
+
+    for settings in (BrokerConfig, ServerConfig, CoreConfig):
+        missing = set(settings.__dataclass_fields__) - field_docs(settings).keys()
+        assert not missing, (settings.__name__, missing)
+    topic_settings = {kafka_name(name) for name in TopicConfig.__dataclass_fields__}
+    assert documentation().keys() == topic_settings
