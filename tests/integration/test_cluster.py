@@ -159,3 +159,19 @@ async def test_data_can_be_kept_in_a_directory_of_the_callers(tmp_path: Path) ->
                 return (await producer.send_and_wait("kept", value)).offset
 
     assert [await send_one(b"a"), await send_one(b"b")] == [0, 1]
+
+
+async def test_the_broker_tells_its_metrics() -> None:
+    async with asyncio.timeout(30), Cluster(broker_settings={"metrics_port": 0}) as cluster:
+        broker = cluster.brokers[0]
+        (port,) = [
+            values["port"] for _, event, values in broker.log.records if event == "metrics_served"
+        ]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        text = (await reader.read()).decode()
+        writer.close()
+        await writer.wait_closed()
+        assert "200 OK" in text
+        assert "active_controller_count 1.0" in text
+        assert "requests_total" in text

@@ -22,9 +22,11 @@ from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
 from duolog_runtime.logs import Logger
+from duolog_runtime.metrics_http import MetricsServer
 
 from ..config import BrokerConfig
 from ..core.purgatory import Purgatory
+from ..metrics import collect
 from ..storage.checkpoints import MetaProperties, write_atomically
 from .apis import Apis
 from .connections import Connections, Limits
@@ -91,6 +93,7 @@ class Broker:
         )
         self.connections: Connections | None = None
         self.control: ControllerLink | None = None
+        self._metrics: MetricsServer | None = None
 
     async def serve(self, stop: asyncio.Event, on_listening: Callable[[], None]) -> None:
         """Serve until `stop` is set. `on_listening` is called once the port is open.
@@ -145,10 +148,30 @@ class Broker:
             server.close()
             connections.abort()
             self._cancel_timer()
+            if self._metrics is not None:
+                await self._metrics.close()
+
+    async def _start_metrics(self) -> None:
+        config = self.config
+        if config.metrics_port < 0:
+            return
+        self._metrics = MetricsServer(lambda: collect(self), self._log)
+        try:
+            port = await self._metrics.start(config.host, config.metrics_port)
+        except OSError as error:
+            rule = f"cannot listen on {config.host}: {error.strerror or error}"
+            raise ConfigError("metrics_port", config.metrics_port, rule) from error
+        self._log.info("metrics_served", port=port)
+
+    @property
+    def delayed_count(self) -> int:
+        """Requests that wait for acknowledgements or data."""
+        return len(self._purgatory)
 
     async def _run(self, tasks: asyncio.TaskGroup, zk: ZkClient, stop: asyncio.Event) -> None:
         """Connect to zkserver and serve until told to stop, or until the log directory fails."""
         assert self.control is not None
+        await self._start_metrics()
         await self._end_former_session()
         await zk.start(timeout=self.config.zookeeper_connection_timeout_ms / 1000)
         self._remember_session(zk)

@@ -130,6 +130,11 @@ class ControllerLink:
         return self._image
 
     @property
+    def is_controller(self) -> bool:
+        """Whether this broker is the controller, as far as it knows."""
+        return self._is_controller
+
+    @property
     def broker_id(self) -> int:
         """This broker's id, -1 before the first registration where none was given."""
         return self._registration.broker_id
