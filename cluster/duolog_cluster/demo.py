@@ -66,7 +66,6 @@ async def _run(options: argparse.Namespace, data: str) -> int:
     started = time.perf_counter()
     pair = Pair(data, port=options.port, zk_port=options.zk_port)
     async with pair:
-        assert pair.kbroker is not None
         seconds = time.perf_counter() - started
         print(f"zkserver  {pair.zookeeper}   (process {pair.zkserver.pid})")
         print(f"kbroker   {pair.bootstrap_servers}   (process {pair.kbroker.pid})")
@@ -177,7 +176,6 @@ async def _produce(
 
 
 async def _kill_and_restart(pair: Pair, acknowledged: int) -> None:
-    assert pair.kbroker is not None
     await pair.kbroker.kill()
     killed = time.perf_counter()
     await pair.kbroker.start()

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -158,6 +159,14 @@ def _on_port(daemon: Daemon, port: int) -> Daemon:
     return daemon
 
 
+def free_port() -> int:
+    """A port of loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Pair:
     """A zkserver and a kbroker: an async context manager."""
 
@@ -171,17 +180,15 @@ class Pair:
         kbroker_arguments: Sequence[str] = (),
         quiet: bool = True,
     ) -> None:
-        self._data = data
-        self._port = port
-        self._kbroker_arguments = kbroker_arguments
-        self._quiet = quiet
+        zk_port = zk_port or free_port()
         self.zkserver = zkserver(f"{data}/zkserver", zk_port, zkserver_arguments, quiet=quiet)
-        self.kbroker: Daemon | None = None
+        self.kbroker = kbroker(
+            f"{data}/kbroker", port, f"127.0.0.1:{zk_port}", kbroker_arguments, quiet=quiet
+        )
 
     @property
     def bootstrap_servers(self) -> str:
         """Address of the broker."""
-        assert self.kbroker is not None
         return self.kbroker.address
 
     @property
@@ -190,17 +197,17 @@ class Pair:
         return self.zkserver.address
 
     async def __aenter__(self) -> Pair:
-        """Start both; on an error neither is left. Raises DaemonFailedError."""
+        """Start both at once; the broker waits for zkserver. On an error neither is left.
+
+        Raises DaemonFailedError.
+        """
         try:
-            await self.zkserver.start()
-            self.kbroker = kbroker(
-                f"{self._data}/kbroker",
-                self._port,
-                self.zkserver.address,
-                self._kbroker_arguments,
-                quiet=self._quiet,
+            outcomes = await asyncio.gather(
+                self.zkserver.start(), self.kbroker.start(), return_exceptions=True
             )
-            await self.kbroker.start()
+            for outcome in outcomes:
+                if outcome is not None:
+                    raise outcome
         except BaseException:
             await self.stop()
             raise
@@ -212,6 +219,5 @@ class Pair:
 
     async def stop(self) -> None:
         """Stop both, the broker first. Idempotent."""
-        if self.kbroker is not None:
-            await self.kbroker.stop()
+        await self.kbroker.stop()
         await self.zkserver.stop()

@@ -114,7 +114,6 @@ async def test_a_stop_signal_ends_a_pair_in_order_and_leaves_the_clean_mark(
     async with asyncio.timeout(60):
         pair = Pair(str(tmp_path))
         async with pair:
-            assert pair.kbroker is not None
             await until_registered(pair.zookeeper, 1)
             pair.kbroker.send_signal(signal.SIGINT)
             assert await pair.kbroker.wait() == 0

@@ -57,7 +57,6 @@ async def _up(options: argparse.Namespace, data: str, zk_port: int) -> int:
         quiet=not options.verbose,
     )
     async with pair:
-        assert pair.kbroker is not None
         _announce(options, pair, data)
         stopping = asyncio.create_task(stop.wait(), name="stop")
         ends = {
@@ -80,7 +79,6 @@ def _died(daemon: Daemon) -> DaemonFailedError:
 
 
 def _announce(options: argparse.Namespace, pair: Pair, data: str) -> None:
-    assert pair.kbroker is not None
     if options.json:
         ready = {
             "zookeeper": pair.zookeeper,
