@@ -61,7 +61,7 @@ class WatchStream:
             return
         self._armed = True
         mode = AddWatchMode.PERSISTENT_RECURSIVE if self._recursive else AddWatchMode.PERSISTENT
-        request = zk.AddWatchRequest(self._keeper.real(self._path), mode)
+        request = zk.AddWatchRequest(self._keeper.real(self._path), mode, -1)
 
         def arm(_code: int) -> None:
             self._keeper.watches.add_persistent(

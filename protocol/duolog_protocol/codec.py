@@ -129,12 +129,14 @@ def string(max_bytes: int = MAX_STRING_BYTES, *, nullable: bool = False) -> Fiel
     return FieldType(check)
 
 
-def binary(max_bytes: int) -> FieldType:
-    """Bytes inside the header, for short values only."""
-    kind = f"at most {max_bytes} bytes"
+def binary(max_bytes: int, *, nullable: bool = False) -> FieldType:
+    """Bytes inside the header or a long list's element, for short values only."""
+    kind = f"at most {max_bytes} bytes" + (" or null" if nullable else "")
 
     def check(value: Any, _cursor: Cursor) -> Any:
         if type(value) is not bytes or len(value) > max_bytes:
+            if nullable and value is None:
+                return None
             raise _wrong(kind, value)
         return value
 
@@ -335,7 +337,7 @@ def _limited_unpacker(view: memoryview) -> msgpack.Unpacker:
         max_map_len=0,
         max_ext_len=0,
         max_str_len=MAX_HEADER_BYTES,
-        max_bin_len=MAX_HEADER_BYTES,
+        max_bin_len=max(len(view), 1),
     )
     unpacker.feed(view)
     return unpacker

@@ -103,6 +103,9 @@ class EventType(IntEnum):
     DELETED = 2
     CHANGED = 3
     CHILD = 4
+    COMPACTED = 100
+    """Ours, native clients only: events between the zxid that was asked for and the event's are no
+    longer known; look again."""
 
 
 class AddWatchMode(IntEnum):
@@ -110,6 +113,16 @@ class AddWatchMode(IntEnum):
 
     PERSISTENT = 0
     PERSISTENT_RECURSIVE = 1
+
+
+class WatcherType(IntEnum):
+    """Which watches a request means, with ZooKeeper's numbers."""
+
+    CHILDREN = 1
+    DATA = 2
+    ANY = 3
+    PERSISTENT = 4
+    PERSISTENT_RECURSIVE = 5
 
 
 class KeeperState(IntEnum):

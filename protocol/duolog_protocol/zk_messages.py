@@ -32,6 +32,7 @@ MAX_FRAME_BYTES: Final = 2 * 1024 * 1024
 MAX_CHILDREN: Final = 1_000_000
 MAX_MULTI_OPS: Final = 1024
 PASSWORD_BYTES: Final = 16
+MAX_CREDENTIAL_BYTES: Final = 4096
 MAX_LIST_BYTES: Final = 64 * 1024 * 1024
 
 PATH: Final = string(4096)
@@ -180,12 +181,16 @@ class MultiOp(NamedTuple):
 
 
 class MultiKind:
-    """ZooKeeper's operation codes inside a multi."""
+    """ZooKeeper's operation codes inside a multi and a multiRead."""
 
     CREATE: Final = 1
     DELETE: Final = 2
+    GET_DATA: Final = 4
     SET_DATA: Final = 5
+    GET_CHILDREN: Final = 8
     CHECK: Final = 13
+    CREATE2: Final = 15
+    """As CREATE; a jute client also gets the Stat. Container and TTL creates come as this."""
 
 
 class MultiRequest(NamedTuple):
@@ -216,6 +221,123 @@ class MultiResponse(NamedTuple):
     results: list[MultiResult]
 
 
+class ReadOp(NamedTuple):
+    """One operation of a multiRead."""
+
+    kind: int
+    """`MultiKind.GET_DATA` or `MultiKind.GET_CHILDREN`."""
+    path: str
+
+
+class MultiReadRequest(NamedTuple):
+    """Read several znodes as of one zxid."""
+
+    ops: tuple[ReadOp, ...]
+
+
+class ReadResult(NamedTuple):
+    """Result of one operation of a multiRead; each one fails or succeeds by itself."""
+
+    kind: int
+    """The operation's kind, or -1 where it failed."""
+    error_code: int
+    data: bytes | None
+    """For a GET_DATA."""
+    stat: Stat | None
+    """For a GET_DATA."""
+    joined_names: bytes | None
+    """For a GET_CHILDREN: the names, which have no `/`, joined by one."""
+
+
+class MultiReadResponse(NamedTuple):
+    """A result for each operation."""
+
+    results: list[ReadResult]
+
+
+class GetAclRequest(NamedTuple):
+    """Read a znode's ACL list."""
+
+    path: str
+
+
+class GetAclResponse(NamedTuple):
+    """The ACL list, digests masked for those without ADMIN (CVE-2019-0201), and the Stat."""
+
+    acl: tuple[Acl, ...]
+    stat: Stat
+
+
+class SetAclRequest(NamedTuple):
+    """Replace a znode's ACL list; `version` is compared with its aversion, -1 matches any."""
+
+    path: str
+    acl: tuple[Acl, ...] | None
+    version: int
+
+
+class PathRequest(NamedTuple):
+    """A request about one path."""
+
+    path: str
+
+
+class GetEphemeralsResponse(NamedTuple):
+    """The session's own ephemeral znodes below the prefix that was asked for."""
+
+    paths: list[str]
+
+
+class GetAllChildrenNumberResponse(NamedTuple):
+    """Number of descendants."""
+
+    count: int
+
+
+class WatchesRequest(NamedTuple):
+    """Ask for, or remove, the connection's watches on a path."""
+
+    path: str
+    watcher_type: int
+    """A `WatcherType`."""
+
+
+class AuthRequest(NamedTuple):
+    """Add an identity to the connection."""
+
+    scheme: str
+    credential: bytes
+
+
+class SaslToken(NamedTuple):
+    """One token of a SASL exchange, in either direction."""
+
+    token: bytes
+
+
+class ClientIdentity(NamedTuple):
+    """An identity of a connection, without secrets."""
+
+    scheme: str
+    user: str
+
+
+class WhoAmIResponse(NamedTuple):
+    """All identities of the connection."""
+
+    identities: tuple[ClientIdentity, ...]
+
+
+class ReconfigRequest(NamedTuple):
+    """Change the ensemble's members (ZooKeeper `reconfig`)."""
+
+    joining_servers: str | None
+    leaving_servers: str | None
+    new_members: str | None
+    config_version: int
+    """-1 matches any."""
+
+
 class SetWatchesRequest(NamedTuple):
     """Register watches again after a reconnect; what was missed fires at once."""
 
@@ -226,6 +348,9 @@ class SetWatchesRequest(NamedTuple):
     child_watches: list[str]
     persistent_watches: list[str]
     persistent_recursive_watches: list[str]
+    resume: bool
+    """Every event that was missed, in order, instead of at most one for each watch; a watch whose
+    gap is no longer in the server's history gets COMPACTED. False: as ZooKeeper."""
 
 
 class AddWatchRequest(NamedTuple):
@@ -234,6 +359,9 @@ class AddWatchRequest(NamedTuple):
     path: str
     mode: int
     """An `AddWatchMode`."""
+    after_zxid: int
+    """Events after this zxid come first, or COMPACTED where they are no longer known; -1: only
+    what happens from now on."""
 
 
 class WatchEvent(NamedTuple):
@@ -252,6 +380,14 @@ _MULTI_OP: Final = structure(MultiOp, INT8, PATH, _ZNODE_DATA, ACL_LIST, INT32, 
 _NULLABLE_STAT: Final = structure(Stat, *[INT64] * 11, nullable=True)
 _MULTI_RESULT: Final = structure(
     MultiResult, INT8, INT32, string(4096, nullable=True), _NULLABLE_STAT
+)
+_READ_RESULT: Final = structure(
+    ReadResult,
+    INT8,
+    INT32,
+    binary(MAX_DATA_BYTES, nullable=True),
+    _NULLABLE_STAT,
+    binary(MAX_LIST_BYTES, nullable=True),
 )
 _STAT_RESPONSE: Final = Schema(StatResponse, STAT)
 
@@ -293,13 +429,46 @@ MULTI: Final = Api(
     Schema(MultiRequest, array(_MULTI_OP, MAX_MULTI_OPS)),
     Schema(MultiResponse, long_list(_MULTI_RESULT, MAX_MULTI_OPS, MAX_LIST_BYTES)),
 )
+MULTI_READ: Final = Api(
+    1022,
+    "MultiRead",
+    Schema(MultiReadRequest, array(structure(ReadOp, INT8, PATH), MAX_MULTI_OPS)),
+    Schema(MultiReadResponse, long_list(_READ_RESULT, MAX_MULTI_OPS, MAX_LIST_BYTES)),
+)
+GET_ACL: Final = Api(
+    1006, "GetAcl", Schema(GetAclRequest, PATH), Schema(GetAclResponse, ACL_LIST, STAT)
+)
+SET_ACL: Final = Api(
+    1007, "SetAcl", Schema(SetAclRequest, PATH, ACL_LIST, _VERSION), _STAT_RESPONSE
+)
+CHECK_WATCHES: Final = Api(1017, "CheckWatches", Schema(WatchesRequest, PATH, INT32), EMPTY)
+REMOVE_WATCHES: Final = Api(1018, "RemoveWatches", Schema(WatchesRequest, PATH, INT32), EMPTY)
+AUTH: Final = Api(1100, "Auth", Schema(AuthRequest, string(64), binary(MAX_CREDENTIAL_BYTES)), EMPTY)
+GET_EPHEMERALS: Final = Api(
+    1103,
+    "GetEphemerals",
+    Schema(PathRequest, PATH),
+    Schema(GetEphemeralsResponse, long_list(PATH, MAX_CHILDREN, MAX_LIST_BYTES)),
+)
+GET_ALL_CHILDREN_NUMBER: Final = Api(
+    1104,
+    "GetAllChildrenNumber",
+    Schema(PathRequest, PATH),
+    Schema(GetAllChildrenNumberResponse, INT32),
+)
+WHO_AM_I: Final = Api(
+    1107,
+    "WhoAmI",
+    EMPTY,
+    Schema(WhoAmIResponse, array(structure(ClientIdentity, string(64), string(1024)))),
+)
 SET_WATCHES: Final = Api(
     1105,
     "SetWatches",
-    Schema(SetWatchesRequest, INT64, *[_PATH_LIST] * 5),
+    Schema(SetWatchesRequest, INT64, *[_PATH_LIST] * 5, BOOL),
     EMPTY,
 )
-ADD_WATCH: Final = Api(1106, "AddWatch", Schema(AddWatchRequest, PATH, INT32), EMPTY)
+ADD_WATCH: Final = Api(1106, "AddWatch", Schema(AddWatchRequest, PATH, INT32, INT64), EMPTY)
 CLOSE_SESSION: Final = Api(1111, "CloseSession", EMPTY, EMPTY)
 
 WATCH_EVENT_KEY: Final = 1
@@ -320,8 +489,27 @@ ZK_APIS: Final[dict[int, AnyApi]] = {
         PING,
         CHECK,
         MULTI,
+        MULTI_READ,
+        GET_ACL,
+        SET_ACL,
+        CHECK_WATCHES,
+        REMOVE_WATCHES,
+        AUTH,
+        GET_EPHEMERALS,
+        GET_ALL_CHILDREN_NUMBER,
+        WHO_AM_I,
         SET_WATCHES,
         ADD_WATCH,
         CLOSE_SESSION,
     )
 }
+
+CREATE2_KEY: Final = 1015
+"""Api key of a jute client's create2, createContainer and createTTL: CREATE, and the reply has the
+Stat. Native clients always get it, so these keys are in no table of theirs."""
+GET_CHILDREN2_KEY: Final = 1012
+"""Api key of a jute client's getChildren2: GET_CHILDREN, and the reply has the Stat."""
+SASL_KEY: Final = 1102
+"""Api key of a jute client's SASL token (`SaslToken`)."""
+RECONFIG_KEY: Final = 1016
+"""Api key of a jute client's reconfig (`ReconfigRequest`)."""

@@ -113,12 +113,12 @@ class WatchRegistry:
         size = 0
         for at, path in _all_paths(tables):
             if size and size + len(path) > MAX_SET_WATCHES_BYTES:
-                yield SetWatchesRequest(last_zxid_seen, *batch)
+                yield SetWatchesRequest(last_zxid_seen, *batch, False)
                 batch, size = ([], [], [], [], []), 0
             batch[at].append(path)
             size += 4 * len(path)
         if size:
-            yield SetWatchesRequest(last_zxid_seen, *batch)
+            yield SetWatchesRequest(last_zxid_seen, *batch, False)
 
     @property
     def count(self) -> int:

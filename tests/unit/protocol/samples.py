@@ -13,7 +13,7 @@ from duolog_protocol.apis import (
     ApiVersionsResponse,
     Feature,
 )
-from duolog_protocol.types import OPEN_ACL_UNSAFE, Stat
+from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl, Stat
 
 STAT = Stat(
     czxid=(1 << 32) + 5,
@@ -57,8 +57,24 @@ ZK_REQUESTS: dict[int, list[Any]] = {
     1011: [zk.Empty()],
     1013: [zk.CheckRequest("/a", 4)],
     1014: [zk.MultiRequest(MULTI), zk.MultiRequest(())],
-    1105: [zk.SetWatchesRequest(1 << 32, ["/a"], ["/b"], ["/", "/c"], [], ["/d"])],
-    1106: [zk.AddWatchRequest("/a", 1)],
+    1006: [zk.GetAclRequest("/a")],
+    1007: [zk.SetAclRequest("/a", (Acl(1, "digest", "bob:hash"),), -1)],
+    1017: [zk.WatchesRequest("/a", 3)],
+    1018: [zk.WatchesRequest("/a", 2)],
+    1022: [
+        zk.MultiReadRequest(
+            (
+                zk.ReadOp(zk.MultiKind.GET_DATA, "/a"),
+                zk.ReadOp(zk.MultiKind.GET_CHILDREN, "/"),
+            )
+        )
+    ],
+    1100: [zk.AuthRequest("digest", b"bob:secret")],
+    1103: [zk.PathRequest("/")],
+    1104: [zk.PathRequest("/a")],
+    1105: [zk.SetWatchesRequest(1 << 32, ["/a"], ["/b"], ["/", "/c"], [], ["/d"], True)],
+    1106: [zk.AddWatchRequest("/a", 1, -1)],
+    1107: [zk.Empty()],
     1111: [zk.Empty()],
 }
 ZK_RESPONSES: dict[int, list[Any]] = {
@@ -82,8 +98,25 @@ ZK_RESPONSES: dict[int, list[Any]] = {
     1011: [zk.Empty()],
     1013: [zk.Empty()],
     1014: [zk.MultiResponse(MULTI_RESULTS), zk.MultiResponse([])],
+    1006: [zk.GetAclResponse(OPEN_ACL_UNSAFE, STAT)],
+    1007: [zk.StatResponse(STAT)],
+    1017: [zk.Empty()],
+    1018: [zk.Empty()],
+    1022: [
+        zk.MultiReadResponse(
+            [
+                zk.ReadResult(zk.MultiKind.GET_DATA, 0, b"hello", STAT, None),
+                zk.ReadResult(zk.MultiKind.GET_CHILDREN, 0, None, None, b"a/b"),
+                zk.ReadResult(-1, -101, None, None, None),
+            ]
+        )
+    ],
+    1100: [zk.Empty()],
+    1103: [zk.GetEphemeralsResponse(["/a/e"])],
+    1104: [zk.GetAllChildrenNumberResponse(12)],
     1105: [zk.Empty()],
     1106: [zk.Empty()],
+    1107: [zk.WhoAmIResponse((zk.ClientIdentity("ip", "127.0.0.1"),))],
     1111: [zk.Empty()],
 }
 BROKER_REQUESTS: dict[int, list[Any]] = {

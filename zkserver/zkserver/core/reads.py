@@ -117,7 +117,7 @@ class Reads:
         connection.out.append(connection.codec.empty(correlation_id, zxid))
 
     def _add_watch(self, connection: Connection, correlation_id: int, message: Any) -> None:
-        path, mode = message
+        path, mode, _after_zxid = message
         if mode not in (AddWatchMode.PERSISTENT, AddWatchMode.PERSISTENT_RECURSIVE):
             raise Refused(ZkErrorCode.BAD_ARGUMENTS, f"watch mode {mode} is not known")
         recursive = mode == AddWatchMode.PERSISTENT_RECURSIVE
@@ -126,9 +126,10 @@ class Reads:
 
     def _set_watches(self, connection: Connection, correlation_id: int, message: Any) -> None:
         """Fire what was missed since `relative_zxid`, register the rest (A.11 of the reference)."""
-        relative_zxid, data, exist, child, persistent, recursive = message
-        self._require_room(connection, sum(map(len, message[1:])))
-        for paths in message[1:]:
+        relative_zxid, data, exist, child, persistent, recursive, _resume = message
+        lists = (data, exist, child, persistent, recursive)
+        self._require_room(connection, sum(map(len, lists)))
+        for paths in lists:
             for path in paths:
                 _require_watchable(path, self._config.max_path_bytes)
         nodes = self._state.tree.nodes
