@@ -1,0 +1,307 @@
+"""One of the two servers that run the same program, and what the program's clients have there.
+
+`send` begins a batch and `finish` collects what it brought, so that both servers work at the same
+time. A batch is one step, or neighbouring requests of one slot that may be pipelined.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from . import jute
+from .jute_client import CLOSED, Closed, Frame, JuteConnection
+from .normal import Normaliser
+from .programs import SLOTS, Seen, Step
+from .settings import LONG_TIMEOUT_MS, MAX_BUFFER, MIN_TIMEOUT_MS, SUPER_CREDENTIAL
+
+EXPIRY_DEADLINE_S: Final = 60.0
+POLL_S: Final = 0.02
+SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/config", "/zookeeper/quota")
+
+Said = list[tuple[str | None, Any]]
+"""(operation that is answered, frame in normal form)."""
+
+
+class Slot:
+    """One client of the program."""
+
+    def __init__(self) -> None:
+        self.connection: JuteConnection | None = None
+        self.session: tuple[int, bytes] | None = None
+        self.last_zxid = 0
+        self.sessions_count = 0
+
+    @property
+    def is_open(self) -> bool:
+        """It has a connection with a session."""
+        return self.connection is not None
+
+
+class Side:
+    """A server under test."""
+
+    def __init__(self, name: str, port: int) -> None:
+        self.name = name
+        self.port = port
+        self.control = JuteConnection(port)
+        """A super user's connection that looks after the tree between programs."""
+        self.control.connect(LONG_TIMEOUT_MS)
+        self.control.call("auth", 0, "digest", SUPER_CREDENTIAL.encode())
+        self.normaliser = Normaliser(self.control.call("ping").zxid)
+        self.slots = [Slot() for _ in range(SLOTS)]
+        self._finish: Callable[[], Said] = list
+
+    def close(self) -> None:
+        """Drop every connection."""
+        for slot in self.slots:
+            if slot.connection is not None:
+                slot.connection.drop()
+        self.control.drop()
+
+    # ---- batches -------------------------------------------------------------------------------
+
+    def send(self, batch: list[Step]) -> None:
+        """Begin a batch; all its steps are of one slot and can be done (`possible`)."""
+        first = batch[0]
+        slot = self.slots[first.slot]
+        match first.kind:
+            case "call" | "raw":
+                self._send_requests(slot, batch)
+            case "open":
+                self._open(slot, first.slot, *first.arguments)
+            case "attach":
+                self._attach(slot, *first.arguments)
+            case "drop":
+                self._forget(slot)
+                self._finish = list
+            case "frame":
+                self._send_frame(slot, first.arguments[0])
+            case "expire":
+                self._expire(slot, *first.arguments)
+            case _:
+                raise AssertionError(first)
+
+    def possible(self, step: Step) -> bool:
+        """Whether the slot is in a state in which the step means something."""
+        slot = self.slots[step.slot]
+        if step.kind == "open":
+            return slot.session is None
+        if step.kind == "attach":
+            return slot.session is not None
+        return slot.is_open
+
+    def finish(self) -> Said:
+        """What the batch brought. Raises Silence, JuteError, Implausible."""
+        return self._finish()
+
+    def _send_frame(self, slot: Slot, data: bytes) -> None:
+        connection = _connection_of(slot)
+        said = self._flush(slot)
+        connection.send(data)
+        self._finish = lambda: said + self._after(slot, connection.receive_until_closed())
+
+    def _flush(self, slot: Slot) -> Said:
+        """Events that are on their way: Apache may lose them when it closes a connection."""
+        if slot.connection is None:
+            return []
+        slot.connection.request("ping")
+        return self._receive_due(slot, slot.connection, closes=False)
+
+    def _send_requests(self, slot: Slot, batch: list[Step]) -> None:
+        connection = _connection_of(slot)
+        said = self._flush(slot) if too_large(batch[0]) else []
+        for step in batch:
+            if step.kind == "raw":
+                code, body, name = step.arguments
+                connection.request_raw(code, body, name=name)
+            else:
+                name, *arguments = step.arguments
+                connection.request(name, *(self._resolve(slot, each) for each in arguments))
+        connection.flush()
+        closes = batch[0].arguments[0] == "close"
+        self._finish = lambda: said + self._receive_due(slot, connection, closes=closes)
+
+    def _receive_due(self, slot: Slot, connection: JuteConnection, *, closes: bool) -> Said:
+        names = [name for _, name in connection.due]
+        frames = connection.receive_due()
+        if closes and frames[-1] is not CLOSED:
+            frames += connection.receive_until_closed()
+            slot.session = None
+        return self._after(slot, frames, names)
+
+    def _resolve(self, slot: Slot, value: Any) -> Any:
+        return slot.last_zxid - value.back if isinstance(value, Seen) else value
+
+    def _after(self, slot: Slot, frames: list[Frame], names: list[str | None] | None = None) -> Said:
+        """Normal form of a slot's frames; a closed connection is given up."""
+        said: Said = []
+        due = iter(names or ())
+        for frame in frames:
+            if isinstance(frame, jute.Reply):
+                name = next(due)
+                said.append((name, self.normaliser.frame(name, frame)))
+                slot.last_zxid = max(slot.last_zxid, frame.zxid)
+            elif isinstance(frame, Closed):
+                said.append((None, CLOSED))
+                self._forget(slot)
+            else:
+                said.append((None, self.normaliser.frame(None, frame)))
+        return said
+
+    def _forget(self, slot: Slot) -> None:
+        if slot.connection is not None:
+            slot.connection.drop()
+            slot.connection = None
+
+    # ---- sessions ------------------------------------------------------------------------------
+
+    def _open(self, slot: Slot, number: int, timeout_ms: int, read_only: bool | None) -> None:
+        connection = JuteConnection(self.port)
+        connection.send_connect(timeout_ms, read_only=read_only)
+
+        def finish() -> Said:
+            answer = connection.receive_connected()
+            said: Said = [("connect", self.normaliser.frame("connect", answer))]
+            if isinstance(answer, Closed):
+                connection.drop()
+            else:
+                slot.sessions_count += 1
+                name = f"client {number}, session {slot.sessions_count}"
+                self.normaliser.name_session(answer.session_id, name)
+                slot.connection = connection
+                slot.session = connection.session_id, connection.password
+                slot.last_zxid = 0
+            return said
+
+        self._finish = finish
+
+    def _attach(self, slot: Slot, how: str, timeout_ms: int, seen: Seen) -> None:
+        assert slot.session is not None
+        session_id, password = slot.session
+        last_zxid: int = max(0, self._resolve(slot, seen))
+        said: Said = []
+        if how == "right":
+            said, old = self._flush(slot), slot.connection
+        else:
+            old = None
+            self._forget(slot)  # Apache would close it, ours would not: known.NOT_GENERATED
+        if how == "wrong password":
+            password = bytes([password[0] ^ 1]) + password[1:]
+        elif how == "no password":
+            password = b""
+        elif how == "unknown session":
+            session_id ^= 0x5555
+        elif how == "zxid ahead":
+            last_zxid = slot.last_zxid + (1 << 32)
+        connection = JuteConnection(self.port)
+        connection.send_connect(
+            timeout_ms, session_id=session_id, password=password, last_zxid_seen=last_zxid
+        )
+        self._finish = lambda: said + self._attached(slot, connection, old)
+
+    def _attached(
+        self, slot: Slot, connection: JuteConnection, old: JuteConnection | None
+    ) -> Said:
+        said: Said = []
+        answer = connection.receive_connected()
+        if old is not None:
+            said += [("old", self.normaliser.frame(None, each)) for each in old.receive_until_closed()]
+        said.append(("connect", self.normaliser.frame("connect", answer)))
+        if isinstance(answer, Closed) or answer.timeout_ms <= 0:
+            if not isinstance(answer, Closed):
+                frames = connection.receive_until_closed()
+                said += [(None, self.normaliser.frame(None, each)) for each in frames]
+            connection.drop()
+            slot.connection = None
+        else:
+            slot.connection = connection
+        return said
+
+    def _expire(self, slot: Slot, stay: bool) -> None:
+        """Take the shortest timeout, then say nothing any more."""
+        self._attach(slot, "right", MIN_TIMEOUT_MS, Seen(0))
+        attached = self._finish
+
+        def finish() -> Said:
+            before = self.control.call("ping").zxid
+            said = attached()
+            connection = slot.connection
+            slot.session = None
+            if connection is None:
+                return said
+            if stay:
+                connection.receive_until_closed()  # Apache may or may not send the last events
+                self._forget(slot)
+                return [*said, (None, CLOSED)]
+            self._forget(slot)
+            deadline = time.monotonic() + EXPIRY_DEADLINE_S
+            while self.control.call("ping").zxid == before:
+                assert time.monotonic() < deadline, f"{self.name}: the session does not expire"
+                select.select([], [], [], POLL_S)
+            return said
+
+        self._finish = finish
+
+    # ---- between programs ----------------------------------------------------------------------
+
+    def flush_events(self) -> Said:
+        """What has come to every open slot without being asked for."""
+        said: Said = []
+        for slot in self.slots:
+            said += self._flush(slot)
+        return said
+
+    def end_sessions(self) -> Said:
+        """Close every session in order."""
+        said: Said = []
+        for slot in self.slots:
+            if slot.session is not None and slot.connection is None:
+                self._attach(slot, "right", LONG_TIMEOUT_MS, Seen(0))
+                said += self.finish()
+            if slot.connection is not None:
+                slot.connection.request("close")
+                said += self._receive_due(slot, slot.connection, closes=True)
+        self.slots = [Slot() for _ in range(SLOTS)]
+        return said
+
+    def sweep(self) -> Said:
+        """Show the whole tree, then put it back to its beginning."""
+        paths = list(SYSTEM_PATHS)
+        for path in paths:
+            reply = self.control.call("get_children", path, False)
+            for name in sorted(reply.values[0] if not reply.error else ()):
+                child = f"{path.rstrip('/')}/{name}"
+                if child not in paths:
+                    paths.append(child)
+        said: Said = []
+        for path in sorted(paths):
+            self.control.request("get_data", path, False)
+            self.control.request("get_acl", path)
+        for path in reversed(paths):
+            if path not in SYSTEM_PATHS:
+                self.control.request("delete", path, -1)
+        self.control.request("set_acl", "/", jute.OPEN_ACL, -1)
+        self.control.request("set_data", "/", b"", -1)
+        names = [name for _, name in self.control.due]
+        frames = self.control.receive_due()
+        said += [
+            (name, self.normaliser.frame(name, frame))
+            for name, frame in zip(names, frames, strict=True)
+        ]
+        return said
+
+
+def _connection_of(slot: Slot) -> JuteConnection:
+    assert slot.connection is not None, "a step that is not possible"
+    return slot.connection
+
+
+def too_large(step: Step) -> bool:
+    """The request is over the limit of a frame: the server closes the connection at once."""
+    if step.kind != "call" or step.arguments[0] != "set_data":
+        return False
+    data = step.arguments[2]
+    return data is not None and len(data) > MAX_BUFFER - 1_000
