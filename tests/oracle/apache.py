@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.originals import ORIGINALS, ApacheZooKeeper
 from bench.processes import StartError
 
-from .jute_client import Closed, JuteConnection
+from .jute_client import Closed, JuteConnection, Silence
 from .settings import MAX_BUFFER, MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, SUPER_DIGEST, TICK_MS
 
 
@@ -38,7 +38,7 @@ def problem() -> str | None:
 
 def serves(port: int) -> bool:
     """Whether a session can be opened; Apache says `imok` a little before that."""
-    with contextlib.suppress(OSError), JuteConnection(port) as connection:
+    with contextlib.suppress(OSError, Silence), JuteConnection(port, 1.0) as connection:
         if not isinstance(connection.connect(MIN_TIMEOUT_MS), Closed):
             connection.call("close")
             return True

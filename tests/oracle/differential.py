@@ -24,6 +24,7 @@ from .programs import Generator, Step
 
 PROGRAM_OPERATIONS: Final = 400
 MAX_SHRINK_RUNS: Final = 250
+MAX_SHRINK_S: Final = 120
 MAX_SHOWN_CHARS: Final = 300
 MAX_SHOWN_DIFFERENCES: Final = 5
 
@@ -62,6 +63,8 @@ def run(pair: Pair, options: argparse.Namespace) -> int:
                 f"  replay with: python -m tests.oracle.differential --seed {options.seed} "
                 f"--program {number} --ours {options.ours}"
             )
+            print(f"  {cut(difference.step)}\n    theirs  {cut(difference.theirs)}")
+            print(f"    ours    {cut(difference.ours)}", flush=True)
             show(pair, *shrink(pair, program, difference))
             if not options.keep_going or differences == MAX_SHOWN_DIFFERENCES:
                 break
@@ -83,14 +86,19 @@ def program_of(seed: int, number: int) -> list[Step]:
 def shrink(
     pair: Pair, program: list[Step], difference: Difference
 ) -> tuple[list[Step], Difference]:
-    """Leave steps out as long as there still is a difference; at most MAX_SHRINK_RUNS runs."""
+    """Leave steps out as long as there still is a difference, within bounds."""
     runs = 0
     if difference.step_index >= 0:
         program = program[: difference.step_index + 17]
     size = max(1, len(program) // 2)
-    while runs < MAX_SHRINK_RUNS:
+    deadline = time.monotonic() + MAX_SHRINK_S
+
+    def may_go_on() -> bool:
+        return runs < MAX_SHRINK_RUNS and time.monotonic() < deadline
+
+    while may_go_on():
         at, shorter = 0, False
-        while at < len(program) and runs < MAX_SHRINK_RUNS:
+        while at < len(program) and may_go_on():
             candidate = program[:at] + program[at + size :]
             pair.recover()
             runs += 1
@@ -113,9 +121,10 @@ def show(pair: Pair, program: list[Step], difference: Difference) -> None:
     for steps, theirs, ours in pair.transcript:
         for step in steps:
             print(f"    client {step.slot}: {step.kind} {cut(step.arguments)}")
-        if theirs == ours:
+        if theirs == ours and steps:
             for _, frame in theirs:
                 print(f"        both    {cut(frame)}")
+        if theirs == ours:
             continue
         for _, frame in theirs:
             print(f"        theirs  {cut(frame)}")

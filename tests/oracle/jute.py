@@ -368,5 +368,7 @@ def decode_reply(name: str | None, body: bytes) -> Reply:
     """A reply to the operation `name`; None: to something that is none. Raises JuteError."""
     reader = Reader(body)
     xid, zxid, error = reader.unpack(_REPLY_HEADER)
-    letters = LAYOUTS[name].reply if name is not None and not error else ""
+    # Apache puts the results so far behind the error of a multi that it could not read.
+    has_body = not error or (name in {"multi", "multi_read"} and bool(reader.rest()))
+    letters = LAYOUTS[name].reply if name is not None and has_body else ""
     return Reply(xid, zxid, error, reader.fields(letters), reader.rest())

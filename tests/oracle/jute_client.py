@@ -9,11 +9,14 @@ from __future__ import annotations
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Self
 
 from . import jute
 
-TIMEOUT_S: Final = 30.0
+TIMEOUT_S: Final = 8.0
+NUDGE_S: Final = 1.0
+"""Silence after which the connection's `nudge` is called."""
 _LENGTH: Final = struct.Struct(">i")
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 
@@ -37,7 +40,8 @@ class JuteConnection:
     """One TCP connection to a server."""
 
     def __init__(self, port: int, timeout_s: float = TIMEOUT_S) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout_s)
+        self._socket = socket.create_connection(("127.0.0.1", port), min(timeout_s, NUDGE_S))
+        self._timeout_s = timeout_s
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._received = bytearray()
         self._at = 0
@@ -51,6 +55,8 @@ class JuteConnection:
         self.timeout_ms = 0
         self.last_zxid = 0
         """The highest zxid that a reply had."""
+        self.nudge: Callable[[], None] = lambda: None
+        """Apache 3.8.0 can lose the wake-up for a lone client: another one's request helps."""
 
     def __enter__(self) -> Self:
         return self
@@ -219,16 +225,22 @@ class JuteConnection:
                 return None
 
     def _read(self) -> bool:
-        if self.closed:
-            return False
-        try:
-            data = self._socket.recv(1 << 18)
-        except TimeoutError as error:
-            raise Silence(f"no frame within {self._socket.gettimeout()} s; due: {self.due}") from error
-        except ConnectionError:
-            data = b""
-        if not data:
+        """Wait for more bytes; False at the end of the stream. Raises Silence."""
+        waited_s = 0.0
+        while not self.closed:
+            try:
+                data = self._socket.recv(1 << 18)
+            except TimeoutError as error:
+                waited_s += NUDGE_S
+                if waited_s >= self._timeout_s:
+                    text = f"no frame within {self._timeout_s} s; due: {self.due}"
+                    raise Silence(text) from error
+                self.nudge()
+                continue
+            except ConnectionError:
+                data = b""
+            if data:
+                self._received += data
+                return True
             self.drop()
-            return False
-        self._received += data
-        return True
+        return False

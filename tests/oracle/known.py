@@ -52,6 +52,10 @@ NOT_GENERATED: Final = {
     "auth packets pipelined with other requests": (
         "Apache answers them out of order, when it happens to read them; zkserver keeps the order"
     ),
+    "setACL pipelined with other requests": (
+        "until it is applied, Apache still checks writes against the old ACL, depending on timing; "
+        "zkserver checks against outstanding changes"
+    ),
     "createSession and deleteContainer sent by a client": (
         "internal operations that Apache 3.8.0 takes from anybody; zkserver refuses them"
     ),

@@ -47,9 +47,8 @@ class Step(NamedTuple):
 ATTACH: Final = ("right", "wrong password", "no password", "unknown session", "zxid ahead")
 """How `attach` goes about it; all but the first are refused."""
 
-CLOSING: Final = frozenset({"close"})
-ALONE: Final = frozenset({"auth", "close"})
-"""Operations that are never pipelined with others: Apache answers an auth packet out of order."""
+ALONE: Final = frozenset({"auth", "close", "set_acl"})
+"""Operations that are never pipelined with others: see `known.NOT_GENERATED`."""
 
 NAMES: Final = ("a", "b", "c", "é", "日本 語", "~")
 TOP: Final = tuple(f"/{name}" for name in NAMES[:4])

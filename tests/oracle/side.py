@@ -33,6 +33,9 @@ class Slot:
         self.session: tuple[int, bytes] | None = None
         self.last_zxid = 0
         self.sessions_count = 0
+        self.came_back = False
+        """The connection is not the session's first. Apache may take the end of an older one for
+        the end of this one, and then does not find it when it should close it."""
 
     @property
     def is_open(self) -> bool:
@@ -46,7 +49,10 @@ class Side:
     def __init__(self, name: str, port: int) -> None:
         self.name = name
         self.port = port
-        self.control = JuteConnection(port)
+        self._nudger = JuteConnection(port)
+        self._nudger.connect(LONG_TIMEOUT_MS)
+        self.nudges = 0
+        self.control = self._new_connection()
         """A super user's connection that looks after the tree between programs."""
         self.control.connect(LONG_TIMEOUT_MS)
         self.control.call("auth", 0, "digest", SUPER_CREDENTIAL.encode())
@@ -60,6 +66,18 @@ class Side:
             if slot.connection is not None:
                 slot.connection.drop()
         self.control.drop()
+        self._nudger.drop()
+
+    def _new_connection(self) -> JuteConnection:
+        connection = JuteConnection(self.port)
+        connection.nudge = self._nudge
+        return connection
+
+    def _nudge(self) -> None:
+        """Wake a server that has forgotten a client; the reply is never read."""
+        self.nudges += 1
+        self._nudger.request("ping")
+        self._nudger.flush()
 
     # ---- batches -------------------------------------------------------------------------------
 
@@ -159,7 +177,7 @@ class Side:
     # ---- sessions ------------------------------------------------------------------------------
 
     def _open(self, slot: Slot, number: int, timeout_ms: int, read_only: bool | None) -> None:
-        connection = JuteConnection(self.port)
+        connection = self._new_connection()
         connection.send_connect(timeout_ms, read_only=read_only)
 
         def finish() -> Said:
@@ -173,7 +191,7 @@ class Side:
                 self.normaliser.name_session(answer.session_id, name)
                 slot.connection = connection
                 slot.session = connection.session_id, connection.password
-                slot.last_zxid = 0
+                slot.last_zxid, slot.came_back = 0, False
             return said
 
         self._finish = finish
@@ -185,6 +203,10 @@ class Side:
         said: Said = []
         if how == "right":
             said, old = self._flush(slot), slot.connection
+            if old is None or slot.came_back:
+                self._forget(slot)
+                old = None
+            slot.came_back = True
         else:
             old = None
             self._forget(slot)  # Apache would close it, ours would not: known.NOT_GENERATED
@@ -196,7 +218,7 @@ class Side:
             session_id ^= 0x5555
         elif how == "zxid ahead":
             last_zxid = slot.last_zxid + (1 << 32)
-        connection = JuteConnection(self.port)
+        connection = self._new_connection()
         connection.send_connect(
             timeout_ms, session_id=session_id, password=password, last_zxid_seen=last_zxid
         )
@@ -222,17 +244,17 @@ class Side:
 
     def _expire(self, slot: Slot, stay: bool) -> None:
         """Take the shortest timeout, then say nothing any more."""
+        before = self.control.call("ping").zxid
         self._attach(slot, "right", MIN_TIMEOUT_MS, Seen(0))
         attached = self._finish
 
         def finish() -> Said:
-            before = self.control.call("ping").zxid
             said = attached()
             connection = slot.connection
             slot.session = None
             if connection is None:
                 return said
-            if stay:
+            if stay and not slot.came_back:
                 connection.receive_until_closed()  # Apache may or may not send the last events
                 self._forget(slot)
                 return [*said, (None, CLOSED)]
@@ -300,8 +322,11 @@ def _connection_of(slot: Slot) -> JuteConnection:
 
 
 def too_large(step: Step) -> bool:
-    """The request is over the limit of a frame: the server closes the connection at once."""
-    if step.kind != "call" or step.arguments[0] != "set_data":
-        return False
-    data = step.arguments[2]
-    return data is not None and len(data) > MAX_BUFFER - 1_000
+    """The request is near the limit of a frame; over it the server closes the connection at once."""
+    return step.kind == "call" and _data_bytes(step.arguments) > MAX_BUFFER - 1_000
+
+
+def _data_bytes(value: Any) -> int:
+    if isinstance(value, bytes):
+        return len(value)
+    return sum(map(_data_bytes, value)) if isinstance(value, tuple) else 0
