@@ -96,6 +96,9 @@ class ZkCore:
             zk.CREATE.key: lambda connection, _id, message: self._preparer.create(
                 _session_of(connection), message
             ),
+            zk.CREATE2_KEY: lambda connection, _id, message: self._preparer.create(
+                _session_of(connection), message
+            ),
             zk.DELETE.key: lambda connection, _id, message: self._preparer.delete(
                 _session_of(connection), message
             ),
@@ -246,11 +249,12 @@ class ZkCore:
             connection.last_request_taken = True
             self._close_session(connection.session, CloseReason.CLOSED, connection, correlation_id)
         else:
-            raise AssertionError(f"api {api_key} is in the table and nobody takes it")
+            refusal = Refusal(ZkErrorCode.UNIMPLEMENTED, f"api {api_key} is not served yet", False)
+            self._refuse(connection, correlation_id, refusal)
 
     def _refuse(self, connection: Connection, correlation_id: int, refusal: Refusal) -> None:
         if refusal.code:
-            zxid = self.state.last_applied_zxid
+            zxid = self.state.last_applied_zxid if refusal.zxid is None else refusal.zxid
             connection.out.append(
                 connection.codec.error(correlation_id, refusal.code, zxid, refusal.message)
             )
@@ -438,7 +442,8 @@ class ZkCore:
     ) -> None:
         assert zxid > self._last_logged_zxid, (zxid, self._last_logged_zxid)
         wall_ms = self._wall_ms
-        record = encode_txn(zxid, session_id, correlation_id, wall_ms, body)
+        # A jute client's xid may be negative; a record keeps the id as a u32.
+        record = encode_txn(zxid, session_id, correlation_id & 0xFFFFFFFF, wall_ms, body)
         size = len(record)
         if not self._records:
             self._first_zxid = zxid

@@ -63,6 +63,7 @@ class Node:
         "encoded_data",
         "encoded_stat",
         "ephemeral_owner",
+        "jute_body",
         "mtime",
         "mzxid",
         "path",
@@ -98,6 +99,7 @@ class Node:
         """Names in order of creation; None where there never were any."""
         self.encoded_data: Any = None
         self.encoded_stat: bytes | None = None
+        self.jute_body: bytes | None = None
         """Slots of the codecs; dropped by every change of the node."""
         self.saved_by: Snapshot | None = None
         """The running snapshot that has this node already."""
@@ -164,7 +166,7 @@ class DataTree:
         self.insert(node)
         parent.creates = creates
         parent.pzxid = node.czxid
-        parent.encoded_data = parent.encoded_stat = None
+        parent.encoded_data = parent.encoded_stat = parent.jute_body = None
 
     def delete(self, path: str, zxid: int) -> Node:
         """Delete a node without children and return it."""
@@ -177,7 +179,7 @@ class DataTree:
         assert parent.children is not None, path
         del parent.children[name_of(path)]
         parent.pzxid = zxid
-        parent.encoded_data = parent.encoded_stat = None
+        parent.encoded_data = parent.encoded_stat = parent.jute_body = None
         return node
 
     def set_data(
@@ -195,5 +197,5 @@ class DataTree:
         node.version = version
         node.mzxid = zxid
         node.mtime = wall_ms
-        node.encoded_data = node.encoded_stat = None
+        node.encoded_data = node.encoded_stat = node.jute_body = None
         return node

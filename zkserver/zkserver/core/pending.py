@@ -34,7 +34,7 @@ class Pending(NamedTuple):
 def write_reply(codec: Codec, each: Pending, result: Any) -> bytes:
     """The reply to a write that was applied; `result` is what `apply` returned."""
     zxid, correlation_id = each.zxid, each.correlation_id
-    if each.api_key == zk.CREATE.key:
+    if each.api_key in {zk.CREATE.key, zk.CREATE2_KEY}:
         reply: Any = zk.CreateResponse(result.path, result.stat())
         return codec.reply(each.api_key, correlation_id, zxid, reply)
     if each.api_key == zk.MULTI.key:

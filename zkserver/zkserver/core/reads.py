@@ -41,6 +41,7 @@ class Reads:
             zk.GET_DATA.key: self._get_data,
             zk.EXISTS.key: self._exists,
             zk.GET_CHILDREN.key: self._get_children,
+            zk.GET_CHILDREN2_KEY: self._get_children2,
             zk.PING.key: self._empty,
             zk.SET_WATCHES.key: self._set_watches,
             zk.ADD_WATCH.key: self._add_watch,
@@ -94,6 +95,14 @@ class Reads:
         )
 
     def _get_children(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        self._list_children(connection, zk.GET_CHILDREN.key, correlation_id, message)
+
+    def _get_children2(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        self._list_children(connection, zk.GET_CHILDREN2_KEY, correlation_id, message)
+
+    def _list_children(
+        self, connection: Connection, api_key: int, correlation_id: int, message: Any
+    ) -> None:
         path, watch = message
         node = self._readable(path)
         names = list(node.children or ())
@@ -108,9 +117,7 @@ class Reads:
             self._watch(connection, CHILD, path)
         reply = zk.GetChildrenResponse(node.stat(), names)
         zxid = self._state.last_applied_zxid
-        connection.out.append(
-            connection.codec.reply(zk.GET_CHILDREN.key, correlation_id, zxid, reply)
-        )
+        connection.out.append(connection.codec.reply(api_key, correlation_id, zxid, reply))
 
     def _empty(self, connection: Connection, correlation_id: int, message: Any) -> None:
         zxid = self._state.last_applied_zxid
@@ -122,7 +129,10 @@ class Reads:
             raise Refused(ZkErrorCode.BAD_ARGUMENTS, f"watch mode {mode} is not known")
         recursive = mode == AddWatchMode.PERSISTENT_RECURSIVE
         self._watch(connection, RECURSIVE if recursive else PERSISTENT, path)
-        self._empty(connection, correlation_id, message)
+        zxid = self._state.last_applied_zxid
+        connection.out.append(
+            connection.codec.reply(zk.ADD_WATCH.key, correlation_id, zxid, zk.Empty())
+        )
 
     def _set_watches(self, connection: Connection, correlation_id: int, message: Any) -> None:
         """Fire what was missed since `relative_zxid`, register the rest (A.11 of the reference)."""
