@@ -27,6 +27,7 @@ from zkserver.core.connection import Connection
 from zkserver.core.events import (
     Append,
     AppendRefused,
+    AwaitDrain,
     Close,
     Durable,
     Effect,
@@ -66,6 +67,9 @@ class Shell(Protocol):
 
     def resume_reading(self, connection: Connection) -> None:
         """Read again."""
+
+    def await_drain(self, connection: Connection) -> None:
+        """Step `Drained` once its socket has taken most of what was sent."""
 
     def call_soon(self) -> None:
         """Call `Engine.end_turn` once, after everything that arrived in this loop turn."""
@@ -263,6 +267,8 @@ class Engine:
                 self._shell.pause_reading(effect.connection)
             case ResumeReading():
                 self._shell.resume_reading(effect.connection)
+            case AwaitDrain():
+                self._shell.await_drain(effect.connection)
             case Halt():
                 self.halt(effect.reason)
             case _:
