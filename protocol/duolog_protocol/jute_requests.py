@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from . import zk_messages as zk
 from .errors import DecodeError
-from .jute import INT_BYTES, JuteReader
+from .jute import INT_BYTES, MAX_SCHEME_BYTES, JuteReader
 from .types import CreateMode
 
 
@@ -117,7 +117,12 @@ def _watches(body: JuteReader) -> zk.WatchesRequest:
 
 def _auth(body: JuteReader) -> zk.AuthRequest:
     body.int32()  # `type`: always 0, looked at by nobody
-    return zk.AuthRequest(body.text() or "", body.data() or b"")
+    scheme, credential = body.text() or "", body.data() or b""
+    if len(scheme) > MAX_SCHEME_BYTES or len(credential) > zk.MAX_CREDENTIAL_BYTES:
+        raise DecodeError(
+            f"a credential may have {zk.MAX_CREDENTIAL_BYTES} bytes, its scheme {MAX_SCHEME_BYTES}"
+        )
+    return zk.AuthRequest(scheme, credential)
 
 
 def _sasl(body: JuteReader) -> zk.SaslToken:
