@@ -277,7 +277,8 @@ class ZkCore:
             )
             self._refuse(connection, correlation_id, refusal)
         else:
-            raise AssertionError(f"api {api_key} is in the table and nobody takes it")
+            text = f"api {api_key} is not served yet"
+            self._refuse(connection, correlation_id, Refusal(ZkErrorCode.UNIMPLEMENTED, text, False))
 
     def _refuse(self, connection: Connection, correlation_id: int, refusal: Refusal) -> None:
         if refusal.code:
