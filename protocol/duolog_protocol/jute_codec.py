@@ -43,10 +43,11 @@ _EVENT_XID: Final = -1
 
 _HEADER: Final = struct.Struct(">iiqi")
 _pack_header = _HEADER.pack
+_STAT_REPLY: Final = struct.Struct(_HEADER.format + STAT.format.lstrip(">"))
+_pack_stat = _STAT_REPLY.pack
 _EVENT_HEADER: Final = struct.Struct(">iiqiiii")
 """Length, header, type, state, length of the path."""
 _STAT_REPLY_BYTES: Final = _HEADER_BYTES + _STAT_BYTES
-_MAX_JOINED_BODY_BYTES: Final = _LENGTH_BYTES + MAX_JOINED_DATA_BYTES + _STAT_BYTES
 _CONNECT: Final = struct.Struct(">iiq")
 _CONNECT_PROTOCOL: Final = 0
 _EXPIRED: Final = _CONNECT.pack(_CONNECT_PROTOCOL, 0, 0) + encode_bytes(bytes(zk.PASSWORD_BYTES))
@@ -94,8 +95,11 @@ class JuteCodec:
     ) -> None:
         """Add the reply to exists or setData."""
         body = node.jute_body
-        stat = encode_stat(node.stat()) if body is None else body[-_STAT_BYTES:]
-        out.append(_pack_header(_STAT_REPLY_BYTES, correlation_id, zxid, 0) + stat)
+        if body is None:
+            out.append(_pack_stat(_STAT_REPLY_BYTES, correlation_id, zxid, 0, *node.stat()))
+        else:
+            header = _pack_header(_STAT_REPLY_BYTES, correlation_id, zxid, 0)
+            out.append(header + body[-_STAT_BYTES:])
 
     def empty(self, correlation_id: int, zxid: int) -> bytes:
         """A reply without fields; one to an auth packet names no zxid."""

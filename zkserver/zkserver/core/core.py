@@ -221,6 +221,10 @@ class ZkCore:
         if session is not None and not session.closing:
             self._tracker.touch(session, self._now_ms)
         self._dirty[connection] = None
+        if session is not None and not self._turns.must_wait(connection):
+            served = self._reads.serve_run(connection, requests)
+            if served:
+                requests = requests[served:]
         take = self._take
         for request in requests:
             take(connection, request)

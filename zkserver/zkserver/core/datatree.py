@@ -152,21 +152,31 @@ class Node:
 
     def stat(self) -> Stat:
         """The Stat, with ZooKeeper's cversion: creations plus deletions of children."""
-        count = len(self.children) if self.children is not None else 0
-        data = self.data
-        return Stat(
-            self.czxid,
-            self.mzxid,
-            self.ctime,
-            self.mtime,
-            self.version,
-            wrap_int32(2 * self.creates - count),
-            self.aversion,
-            self.ephemeral_owner,
-            len(data) if data is not None else 0,
-            count,
-            self.pzxid,
+        children, data = self.children, self.data
+        count = len(children) if children is not None else 0
+        cversion = 2 * self.creates - count
+        if cversion >= _SIGN or cversion < -_SIGN:
+            cversion = wrap_int32(cversion)
+        stat: Stat = _make_stat(
+            Stat,
+            (
+                self.czxid,
+                self.mzxid,
+                self.ctime,
+                self.mtime,
+                self.version,
+                cversion,
+                self.aversion,
+                self.ephemeral_owner,
+                len(data) if data is not None else 0,
+                count,
+                self.pzxid,
+            ),
         )
+        return stat
+
+
+_make_stat: Any = tuple.__new__
 
 
 class DataTree:
