@@ -11,7 +11,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from duolog_protocol.frames import Frame
     from duolog_protocol.zk_codec import ZnodeView
 
     from .session_tracker import Session
@@ -23,8 +22,8 @@ class Codec(Protocol):
     known_peer: bool
     """The client has a session: larger requests may be decoded."""
 
-    def decode(self, frames: list[Frame]) -> list[tuple[int, int, Any]]:
-        """The requests of some frames."""
+    def decode(self, frames: list[Any]) -> list[tuple[int, int, Any]]:
+        """The requests of what the connection's decoder has cut."""
 
     def append_data(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView
@@ -53,9 +52,12 @@ class Connection:
     """State of one connection; made by the shell, changed by the core only."""
 
     __slots__ = (
+        "backlog_bytes",
+        "barrier_count",
         "closed",
         "codec",
         "completed",
+        "identities",
         "last_request_taken",
         "link",
         "out",
@@ -67,12 +69,20 @@ class Connection:
         "watched",
     )
 
-    def __init__(self, codec: Codec, peer: str, link: Any = None) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        peer: str,
+        link: Any = None,
+        identities: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self.codec = codec
         self.peer = peer
         """Address of the other end, for logs."""
         self.link = link
         """The shell's handle; opaque here."""
+        self.identities = identities
+        """Who the client is: (scheme, id) of its address, certificate and credentials."""
         self.session: Session | None = None
         self.out: list[bytes] = []
         """Pieces of this step, in the order in which they must leave."""
@@ -82,6 +92,10 @@ class Connection:
         """Those of them that were answered; completed <= submitted."""
         self.waiting: deque[tuple[int, Any]] = deque()
         """(submitted when it came, request): answered once `completed` has reached that."""
+        self.barrier_count = 0
+        """Requests in `waiting` that no write may overtake."""
+        self.backlog_bytes = 0
+        """Long replies that were sent since the socket was last seen to be drained."""
         self.watched: dict[tuple[int, str], None] = {}
         """The watches it has: (kind, path)."""
         self.paused = False

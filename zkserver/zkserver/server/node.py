@@ -28,11 +28,12 @@ from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
+from zkserver.core.events import Drained
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
 from .admin import ServerFacts, answer
-from .client_link import ClientLinks, LinkLimits
+from .client_link import ClientLinks, LinkLimits, take_jute
 from .engine import Engine, EngineOptions
 
 _BACKLOG: Final = 1024
@@ -112,6 +113,7 @@ class Node:
                 config.max_unknown_connections,
                 config.handshake_timeout_ms,
                 MAX_FRAME_BYTES,
+                config.jute_max_frame_bytes,
             ),
             log,
             self._answer_word,
@@ -133,6 +135,7 @@ class Node:
                 on_closed=self._on_closed,
                 max_unsent_bytes=config.max_unsent_bytes,
                 scratch=scratch,
+                take_length_prefixed=take_jute,
             )
 
         try:
@@ -196,6 +199,10 @@ class Node:
         """Read on, unless the server stops."""
         if self._server is not None:
             connection.link.resume_reading()
+
+    def await_drain(self, connection: Connection) -> None:
+        """Tell the engine once a client's socket has taken what was sent."""
+        connection.link.when_drained(lambda: self._engine.step(Drained(connection)))
 
     def call_soon(self) -> None:
         """The engine wants to hear of the end of this loop turn."""
