@@ -152,6 +152,10 @@ def report(pair: Pair, seconds: float, differences: int) -> None:
     for each in known.KNOWN_DIFFERENCES:
         print(f"  known: {each.name}: {pair.hits[each.name]} x\n      {each.reason}")
     print(
+        f"  Apache: woken up {pair.theirs.nudges} x (a request that it had forgotten), "
+        f"{pair.theirs.forgotten} connections that it did not close"
+    )
+    print(
         f"{pair.operations:,} operations in {seconds:.0f} s against {pair.ours.name}: "
         f"{differences} differences that nothing explains"
     )

@@ -41,7 +41,8 @@ class JuteConnection:
 
     def __init__(self, port: int, timeout_s: float = TIMEOUT_S) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), min(timeout_s, NUDGE_S))
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
+        """Longest silence that is waited for."""
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._received = bytearray()
         self._at = 0
@@ -199,13 +200,6 @@ class JuteConnection:
         self.last_zxid = max(self.last_zxid, reply.zxid)
         return reply
 
-    def receive_until_closed(self) -> list[Frame]:
-        """Every frame that is still to come."""
-        frames: list[Frame] = []
-        while not frames or frames[-1] is not CLOSED:
-            frames.append(self.receive())
-        return frames
-
     def _next_body(self) -> bytes | None:
         while True:
             received, at = self._received, self._at
@@ -232,8 +226,8 @@ class JuteConnection:
                 data = self._socket.recv(1 << 18)
             except TimeoutError as error:
                 waited_s += NUDGE_S
-                if waited_s >= self._timeout_s:
-                    text = f"no frame within {self._timeout_s} s; due: {self.due}"
+                if waited_s >= self.timeout_s:
+                    text = f"no frame within {self.timeout_s} s; due: {self.due}"
                     raise Silence(text) from error
                 self.nudge()
                 continue

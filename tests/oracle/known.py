@@ -56,6 +56,10 @@ NOT_GENERATED: Final = {
         "until it is applied, Apache still checks writes against the old ACL, depending on timing; "
         "zkserver checks against outstanding changes"
     ),
+    "pipelining where there is a quota": (
+        "Apache compares with the usage of what is applied, not of what is on its way, so that timing "
+        "decides; zkserver counts outstanding changes"
+    ),
     "createSession and deleteContainer sent by a client": (
         "internal operations that Apache 3.8.0 takes from anybody; zkserver refuses them"
     ),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.processes import Daemon
 
-from .settings import MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, TICK_MS
+from .settings import MAX_BUFFER, MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, TICK_MS
 
 
 class Ours(Daemon):
@@ -14,7 +14,7 @@ class Ours(Daemon):
 
     name = "zkserver"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, reap_interval_ms: int = 3_600_000) -> None:
         directory.parent.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         super().__init__(
@@ -24,4 +24,6 @@ class Ours(Daemon):
             *("--min-session-timeout-ms", str(MIN_TIMEOUT_MS)),
             *("--max-session-timeout-ms", str(MAX_TIMEOUT_MS)),
             *("--max-connections-per-address", "0"),
+            *("--jute-max-frame-bytes", str(MAX_BUFFER)),
+            *("--reap-interval-ms", str(reap_interval_ms)),
         )

@@ -13,7 +13,7 @@ from .jute import JuteError, Reply
 from .jute_client import Silence
 from .known import KNOWN_DIFFERENCES, Situation
 from .normal import Implausible
-from .programs import ALONE, Step
+from .programs import ALONE, Step, has_quota
 from .side import Said, Side, too_large
 
 MAX_BATCH: Final = 16
@@ -177,9 +177,10 @@ class Pair:
 def batches(program: list[Step]) -> Iterator[list[Step]]:
     """Neighbouring requests of one slot that may be pipelined go together."""
     batch: list[Step] = []
+    longest = 1 if any(has_quota(step) for step in program) else MAX_BATCH
     for step in program:
         alone = not _is_pipelined(step)
-        if batch and (alone or step.slot != batch[0].slot or len(batch) == MAX_BATCH):
+        if batch and (alone or step.slot != batch[0].slot or len(batch) == longest):
             yield batch
             batch = []
         if alone:

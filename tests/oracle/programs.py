@@ -153,6 +153,11 @@ def persistent_mode(slot: int, path: Any) -> int | None:
     return (None, None, 0, 1)[zlib.crc32(f"{slot} {path!r}".encode()) % 4]
 
 
+def has_quota(step: Step) -> bool:
+    """The step sets limits: from then on timing decides at Apache what is pipelined."""
+    return step.arguments[:1] == ("create",) and str(step.arguments[1]).endswith("zookeeper_limits")
+
+
 class Generator:
     """Makes one program."""
 
