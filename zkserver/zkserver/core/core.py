@@ -283,7 +283,9 @@ class ZkCore:
             self._refuse(connection, correlation_id, refusal)
         else:
             text = f"api {api_key} is not served yet"
-            self._refuse(connection, correlation_id, Refusal(ZkErrorCode.UNIMPLEMENTED, text, False))
+            self._refuse(
+                connection, correlation_id, Refusal(ZkErrorCode.UNIMPLEMENTED, text, False)
+            )
 
     def _refuse(self, connection: Connection, correlation_id: int, refusal: Refusal) -> None:
         if refusal.code:
