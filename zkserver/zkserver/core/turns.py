@@ -60,13 +60,13 @@ class Turns:
             if connection.backlog_bytes >= reads.max_backlog_bytes and not forced:
                 return
             _, request = waiting.popleft()
-            if not self._is_plain(request):
-                self._retake(connection, request)
-                return
             if reads.knows(request[0]):
                 reads.serve(connection, request)
-            else:
+            elif self._is_plain(request):
                 self._take_rare(connection, request)
+            else:
+                self._retake(connection, request)
+                return
 
     def _retake(self, connection: Connection, request: Request) -> None:
         """A barrier falls: take it, then everything behind it anew."""
