@@ -29,7 +29,7 @@ from typing import Any, Final
 from . import zk_messages as zk
 from .error_codes import ZkErrorCode
 from .errors import DecodeError
-from .frames import READ_BYTES
+from .frames import READ_BYTES, grow_buffer
 from .jute import INT_BYTES, JuteReader, pack_int
 from .jute_requests import BODIES, PING_XID, OpCode
 from .types import OPEN_ACL_UNSAFE
@@ -112,8 +112,7 @@ class JuteDecoder:
         if large is None:
             return self._view
         if self._filled == len(large):
-            # Doubled, never beyond the frame: a peer that only claims a length gets no memory.
-            large.extend(bytes(min(len(large), self._large_end - len(large))))
+            grow_buffer(large, self._large_end)
         return memoryview(large)[self._filled :]
 
     def buffer_updated(self, count: int) -> list[JuteRequest]:

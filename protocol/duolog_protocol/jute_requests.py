@@ -117,7 +117,9 @@ def _watches(body: JuteReader) -> zk.WatchesRequest:
 
 def _auth(body: JuteReader) -> zk.AuthRequest:
     body.int32()  # `type`: always 0, looked at by nobody
-    scheme, credential = body.text() or "", body.data() or b""
+    scheme, credential = body.text() or "", body.data()
+    if credential is None:
+        return zk.AuthRequest("", b"")  # it proves nothing, whatever the scheme
     if len(scheme) > MAX_SCHEME_BYTES or len(credential) > zk.MAX_CREDENTIAL_BYTES:
         raise DecodeError(
             f"a credential may have {zk.MAX_CREDENTIAL_BYTES} bytes, its scheme {MAX_SCHEME_BYTES}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from tests.jute_support import (
 )
 from tests.unit.protocol.jute_samples import SAMPLES
 
-GOLDEN = Path(__file__).resolve().parents[2] / "golden/jute.txt"
+ROOT = Path(__file__).resolve().parents[3]
+GOLDEN = ROOT / "tests/golden/jute.txt"
+WIRE = ROOT / "protocol/WIRE.md"
 LIMIT = 1 << 20
 MARSHALLING_ERROR = -5
 
@@ -105,6 +108,13 @@ def test_what_is_cut_by_hand_equals_what_the_readers_make(
 
 def test_all_operations_have_a_sample() -> None:
     assert {op for op, _, _ in SAMPLES} | {11} == set(BODIES)
+
+
+def test_the_specification_lists_every_operation_with_its_api() -> None:
+    section = WIRE.read_text().partition("## 5. ZooKeeper's clients")[2]
+    rows = re.findall(r"^\| ([-0-9, ]+) \| [^|]+ \| (\d+) \|", section, re.MULTILINE)
+    listed = {int(op): int(key) for ops, key in rows for op in ops.split(",")}
+    assert listed == {op: key for op, (key, _) in BODIES.items()}
 
 
 def test_requests_survive_any_way_of_arriving() -> None:
@@ -372,6 +382,15 @@ def test_a_null_vector_is_empty_and_a_null_acl_is_none() -> None:
     body = ustring("/a") + buffer(None) + NULL + i32(0)
     ((_, _, created),) = opened().feed(request(1, 1, body))
     assert created == zk.CreateRequest("/a", None, None, 0, -1)
+
+
+def test_a_credential_has_a_bound_and_a_null_one_proves_nothing() -> None:
+    for size, taken in ((zk.MAX_CREDENTIAL_BYTES, True), (zk.MAX_CREDENTIAL_BYTES + 1, False)):
+        message = zk.AuthRequest("digest", b"u:" + b"p" * (size - 2))
+        ((key, _, _),) = opened().feed(encode(-4, 100, message))
+        assert key == (1100 if taken else REFUSED)
+    null = request(-4, 100, i32(0) + ustring("digest") + NULL)
+    assert opened().feed(null) == [(1100, -4, zk.AuthRequest("", b""))]
 
 
 def test_connections_of_one_loop_may_share_their_scratch_buffer() -> None:
