@@ -27,3 +27,8 @@ class Ours(Daemon):
             *("--jute-max-frame-bytes", str(MAX_BUFFER)),
             *("--reap-interval-ms", str(reap_interval_ms)),
         )
+
+    @property
+    def log_directory(self) -> Path:
+        """Where its transaction log is."""
+        return self.directory
