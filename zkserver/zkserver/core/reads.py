@@ -93,10 +93,7 @@ class Reads:
             try:
                 read(connection, correlation_id, message)
             except Refused as error:
-                zxid = self._state.last_applied_zxid
-                connection.out.append(
-                    connection.codec.error(correlation_id, error.code, zxid, error.message)
-                )
+                self._refuse(connection, correlation_id, error)
             served += 1
         return served
 
@@ -106,10 +103,13 @@ class Reads:
         try:
             self._by_key[api_key](connection, correlation_id, message)
         except Refused as error:
-            zxid = self._state.last_applied_zxid
-            connection.out.append(
-                connection.codec.error(correlation_id, error.code, zxid, error.message)
-            )
+            self._refuse(connection, correlation_id, error)
+
+    def _refuse(self, connection: Connection, correlation_id: int, error: Refused) -> None:
+        zxid = self._state.last_applied_zxid
+        connection.out.append(
+            connection.codec.error(correlation_id, error.code, zxid, error.message)
+        )
 
     def _reply(
         self, connection: Connection, api_key: int, correlation_id: int, message: Any
