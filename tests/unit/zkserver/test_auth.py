@@ -10,9 +10,10 @@ import random
 
 import pytest
 
-from duolog_protocol.types import Acl, Perms
+from duolog_protocol.types import Acl
 from zkserver.core.auth import (
     DEFAULT_SCHEMES,
+    MAX_ACL_ENTRIES,
     MAX_ID_BYTES,
     MAX_IDENTITIES,
     AuthFailed,
@@ -26,11 +27,11 @@ from zkserver.core.auth import (
     digest_id,
     ip_id,
     is_valid,
+    mask_digests,
     matches,
-    may_read_acl,
     ordered,
     resolve_acl,
-    who,
+    without_secrets,
 )
 from zkserver.core.sasl_digest import SaslUsers
 
@@ -70,7 +71,7 @@ def test_a_credential_adds_an_identity_once() -> None:
     held = providers.authenticate("digest", b"a:1", HERE)
     held = providers.authenticate("digest", b"b:2", held)
     assert providers.authenticate("digest", b"a:1", held) == held
-    assert [(each.scheme, each.user) for each in who(held)] == [
+    assert without_secrets(held) == [
         ("digest", "a"),
         ("digest", "b"),
         ("ip", "127.0.0.1"),
@@ -81,7 +82,7 @@ def test_the_super_user_is_known_by_the_digest() -> None:
     providers = AuthProviders(AuthSettings(super_digests=(SUPER_DIGEST,)))
     held = providers.authenticate("digest", b"super:test", HERE)
     assert held == (("super", ""), ("ip", "127.0.0.1"), ("digest", SUPER_DIGEST))
-    assert [tuple(each) for each in who(held)] == [
+    assert without_secrets(held) == [
         ("super", ""),
         ("ip", "127.0.0.1"),
         ("digest", "super"),
@@ -266,15 +267,22 @@ def test_an_acl_list_is_refused_as_a_whole(acl: tuple[Acl, ...] | None) -> None:
         resolve_acl(acl, HERE)
 
 
-def test_who_may_read_an_acl_list() -> None:
-    name = digest_id(b"a:1")
-    acl = (Acl(Perms.READ, "world", "anyone"), Acl(31, "digest", name), Acl(31, "ip", "10.0.0.1"))
-    masked = (Acl(1, "world", "anyone"), Acl(31, "digest", "a:x"), Acl(31, "ip", "10.0.0.1"))
-    assert may_read_acl(acl, HERE) == masked
-    assert may_read_acl(acl, [("digest", name)]) == acl
-    assert may_read_acl(acl, [("super", "")]) == acl
-    assert may_read_acl((Acl(Perms.ADMIN, "ip", "127.0.0.1"),), HERE) is not None
-    assert may_read_acl((Acl(Perms.WRITE, "world", "anyone"),), HERE) is None
+def test_an_expanded_list_is_bounded() -> None:
+    held = tuple(("digest", f"{number}:x") for number in range(MAX_ACL_ENTRIES // 5))
+    acl = tuple(Acl(perms, "auth", "") for perms in range(1, 6))
+    assert len(resolve_acl(acl, held)) == MAX_ACL_ENTRIES
+    with pytest.raises(InvalidAcl, match="over"):
+        resolve_acl((*acl, Acl(1, "world", "anyone")), held)
+
+
+def test_a_digest_is_masked_for_a_reader() -> None:
+    acl = (
+        Acl(1, "world", "anyone"),
+        Acl(31, "digest", digest_id(b"a:1")),
+        Acl(31, "ip", "1.2.3.4"),
+    )
+    masked = (Acl(1, "world", "anyone"), Acl(31, "digest", "a:x"), Acl(31, "ip", "1.2.3.4"))
+    assert mask_digests(acl) == masked
 
 
 def test_an_address_matches_its_networks() -> None:

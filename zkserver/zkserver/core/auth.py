@@ -20,7 +20,7 @@ it, so that whoAmI and an expanded `auth` entry read alike.
 Source: ZooKeeper `AuthenticationProvider`s, `PrepRequestProcessor.fixupACL`,
 `ZooKeeperServer.checkACL`, `AuthenticationHelper`; zookeeper.md B.6. What 3.8.0 does at the edges
 was read off the real server and is written down in `tests/unit/zkserver/test_auth.py`. On purpose
-this differs: ids over `MAX_ID_BYTES` and more than `MAX_IDENTITIES` identities are refused, and
+this differs: there are bounds (`MAX_ID_BYTES`, `MAX_IDENTITIES`, `MAX_ACL_ENTRIES`), and
 `ip` also knows IPv6 (3.8.0 knows no valid IPv6 id, so no ACL changes its meaning).
 """
 
@@ -37,8 +37,7 @@ from ipaddress import AddressValueError, IPv6Address
 from random import Random
 from typing import Final, NamedTuple
 
-from duolog_protocol.types import Acl, Perms
-from duolog_protocol.zk_messages import ClientIdentity
+from duolog_protocol.types import Acl
 
 from .distinguished_name import is_name
 from .sasl_digest import DigestExchange, SaslUsers
@@ -50,13 +49,13 @@ MAX_ID_BYTES: Final = 1024
 """An id in UTF-8: what an ACL entry holds."""
 MAX_IDENTITIES: Final = 64
 """Identities of one connection."""
+MAX_ACL_ENTRIES: Final = 250
+"""Entries of a list once `auth` is expanded: what a log record can count."""
 DEFAULT_SCHEMES: Final = frozenset({"digest", "ip"})
 """What ACL entries may name beside `world` and `auth` where nothing else is configured."""
 EXPANDED_SCHEMES: Final = frozenset({"digest", "sasl", "x509"})
 """Identities that an `auth` entry stands for; an address proves nobody."""
 SUPER: Final = "super"
-_READ: Final = int(Perms.READ)
-_ADMIN: Final = int(Perms.ADMIN)
 _LONE_SURROGATE: Final = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}".encode()
 _DECIMAL: Final = re.compile(r"[+-]?\d+")
@@ -120,12 +119,12 @@ def ordered(identities: Iterable[Identity]) -> tuple[Identity, ...]:
     return tuple(sorted(unique, key=lambda identity: _java_hash(identity) & (buckets - 1)))
 
 
-def who(identities: Iterable[Identity]) -> tuple[ClientIdentity, ...]:
-    """The identities as whoAmI shows them, without digests."""
-    return tuple(
-        ClientIdentity(scheme, name.partition(":")[0] if scheme == "digest" else name)
+def without_secrets(identities: Iterable[Identity]) -> list[Identity]:
+    """The identities as whoAmI shows them: of a digest the user only."""
+    return [
+        (scheme, name.partition(":")[0] if scheme == "digest" else name)
         for scheme, name in identities
-    )
+    ]
 
 
 @lru_cache(maxsize=1024)
@@ -208,6 +207,8 @@ def resolve_acl(
             found.append(entry)
         else:
             raise InvalidAcl(f"{scheme}:{name} is no valid ACL entry")
+    if len(found) > MAX_ACL_ENTRIES:
+        raise InvalidAcl(f"{len(found)} entries are over {MAX_ACL_ENTRIES}")
     return tuple(found)
 
 
@@ -226,13 +227,6 @@ def is_valid(scheme: str, name: str, schemes: frozenset[str] = DEFAULT_SCHEMES) 
         return is_name(name)
     # A Kerberos name: [primary][/instance]@realm, or anything without an @.
     return "@" not in name or re.fullmatch(r"[^/@]*(/[^/@]*)?@[^/@]*", name) is not None
-
-
-def may_read_acl(acl: tuple[Acl, ...], identities: Collection[Identity]) -> tuple[Acl, ...] | None:
-    """The ACL list as getACL shows it to these identities, or None where they may not see it."""
-    if acl_allows(acl, _ADMIN, identities):
-        return acl
-    return mask_digests(acl) if acl_allows(acl, _READ, identities) else None
 
 
 def mask_digests(acl: tuple[Acl, ...]) -> tuple[Acl, ...]:
