@@ -6,7 +6,7 @@ import shutil
 import ssl
 from pathlib import Path
 
-from duolog_runtime.tls_context import load_client_context
+from duolog_runtime.tls_context import client_tls_context
 
 DATA = Path(__file__).resolve().parent / "data" / "tls"
 
@@ -23,7 +23,7 @@ def copy_tls_files(directory: Path) -> Path:
 
 def client_context(client: str | None = None, ca: str = "ca.pem") -> ssl.SSLContext:
     """What a client that trusts `ca` connects with; `client` names its certificate."""
-    return load_client_context(
+    return client_tls_context(
         str(DATA / ca),
         None if client is None else str(DATA / f"{client}.pem"),
         None if client is None else str(DATA / f"{client}.key"),

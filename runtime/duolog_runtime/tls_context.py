@@ -64,7 +64,7 @@ class ServerTls:
         self._clock = clock
         self._log = log
         self._signature = _signature(files)
-        self._context = load_server_context(files)
+        self._context = server_tls_context(files)
         self._looked_ms = clock.now_ms()
 
     def context(self) -> ssl.SSLContext:
@@ -80,14 +80,14 @@ class ServerTls:
 
     def _renew(self) -> None:
         try:
-            self._context = load_server_context(self._files)
+            self._context = server_tls_context(self._files)
         except ConfigError as error:
             self._log.warning("tls_renewal_failed", reason=str(error))
         else:
             self._log.info("tls_renewed", certificate=self._files.certificate_file)
 
 
-def load_server_context(files: TlsFiles) -> ssl.SSLContext:
+def server_tls_context(files: TlsFiles) -> ssl.SSLContext:
     """A server's context from its files. Raises ConfigError, which names the setting."""
     key_field, key_file = "tls_key_file", files.key_file
     certificate = _read("tls_certificate_file", files.certificate_file)
@@ -128,7 +128,7 @@ def load_server_context(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def load_client_context(
+def client_tls_context(
     ca_file: str | None = None,
     certificate_file: str | None = None,
     key_file: str | None = None,

@@ -15,8 +15,8 @@ from duolog_runtime.tls_context import (
     LOOK_INTERVAL_MS,
     ServerTls,
     TlsFiles,
-    load_client_context,
-    load_server_context,
+    client_tls_context,
+    server_tls_context,
 )
 from tests.tls_files import copy_tls_files
 
@@ -32,12 +32,12 @@ def files(folder: Path, certificate: str = "server.pem", key: str = "server.key"
 
 def problem(wanted: TlsFiles) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        load_server_context(wanted)
+        server_tls_context(wanted)
     return caught.value
 
 
 def test_a_context_asks_for_no_less_than_tls_1_2(folder: Path) -> None:
-    context = load_server_context(files(folder))
+    context = server_tls_context(files(folder))
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
     assert context.verify_mode == ssl.CERT_NONE
     assert context.options & ssl.OP_NO_RENEGOTIATION
@@ -47,14 +47,14 @@ def test_certificate_and_key_may_be_in_one_file(folder: Path) -> None:
     both = folder / "both.pem"
     both.write_bytes((folder / "server.pem").read_bytes() + (folder / "server.key").read_bytes())
     both.chmod(0o600)
-    load_server_context(TlsFiles(str(both)))
+    server_tls_context(TlsFiles(str(both)))
     both.chmod(0o644)
     assert "everybody" in problem(TlsFiles(str(both))).rule
 
 
 def test_a_key_may_be_encrypted(folder: Path) -> None:
     plain = files(folder, key="server-encrypted.key")
-    load_server_context(plain._replace(key_password_file=str(folder / "server-encrypted.password")))
+    server_tls_context(plain._replace(key_password_file=str(folder / "server-encrypted.password")))
     error = problem(plain)
     assert error.field == "tls_key_file" and "tls_key_password_file" in error.rule
     wrong = folder / "wrong.password"
@@ -95,7 +95,7 @@ def test_a_private_file_must_be_closed_to_others(folder: Path) -> None:
                 key_password_file=str(folder / name)
             )
         (folder / name).chmod(0o640)
-        load_server_context(wanted)
+        server_tls_context(wanted)
         (folder / name).chmod(0o604)
         error = problem(wanted)
         assert error.field == field and "everybody" in error.rule
@@ -104,22 +104,22 @@ def test_a_private_file_must_be_closed_to_others(folder: Path) -> None:
 def test_client_certificates_need_authorities(folder: Path) -> None:
     asking = files(folder)._replace(client_auth="need")
     assert problem(asking).field == "tls_ca_file"
-    context = load_server_context(asking._replace(ca_file=str(folder / "ca.pem")))
+    context = server_tls_context(asking._replace(ca_file=str(folder / "ca.pem")))
     assert context.verify_mode == ssl.CERT_REQUIRED
     want = asking._replace(ca_file=str(folder / "ca.pem"), client_auth="want")
-    assert load_server_context(want).verify_mode == ssl.CERT_OPTIONAL
+    assert server_tls_context(want).verify_mode == ssl.CERT_OPTIONAL
     for name in ("missing.pem", "server.key"):
         assert problem(asking._replace(ca_file=str(folder / name))).field == "tls_ca_file"
 
 
 def test_a_client_context_checks_the_server(folder: Path) -> None:
-    context = load_client_context(str(folder / "ca.pem"))
+    context = client_tls_context(str(folder / "ca.pem"))
     assert context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname
-    assert load_client_context().verify_mode == ssl.CERT_REQUIRED
+    assert client_tls_context().verify_mode == ssl.CERT_REQUIRED
     with pytest.raises(ConfigError, match="ca_file"):
-        load_client_context(str(folder / "missing.pem"))
+        client_tls_context(str(folder / "missing.pem"))
     with pytest.raises(ConfigError, match="certificate_file"):
-        load_client_context(str(folder / "ca.pem"), str(folder / "missing.pem"))
+        client_tls_context(str(folder / "ca.pem"), str(folder / "missing.pem"))
 
 
 class Renewal:
