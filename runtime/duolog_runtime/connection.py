@@ -19,13 +19,14 @@ from duolog_protocol.apis import AnyApi, error_message
 from duolog_protocol.codec import Piece
 from duolog_protocol.connection import (
     ClientConnection,
+    Decoder,
     Push,
     Response,
     ServerConnection,
     ServerState,
 )
 from duolog_protocol.errors import ConnectionLostError, Error, RemoteProtocolError
-from duolog_protocol.frames import READ_BYTES, Frame
+from duolog_protocol.frames import READ_BYTES
 
 if TYPE_CHECKING:
     import ssl
@@ -184,6 +185,7 @@ class Link(asyncio.BufferedProtocol):
         """Called by the transport, once."""
         self.closed = True
         self._out.clear()
+        self._on_drained = None
         self.close_reason = self.close_reason or exc
         if self._drained is not None:
             self._drained.set_exception(ConnectionLostError("the connection ended"))
@@ -206,14 +208,16 @@ class ServerLink(Link):
         loop: asyncio.AbstractEventLoop,
         *,
         on_made: Callable[[ServerLink], None],
-        on_frames: Callable[[ServerLink, list[Frame]], None],
+        on_frames: Callable[[ServerLink, list[Any]], None],
         on_foreign: Callable[[ServerLink], None],
         on_closed: Callable[[ServerLink, BaseException | None], None],
         max_unsent_bytes: int,
         scratch: memoryview | None = None,
+        take_length_prefixed: Callable[[memoryview], Decoder] | None = None,
     ) -> None:
+        """`on_frames` gets what `ServerConnection.buffer_updated` returned."""
         super().__init__(loop, max_unsent_bytes)
-        self.endpoint = ServerConnection(scratch)
+        self.endpoint = ServerConnection(scratch, take_length_prefixed)
         self.context: Any = None
         """The owner's own data about this connection."""
         self._on_made = on_made
@@ -240,7 +244,13 @@ class ServerLink(Link):
             self.abort(error)
             return
         if frames:
-            self._on_frames(self, frames)
+            # What is answered on the spot leaves on the spot: no extra turn of the loop.
+            scheduled, self._flush_scheduled = self._flush_scheduled, True
+            try:
+                self._on_frames(self, frames)
+                self.flush()
+            finally:
+                self._flush_scheduled = scheduled
         elif self.endpoint.state is ServerState.FOREIGN:
             self._on_foreign(self)
 
@@ -284,15 +294,22 @@ class ClientLink(Link):
         message: Any,
         on_response: Callable[[Response | None], None] | None,
         version: int | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Send a request; `on_response` is called once, with None when the connection ends first.
 
-        `on_response` None is for requests that have no response. Raises LocalProtocolError,
-        ConnectionLostError.
+        `on_response` None is for requests that have no response. `at_once` does not wait for the
+        end of the loop turn. Raises LocalProtocolError, ConnectionLostError.
         """
         if self.closed:
             raise ConnectionLostError(f"the connection to {self.peer} is closed")
-        self.write(self.endpoint.request(api, message, on_response, version))
+        pieces = self.endpoint.request(api, message, on_response, version)
+        if at_once and not self._flush_scheduled:
+            self._out += pieces
+            self.flush()
+        else:
+            self.write(pieces)
 
     async def call(
         self,

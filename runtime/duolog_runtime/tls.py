@@ -124,6 +124,7 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
         """Called by the loop, once."""
         self._state = TlsState.CLOSED
         self._link.connection_lost(exc)
+        self._link.transport = None  # no cycle is left behind (`duolog_runtime.heap`)
 
     def pause_writing(self) -> None:
         """Called by the socket's transport."""

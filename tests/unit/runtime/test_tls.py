@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import socket
 import ssl
@@ -562,6 +563,25 @@ async def test_a_renewed_certificate_is_shown_to_new_clients(server: EchoServer)
         await client.write(PREAMBLE + frame(10))
         assert await client.read(len(frame(10))) == frame(10)
         client.close()
+
+
+async def test_a_link_that_has_ended_is_freed_without_a_collection(server: EchoServer) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(3):
+            client = await secured(server)
+            await client.write(PREAMBLE + frame(10))
+            assert await client.read(len(frame(10))) == frame(10)
+            client.close()
+            await until(lambda count=number + 1: len(server.closed) == count)  # type: ignore[misc]
+            server.links.clear()
+        await asyncio.sleep(0)
+        server.closed.clear()
+        alive = [each for each in gc.get_objects() if isinstance(each, TlsLayer | ServerLink)]
+        assert alive == []
+    finally:
+        gc.enable()
 
 
 async def test_states_follow_one_another(server: EchoServer) -> None:
