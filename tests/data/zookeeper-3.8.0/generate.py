@@ -30,6 +30,10 @@ HERE = Path(__file__).resolve().parent
 CLASS_PATH = "/usr/share/java/zookeeper.jar"
 OPEN = [(31, "world", "anyone")]
 SUPER = "super:secret"
+STAT = (
+    "czxid", "mzxid", "ctime", "mtime", "version", "cversion", "aversion", "ephemeral_owner",
+    "data_length", "num_children", "pzxid",
+)  # fmt: skip
 Acls = list[tuple[int, str, str]]
 
 
@@ -74,11 +78,7 @@ class Reply:
         return (self.data() or b"").decode()
 
     def stat(self) -> dict[str, int]:
-        names = (
-            "czxid mzxid ctime mtime version cversion aversion ephemeral_owner data_length "
-            "num_children pzxid"
-        ).split()
-        return dict(zip(names, map(self.number, "qqqqiiiqiiq"), strict=True))
+        return dict(zip(STAT, map(self.number, "qqqqiiiqiiq"), strict=True))
 
 
 class Client:
@@ -340,7 +340,7 @@ TTLS = {
     "/container": -1,
     "/container2": -1,
     "/long": 987_654_321,
-    "/long-0000000005": (1 << 40) - 1,
+    "/long-0000000004": (1 << 40) - 1,
     "/ttl2": 86_400_000,
 }
 

@@ -10,12 +10,13 @@ import json
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from zkserver.core.state import ReplicatedState
 from zkserver.storage.zookeeper_format import special_owner
-from zkserver.tools.json_lines import state_lines, ttl_of
+from zkserver.tools.json_lines import state_lines
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "zookeeper-3.8.0"
 SCENARIOS = sorted(each.name for each in GOLDEN.iterdir() if each.is_dir())
@@ -86,6 +87,8 @@ class Model:
         self.time_ms = 1000
         self.records: list[bytes] = []
         self.acl_ids: dict[Acl, int] = {}
+        self.on_op: Callable[[], object] = lambda: None
+        """Called between the operations of a multi: a snapshot does not wait for its end."""
         self.nodes[""] = ModelNode(b"", OPEN, 0, 0, 0)
         for name in ("zookeeper", "zookeeper/quota", "zookeeper/config"):
             self.nodes["/" + name] = ModelNode(b"", OPEN, 0, 0, 0)
@@ -157,13 +160,16 @@ class Model:
             del self.sessions[session]
             for path in owned:
                 self.delete(path)
-            if rng.random() < 0.3:
+            if not owned and rng.random() < 0.5:
                 return -11, b"", session
             return -11, struct.pack(">i", len(owned)) + b"".join(map(text, owned)), session
         if choice < 0.14:
             return -1, struct.pack(">i", -110), session
         if choice < 0.30:
-            ops = [self._change(rng, session) for _ in range(rng.randint(1, 4))]
+            ops = []
+            for _ in range(rng.randint(1, 4)):
+                ops.append(self._change(rng, session))
+                self.on_op()
             packed = [struct.pack(">i", kind) + data(body) for kind, body in ops]
             return 14, struct.pack(">i", len(ops)) + b"".join(packed), session
         return (*self._change(rng, session), session)
@@ -179,7 +185,7 @@ class Model:
         if names and choice < 0.6:
             acl = ((rng.randint(1, 31), "digest", f"u{rng.randint(0, 9)}:x"),)
             return 7, self.set_acl(rng.choice(names), acl)
-        parents = ["", *(path for path in names if not 0 < self.nodes[path].owner)]
+        parents = ["", *(path for path in names if self.nodes[path].owner <= 0)]
         parent = rng.choice(parents)
         path = f"{parent}/{rng.choice('abcdef')}"
         if path in self.nodes or path.count("/") > 4:
@@ -261,7 +267,7 @@ def state_tree(state: ReplicatedState) -> dict[str, tuple[Any, ...]]:
     for path, node in state.tree.nodes.items():
         if path.startswith("/zookeeper"):
             continue
-        ttl_ms = ttl_of(node)
+        ttl_ms = node.ttl_ms
         found[path] = (
             node.data, tuple(map(tuple, node.acl)),
             special_owner(ttl_ms) if ttl_ms else node.ephemeral_owner, node.czxid, node.mzxid,

@@ -296,7 +296,7 @@ class SnapshotDecoder:
         for _ in range(reader.count()):
             session_id, timeout_ms = reader.fields(_SESSION)
             self.sessions[session_id] = timeout_ms
-        self._acls = {_OPEN_ACL_ID: OPEN_ACL_UNSAFE}
+        self._acls: dict[int, tuple[Acl, ...]] = {_OPEN_ACL_ID: OPEN_ACL_UNSAFE}
         for _ in range(reader.count()):
             number = reader.number(_I64)
             self._acls[number] = reader.acl()

@@ -31,7 +31,7 @@ from zkserver.storage.recovery import FAILED_SYNC_FILE, LOCK
 from zkserver.storage.snapshot import snapshot_files, snapshot_name
 from zkserver.storage.txnlog import log_files, log_name
 
-from .read_only import decode, load_named
+from .read_only import decode, load_named, replay
 
 CHUNK_BYTES: Final = 1024 * 1024
 RESTORE: Final = "keep a copy of the directory as it is, and restore it from a backup"
@@ -256,7 +256,7 @@ class _Check:
                 state = self._state
                 if state is None or txn.zxid <= state.last_applied_zxid:
                     continue
-                state.replay(txn)
+                replay(state, txn)
                 self._compare(state)
             except CorruptRecordError:
                 raise

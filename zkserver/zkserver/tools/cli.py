@@ -85,8 +85,8 @@ def _unknown_word(words: Sequence[str]) -> str:
 
             near = difflib.get_close_matches(word, known, 1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
-            where = " ".join(["zkserver", *words[:depth]])
-            return f"{where}: {word!r} is none of {', '.join(known)}{hint}"
+            where = "".join(f"{each}: " for each in words[:depth])
+            return f"{where}{word!r} is none of {', '.join(known)}{hint}"
         known = {"log": ("dump",), "snapshot": ("dump", "take")}.get(word, ())
         if not known:
             return ""

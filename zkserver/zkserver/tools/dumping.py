@@ -14,22 +14,21 @@ from duolog_protocol.errors import CorruptRecordError, DataDirectoryError
 from duolog_protocol.txns import Body, CloseReason, Txn, TxnKind
 from duolog_protocol.types import Acl
 from duolog_runtime.files import Files
-from zkserver.core.datatree import Node
+from zkserver.core.datatree import CONTAINER_TTL, Node
 from zkserver.core.state import ReplicatedState
 from zkserver.storage.file_header import Identity, read_header
 from zkserver.storage.inspection import LogScan
 from zkserver.storage.snapshot import SNAPSHOT_MAGIC, newest_valid, snapshot_name
 from zkserver.storage.txnlog import log_files, log_name
 
-from .json_lines import encode_data, hex64, ttl_of
+from .json_lines import encode_data, hex64
 from .read_only import decode, load_named, require_identity
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_PERMS: Final = ((1, "r"), (2, "w"), (4, "c"), (8, "d"), (16, "a"))
+_PERMS: Final = ((4, "c"), (8, "d"), (1, "r"), (2, "w"), (16, "a"))
 _KINDS: Final[dict[int, str]] = {
     value: name.lower() for name, value in vars(TxnKind).items() if isinstance(value, int)
 }
-_SHOWN_BYTES: Final = 1024 * 1024
 
 
 def log_paths(files: Files, path: str) -> list[str]:
@@ -119,10 +118,12 @@ def _node_fields(body: Body, with_data: bool) -> dict[str, Any]:
         return {"version": body[2]}
     if kind == TxnKind.SET_DATA:
         return {"version": body[3], **_data_fields(body[2], with_data)}
+    if kind == TxnKind.SET_ACL:
+        return {"acl": [list(entry) for entry in body[2]], "aversion": body[3]}
     _, _, data, acl, special, creates = body
     return {
         "acl": [list(entry) for entry in acl],
-        "ephemeral": bool(special),
+        **({"ttl_ms": special} if kind == TxnKind.CREATE_TTL else {"ephemeral": bool(special)}),
         "creates": creates,
         **_data_fields(data, with_data),
     }
@@ -238,8 +239,7 @@ def node_text(node: Node) -> str:
     ]
     if node.ephemeral_owner:
         words.append(f"ephemeral_owner={hex64(node.ephemeral_owner)}")
-    ttl_ms = ttl_of(node)
-    if ttl_ms:
-        words.append("container" if ttl_ms < 0 else f"ttl_ms={ttl_ms}")
+    if node.ttl_ms:
+        words.append("container" if node.ttl_ms == CONTAINER_TTL else f"ttl_ms={node.ttl_ms}")
     words.append(f"acl={acl_text(node.acl)}")
     return " ".join(words)

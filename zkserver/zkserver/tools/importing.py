@@ -35,6 +35,7 @@ from zkserver.storage.zookeeper_files import (
 )
 
 from .read_only import decode
+from .read_only import replay as replay_txn
 from .zookeeper_replay import Replay
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def drop_sessions(state: ReplicatedState) -> int:
     for session in list(state.sessions.values()):
         body = (TxnKind.CLOSE_SESSION, CloseReason.EXPIRED, tuple(session.ephemerals))
         state.apply(state.last_applied_zxid + 1, session.session_id, wall_ms, body)
+        state.changes.clear()
     return count
 
 
@@ -168,6 +170,6 @@ def verify_directory(files: Files, directory: str, identity: Identity, rng: Rand
     try:
         state = load_snapshot(data.snapshot_chunks())
         for record in data.records():
-            state.replay(decode(record))
+            replay_txn(state, decode(record))
     finally:
         data.close()

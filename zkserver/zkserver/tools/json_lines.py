@@ -20,11 +20,12 @@ from typing import Any, Final
 
 from duolog_protocol.errors import StorageError
 from duolog_protocol.paths import parent_of, path_problem
-from duolog_protocol.txns import close_session_path_bytes
+from duolog_protocol.txns import MAX_TTL_MS, close_session_path_bytes
 from duolog_protocol.types import Acl
 from duolog_protocol.zk_messages import MAX_DATA_BYTES
 from zkserver.core.config import MAX_PATH_BYTES
-from zkserver.core.datatree import SYSTEM_PATHS, DataTree, Node
+from zkserver.core.datatree import CONTAINER_TTL, SYSTEM_PATHS, DataTree, Node
+from zkserver.core.quota import Quotas
 from zkserver.core.session_tracker import Session
 from zkserver.core.state import ReplicatedState
 
@@ -38,7 +39,6 @@ _ZXIDS: Final = ("czxid", "mzxid", "pzxid")
 _TIMES: Final = ("ctime", "mtime")
 _COUNTERS: Final = ("version", "aversion", "creates")
 _MAX_ACL_ENTRIES: Final = 255
-_MAX_TTL_MS: Final = (1 << 40) - 1
 
 
 def hex64(value: int) -> str:
@@ -66,7 +66,7 @@ def node_line(node: Node) -> dict[str, Any]:
         "path": node.path,
         **encode_data(node.data),
         "acl": [list(entry) for entry in node.acl],
-        "ttl_ms": ttl_of(node),
+        "ttl_ms": node.ttl_ms,
         "ephemeral_owner": hex64(node.ephemeral_owner) if node.ephemeral_owner else None,
         "stat": {
             "czxid": hex64(stat.czxid),
@@ -157,6 +157,7 @@ class _Parser:
             raise LineError('the last line must say "end": true')
         if next(self._lines, None) is not None:
             raise LineError("there are lines after the last one")
+        state.quotas = Quotas(state.tree)
         for path in SYSTEM_PATHS:
             if path not in state.tree.nodes:
                 raise LineError(f"{path} is missing")
@@ -193,11 +194,11 @@ class _Parser:
         latest = max(zxids.values())
         if latest > state.last_applied_zxid:
             raise LineError(f"{path} has zxid {latest:#x}, above that of the whole")
-        ttl_ms = _integer(line, "ttl_ms", -1, _MAX_TTL_MS) if "ttl_ms" in line else 0
+        ttl_ms = _integer(line, "ttl_ms", CONTAINER_TTL, MAX_TTL_MS) if "ttl_ms" in line else 0
         owner = _session_id(line, "ephemeral_owner") if line.get("ephemeral_owner") else 0
         if owner and ttl_ms:
             raise LineError(f"{path} cannot be both ephemeral and have a ttl_ms")
-        node = make_node(path, _data(line), _acl(line), owner, zxids["czxid"], 0, ttl_ms)
+        node = Node(path, _data(line), _acl(line), owner, zxids["czxid"], 0, ttl_ms)
         for name, value in zxids.items():
             setattr(node, name, value)
         for name in _TIMES:
@@ -279,11 +280,3 @@ def _integer(line: dict[str, Any], name: str, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise LineError(f'"{name}" must be a whole number in [{low}, {high}], not {value!r}')
     return value
-
-
-def ttl_of(node: Node) -> int:
-    return 0
-
-
-def make_node(path, data, acl, owner, zxid, time_ms, ttl_ms):
-    return Node(path, data, acl, owner, zxid, time_ms)

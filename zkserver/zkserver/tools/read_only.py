@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from duolog_protocol.errors import CorruptRecordError, DataDirectoryError, StorageError
+from duolog_protocol.errors import CorruptRecordError, DataDirectoryError, DecodeError, StorageError
 from duolog_protocol.txns import Txn, decode_txn
 from duolog_runtime.files import DirectoryLockedError, Files, RealFile, RealFiles
 from zkserver.core.snapshot import load_snapshot
@@ -49,7 +49,7 @@ class ReadOnlyFiles(RealFiles):
         """A shared lock on an existing file. Raises DirectoryLockedError."""
         file = self.open(path)
         try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file.fileno() or 0, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
             raise DirectoryLockedError(path) from error
@@ -115,8 +115,7 @@ def read_state(
     if found.zxid:
         state = load_named(files, directory, identity, found.zxid)
     for record in read_records(files, directory, identity, found.zxid, live=live):
-        state.replay(decode(record))
-        forget_changes(state)
+        replay(state, decode(record))
     return state
 
 
@@ -136,8 +135,6 @@ def load_named(files: Files, directory: str, identity: Identity, zxid: int) -> R
 
 def decode(record: bytes) -> Txn:
     """As `decode_txn`. Raises StorageError."""
-    from duolog_protocol.errors import DecodeError
-
     try:
         return decode_txn(record)
     except DecodeError as error:
@@ -145,5 +142,7 @@ def decode(record: bytes) -> Txn:
         raise StorageError(f"log record {zxid:#x} cannot be decoded: {error}") from error
 
 
-def forget_changes(state: ReplicatedState) -> None:
-    """Nobody watches here."""
+def replay(state: ReplicatedState, txn: Txn) -> None:
+    """Apply a Txn where nobody watches. Raises StorageError."""
+    state.replay(txn)
+    state.changes.clear()

@@ -16,7 +16,7 @@ from zkserver.core.state import ReplicatedState
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.snapshot import SnapshotWriter
 
-from .read_only import decode, forget_changes, load_named, require_identity
+from .read_only import decode, load_named, replay, require_identity
 
 CHUNK_BYTES: Final = 1024 * 1024
 
@@ -46,8 +46,7 @@ def take_snapshot(
         if data.snapshot_zxid:
             state = load_snapshot(data.snapshot_chunks())
         for record in data.records():
-            state.replay(decode(record))
-            forget_changes(state)
+            replay(state, decode(record))
         zxid = state.last_applied_zxid
         is_new = zxid not in (0, data.snapshot_zxid)
         if is_new:

@@ -20,6 +20,7 @@ from duolog_protocol.types import Acl, counter_of, epoch_of
 from duolog_protocol.zk_messages import MAX_DATA_BYTES
 from zkserver.core.config import MAX_PATH_BYTES
 from zkserver.core.datatree import SYSTEM_PATHS, DataTree, Node, wrap_int32
+from zkserver.core.quota import QUOTA_ROOT, Quotas
 from zkserver.core.session_tracker import Session
 from zkserver.core.state import ReplicatedState
 from zkserver.storage.zookeeper_format import (
@@ -38,8 +39,7 @@ from zkserver.storage.zookeeper_format import (
 )
 
 CONFIG: Final = "/zookeeper/config"
-QUOTA: Final = "/zookeeper/quota"
-STATS: Final = "zookeeper_stats"
+STATS: Final = "/zookeeper_stats"
 _MAX_ACL_ENTRIES: Final = 255
 _MAX_SCHEME_BYTES: Final = 255
 _MAX_IDENTITY_BYTES: Final = 65535
@@ -58,11 +58,8 @@ class Replay:
         self._nodes = self._tree.nodes
         self._sessions = dict(sessions)
         self._owned: dict[int, dict[str, None]] = {}
-        self._special: dict[str, int] = {}
-        """Path -> ttl_ms of container and TTL nodes."""
         self._unknown_acl: set[str] = set()
         """Nodes that got their ACL list while the snapshot was taken."""
-        self._acls: dict[tuple[Acl, ...], tuple[Acl, ...]] = {}
 
     def load(self, found: ForeignNode) -> None:
         """Take a node of the snapshot. Raises StorageError."""
@@ -117,6 +114,7 @@ class Replay:
         self._count_quotas()
         state = ReplicatedState()
         state.tree = self._tree
+        state.quotas = Quotas(self._tree)
         state.last_applied_zxid = self.last_zxid
         for session_id in sorted(self._sessions):
             state.sessions[session_id] = Session(session_id, self._sessions[session_id])
@@ -134,7 +132,7 @@ class Replay:
         Before `finish`, which changes what is ours.
         """
         return sum(
-            _node_digest(path, node, self._special.get(path, 0))
+            _node_digest(path, node)
             for path, node in self._nodes.items()
             if not path.startswith("/zookeeper/")
         ) & ((1 << 64) - 1)
@@ -194,14 +192,13 @@ class Replay:
             node = self._nodes[each]
             if each != path and node.czxid < zxid:
                 raise StorageError(f"{path!r} is deleted, but {each!r} is older and still there")
-            stack += _children(node)
+            stack += node.children or ()
         for each in reversed(below):
             node = self._nodes[each]
             parent = self._nodes[parent_of(each)]
             pzxid = parent.pzxid
             self._tree.delete(each, zxid)
             parent.pzxid = pzxid
-            self._special.pop(each, None)
             self._unknown_acl.discard(each)
             if node.ephemeral_owner:
                 self._owned[node.ephemeral_owner].pop(each)
@@ -216,36 +213,30 @@ class Replay:
         zxid: int,
         time_ms: int,
     ) -> Node:
-        node = _new_node(
-            path, data, self._storable_acl(path, acl or ()), owner, zxid, time_ms, ttl_ms
-        )
+        self._require_storable_acl(path, acl or ())
+        node = Node(path, data, acl or (), owner, zxid, time_ms, ttl_ms)
         self._tree.insert(node)
         if acl is None:
             self._unknown_acl.add(path)
         if owner:
             self._owned.setdefault(owner, {})[path] = None
-        if ttl_ms:
-            self._special[path] = ttl_ms
         return node
 
     def _set_acl(self, node: Node, acl: tuple[Acl, ...], aversion: int) -> None:
-        _tree_set_acl(self._tree, node, self._storable_acl(node.path, acl), aversion)
+        self._require_storable_acl(node.path, acl)
+        self._tree.set_acl(node.path, acl, aversion)
         self._unknown_acl.discard(node.path)
 
-    def _storable_acl(self, path: str, acl: tuple[Acl, ...]) -> tuple[Acl, ...]:
-        """The ACL list, once in memory however many nodes have it."""
-        known = self._acls.get(acl)
-        if known is not None:
-            return known
+    @staticmethod
+    def _require_storable_acl(path: str, acl: tuple[Acl, ...]) -> None:
+        if len(acl) > _MAX_ACL_ENTRIES:
+            raise StorageError(f"{path!r}: an ACL list of {len(acl)} entries, over the limit 255")
         for entry in acl:
             if (
                 len(entry.scheme.encode()) > _MAX_SCHEME_BYTES
                 or len(entry.id.encode()) > _MAX_IDENTITY_BYTES
             ):
                 raise StorageError(f"{path!r}: an entry of its ACL list is too long to be kept")
-        if len(acl) > _MAX_ACL_ENTRIES:
-            raise StorageError(f"{path!r}: an ACL list of {len(acl)} entries, over the limit 255")
-        return self._acls.setdefault(acl, acl)
 
     @staticmethod
     def _require_storable(path: str, data: bytes | None) -> None:
@@ -291,24 +282,22 @@ class Replay:
 
     def _count_quotas(self) -> None:
         """Usage is kept outside of the Txns, by every server for itself: count it anew."""
-        for path in [each for each in self._nodes if each.startswith(QUOTA + "/")]:
-            if path.endswith("/" + STATS):
-                watched = parent_of(path).removeprefix(QUOTA) or "/"
-                count, size = self._usage(watched)
-                data = f"count={count},bytes={size}".encode()
-                node = self._nodes[path]
-                _tree_set_usage(self._tree, node, data)
+        for path, node in self._nodes.items():
+            if path.startswith(QUOTA_ROOT + "/") and path.endswith(STATS):
+                watched = path[len(QUOTA_ROOT) : -len(STATS)]
+                if watched:
+                    count, size = self._usage(watched)
+                    self._tree.set_usage(node, f"count={count},bytes={size}".encode())
 
     def _usage(self, path: str) -> tuple[int, int]:
         """Nodes at and below a path, and bytes of their data."""
         count = size = 0
         stack = [path] if path in self._nodes else []
         while stack:
-            each = stack.pop()
-            node = self._nodes[each]
+            node = self._nodes[stack.pop()]
             count += 1
             size += len(node.data or b"")
-            stack += _children(node)
+            stack += node.children or ()
         return count, size
 
 
@@ -317,8 +306,8 @@ def _fresh(path: str) -> Node:
     return ReplicatedState().tree.nodes[path]
 
 
-def _node_digest(path: str, node: Node, ttl_ms: int) -> int:
-    owner = special_owner(ttl_ms) if ttl_ms else node.ephemeral_owner
+def _node_digest(path: str, node: Node) -> int:
+    owner = special_owner(node.ttl_ms) if node.ttl_ms else node.ephemeral_owner
     crc = zlib.crc32(path.encode() if path != "/" else b"")
     crc = zlib.crc32(node.data or b"", crc)
     stat = _STAT.pack(
@@ -333,22 +322,3 @@ def _node_digest(path: str, node: Node, ttl_ms: int) -> int:
         owner,
     )
     return zlib.crc32(stat, crc)
-
-
-def _children(node: Node) -> list[str]:
-    base = "" if node.path == "/" else node.path
-    return [each if each[0] == "/" else f"{base}/{each}" for each in node.children or ()]
-
-
-def _new_node(path, data, acl, owner, zxid, time_ms, ttl_ms):
-    return Node(path, data, acl, owner, zxid, time_ms)
-
-
-def _tree_set_acl(tree, node, acl, aversion):
-    node.acl = acl
-    node.perms = sum({e.perms for e in acl if e.scheme == "world"})
-    node.aversion = aversion
-
-
-def _tree_set_usage(tree, node, data):
-    tree.set_data(node.path, data, node.version, node.mzxid, node.mtime)
