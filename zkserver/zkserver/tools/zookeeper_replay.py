@@ -90,8 +90,10 @@ class Replay:
         self.last_zxid = zxid
         match txn.body:
             case OpenSession(timeout_ms):
-                if timeout_ms <= 0:
-                    raise StorageError(f"a session timeout of {timeout_ms} ms")
+                if timeout_ms <= 0 or txn.session_id == 0:
+                    raise StorageError(
+                        f"session {txn.session_id:#x} with a timeout of {timeout_ms} ms"
+                    )
                 self._sessions[txn.session_id] = timeout_ms
             case EndSession(paths):
                 for path in (*(paths or ()), *self._owned.get(txn.session_id, ())):
@@ -105,19 +107,23 @@ class Replay:
 
     def finish(self) -> ReplicatedState:
         """The state at `last_zxid`. Raises StorageError. To be called once."""
+        if "/" not in self._nodes:
+            raise StorageError("the root is missing")
         self._drop_orphans()
-        self._check_whole()
         for path in SYSTEM_PATHS:
             if path not in self._nodes:
                 self._tree.insert(_fresh(path))
         self._reset_config()
+        self._check_whole()
         self._count_quotas()
         state = ReplicatedState()
         state.tree = self._tree
         state.quotas = Quotas(self._tree)
         state.last_applied_zxid = self.last_zxid
-        for session_id in sorted(self._sessions):
-            state.sessions[session_id] = Session(session_id, self._sessions[session_id])
+        for session_id, timeout_ms in sorted(self._sessions.items()):
+            if session_id == 0 or timeout_ms <= 0:
+                raise StorageError(f"session {session_id:#x} with a timeout of {timeout_ms} ms")
+            state.sessions[session_id] = Session(session_id, timeout_ms)
         for path, node in self._nodes.items():
             if node.ephemeral_owner:
                 session = state.sessions[node.ephemeral_owner]
@@ -259,8 +265,6 @@ class Replay:
 
     def _check_whole(self) -> None:
         """What a fuzzy snapshot left open must be settled by the log."""
-        if "/" not in self._nodes:
-            raise StorageError("the root is missing")
         if self._unknown_acl:
             path = min(self._unknown_acl)
             raise StorageError(f"{path!r} has an ACL list that neither snapshot nor log knows")
@@ -271,6 +275,9 @@ class Replay:
                     f"{path!r} has a change of zxid {latest:#x} from the snapshot, but the log "
                     f"ends at {self.last_zxid:#x}: its end is missing"
                 )
+            earliest = min(node.mzxid, node.pzxid)
+            if not 0 <= node.czxid <= earliest or node.version == -1:
+                raise StorageError(f"{path!r} has a Stat that cannot be")
             if node.ephemeral_owner and node.children:
                 raise StorageError(f"{path!r} is an ephemeral node and has children")
 
