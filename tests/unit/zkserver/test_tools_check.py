@@ -21,7 +21,8 @@ from tests.unit.zkserver.tools_support import (
     make_directory,
     run,
 )
-from zkserver.core.snapshot import Snapshot, load_snapshot
+from zkserver.core.snapshot import Snapshot
+from zkserver.core.snapshot_loading import load_snapshot
 from zkserver.core.state import ReplicatedState
 from zkserver.storage.inspection import LogScan
 from zkserver.storage.recovery import DataDirectory

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from duolog_protocol.errors import CorruptRecordError, DataDirectoryError, StorageError
 from duolog_protocol.txns import CloseReason, TxnKind
 from duolog_runtime.files import Files
-from zkserver.core.snapshot import Snapshot, load_snapshot
+from zkserver.core.snapshot import Snapshot
+from zkserver.core.snapshot_loading import load_snapshot
 from zkserver.core.state import ReplicatedState
 from zkserver.storage.file_header import Identity
 from zkserver.storage.recovery import DataDirectory

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from duolog_protocol.errors import CorruptRecordError, DataDirectoryError, DecodeError, StorageError
 from duolog_protocol.txns import Txn, decode_txn
 from duolog_runtime.files import DirectoryLockedError, Files, RealFile, RealFiles
-from zkserver.core.snapshot import load_snapshot
+from zkserver.core.snapshot_loading import load_snapshot
 from zkserver.core.state import ReplicatedState
 from zkserver.storage.epoch_files import IDENTITY, read_identity
 from zkserver.storage.file_header import Identity

@@ -11,7 +11,8 @@ from random import Random
 from typing import Final, NamedTuple
 
 from duolog_runtime.files import Files
-from zkserver.core.snapshot import Snapshot, load_snapshot
+from zkserver.core.snapshot import Snapshot
+from zkserver.core.snapshot_loading import load_snapshot
 from zkserver.core.state import ReplicatedState
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.snapshot import SnapshotWriter
