@@ -221,7 +221,13 @@ def change(lines: list[dict[str, Any]], where: str, **fields: Any) -> None:
         (lambda lines: change(lines, "/ttl", ttl_ms=1 << 40), '"ttl_ms" must be'),
         (lambda lines: change(lines, "/a/e", ttl_ms=5), "cannot be both ephemeral"),
         (lambda lines: change(lines, "/a", acl=[]), '"acl" must be a list'),
-        (lambda lines: change(lines, "/a", acl=[[32, "world", "anyone"]]), "out of bounds"),
+        (
+            lambda lines: change(lines, "/a", acl=[[32, "world", "anyone"]]),
+            "permissions 32 are not",
+        ),
+        (lambda lines: change(lines, "/a", acl=[[1, "s" * 256, ""]]), "is too long"),
+        (lambda lines: change(lines, "/a", acl=[[1, "\ud800", ""]]), "is no text"),
+        (lambda lines: change(lines, "/a", data="\ud800"), "data cannot be decoded"),
         (lambda lines: change(lines, "/a", acl=["world"]), r"is not \[perms, scheme, id\]"),
         (lambda lines: change(lines, "/a", stat={}), '"czxid" must be a zxid'),
         (
@@ -240,7 +246,7 @@ def test_a_dump_that_is_not_right_is_refused_with_its_line(
     lines = lines_of(directory)
     edit(lines)
     dump = directory.parent / "dump.json"
-    dump.write_text("".join(map(dump_line, lines)))
+    dump.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(StorageError, match=problem):
         parse_state(dump.read_text().splitlines())
     code, _, err = run("import", "--from-json", dump, "--data", directory.parent / "ours")

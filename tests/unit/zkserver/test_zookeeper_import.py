@@ -9,6 +9,8 @@ import base64
 import contextlib
 import random
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,7 +76,7 @@ def test_the_digest_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     for scenario in zk.SCENARIOS:
         if scenario == "no-digest":
             continue
-        with pytest.raises(DataDirectoryError, match="digest"):
+        with pytest.raises(StorageError, match="digest"):
             read(zk.GOLDEN / scenario)
         read(zk.GOLDEN / scenario, check_digest=False)
 
@@ -144,7 +146,7 @@ def test_fuzzy_snapshots_need_the_log_that_was_written_meanwhile(tmp_path: Path)
     model.records[-1] = zk.record(1, 1, model.create("/a", b"", zk.OPEN, 0))
     raw = zk.FuzzySnapshot(model).finish()
     (tmp_path / "snapshot.0").write_bytes(raw)
-    with pytest.raises(DataDirectoryError, match="its end is missing"):
+    with pytest.raises(StorageError, match="its end is missing"):
         read(tmp_path)
 
 
@@ -286,3 +288,78 @@ def test_rehashed_garbage_in_records(tmp_path: Path) -> None:
         (tmp_path / "log.1").write_bytes(zk.log_file(records))
         with contextlib.suppress(StorageError):
             read(tmp_path)
+
+
+SEAL_SECTIONS = {
+    "3.5 and older": (),
+    "3.6, by a string": (struct.pack(">qi", 3, 1) + zk.text("1f"),),
+    "3.6 and later": (struct.pack(">qiq", 3, 2, 77),),
+    "3.9 without digest": (struct.pack(">q", 3),),
+    "3.9": (struct.pack(">qiq", 2, 2, 77), struct.pack(">q", 3)),
+}
+
+
+@pytest.mark.parametrize("version", SEAL_SECTIONS)
+def test_what_follows_the_nodes(version: str, tmp_path: Path) -> None:
+    model = small_directory(tmp_path)
+    raw = (tmp_path / "snapshot.3").read_bytes()
+    for section in SEAL_SECTIONS[version]:
+        raw += section
+        raw += struct.pack(">q", zlib.adler32(raw)) + zk.text("/")
+    (tmp_path / "snapshot.3").write_bytes(raw)
+    state, notes = read(tmp_path)
+    assert not notes
+    assert zk.state_tree(state) == zk.model_tree(model)
+    for wrong in (raw + b"x", raw + bytes(21), raw[:-1]):
+        (tmp_path / "snapshot.3").write_bytes(wrong)
+        with pytest.raises(CorruptRecordError):
+            read(tmp_path)
+
+
+def test_creates_of_before_3_4_count_for_themselves(tmp_path: Path) -> None:
+    (tmp_path / "snapshot.0").write_bytes(zk.FuzzySnapshot(zk.Model()).finish())
+    old = zk.create_body("/x", b"", 1)[:-4]
+    records = [
+        zk.record(1, 1, old),
+        zk.record(2, 1, old.replace(b"/x", b"/y") + struct.pack(">iq", 1, 5)),
+    ]
+    (tmp_path / "log.1").write_bytes(zk.log_file(records))
+    state, _ = read(tmp_path)
+    assert state.tree.nodes["/"].creates == 2
+
+
+@pytest.mark.parametrize("digest", [b"", struct.pack(">iq", 2, 0), struct.pack(">iq", 1, 9)])
+@pytest.mark.parametrize("with_paths", [True, False])
+def test_a_closed_session_with_and_without_its_paths(
+    digest: bytes, with_paths: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "snapshot.0").write_bytes(zk.FuzzySnapshot(zk.Model()).finish())
+    paths = struct.pack(">i", 1) + zk.text("/abc") if with_paths else b""
+    records = [
+        zk.record(1, -10, struct.pack(">i", 5000), session=9),
+        zk.record(2, 1, zk.create_body("/abc", b"", 1, ephemeral=True), session=9),
+        zk.record(3, -11, paths + digest, session=9),
+    ]
+    (tmp_path / "log.1").write_bytes(zk.log_file(records))
+    state, _ = read(tmp_path, check_digest=False)
+    assert not state.sessions
+    assert "/abc" not in state.tree.nodes
+    assert state.tree.nodes["/"].pzxid == 3
+
+
+def test_ephemerals_without_a_session_are_left_out_and_told(tmp_path: Path) -> None:
+    (tmp_path / "snapshot.0").write_bytes(zk.FuzzySnapshot(zk.Model()).finish())
+    records = [zk.record(1, 1, zk.create_body("/e", b"", 1, ephemeral=True), session=9)]
+    (tmp_path / "log.1").write_bytes(zk.log_file(records))
+    state, notes = read(tmp_path)
+    assert "/e" not in state.tree.nodes
+    assert notes == ["1 ephemerals of sessions that are gone are left out: /e"]
+
+
+def test_java_writes_high_characters_as_two_surrogates(tmp_path: Path) -> None:
+    (tmp_path / "snapshot.0").write_bytes(zk.FuzzySnapshot(zk.Model()).finish())
+    body = zk.create_body("/x", b"", 1, acl=((31, "digest", "??????:hash"),))
+    body = body.replace(b"??????", b"\xed\xa0\xbd\xed\xb8\x80")
+    (tmp_path / "log.1").write_bytes(zk.log_file([zk.record(1, 1, body)]))
+    state, _ = read(tmp_path)
+    assert state.tree.nodes["/x"].acl == (Acl(31, "digest", "\U0001f600:hash"),)

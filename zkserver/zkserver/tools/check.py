@@ -28,7 +28,7 @@ from zkserver.storage.file_header import Identity, read_header
 from zkserver.storage.groups import Group
 from zkserver.storage.inspection import LogScan
 from zkserver.storage.recovery import FAILED_SYNC_FILE, LOCK
-from zkserver.storage.snapshot import snapshot_files, snapshot_name
+from zkserver.storage.snapshot import SNAPSHOT_MAGIC, snapshot_files, snapshot_name
 from zkserver.storage.txnlog import log_files, log_name
 
 from .read_only import decode, load_named, replay
@@ -333,8 +333,6 @@ def _why(error: StorageError) -> str:
 
 def _any_identity(files: Files, directory: str, name: str) -> Identity:
     """Whose a snapshot is, where the file `identity` cannot tell."""
-    from zkserver.storage.snapshot import SNAPSHOT_MAGIC
-
     file = files.open(f"{directory}/{name}")
     try:
         return read_header(file, SNAPSHOT_MAGIC, None)[0]

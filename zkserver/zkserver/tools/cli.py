@@ -11,6 +11,7 @@ has it, an unknown word). Results go to stdout, everything else to stderr.
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -49,6 +50,9 @@ class _Say:
 def main(words: Sequence[str]) -> int:
     """Run a tool in a process of its own; the result is the exit code."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it quietly
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")  # whatever the locale: that is what JSON is in
     return run(words, sys.stdout, sys.stderr)
 
 

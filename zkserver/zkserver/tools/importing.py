@@ -14,7 +14,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from duolog_protocol.errors import CorruptRecordError, DataDirectoryError, StorageError
+from duolog_protocol.errors import CorruptRecordError, StorageError
 from duolog_protocol.txns import CloseReason, TxnKind
 from duolog_runtime.files import Files
 from zkserver.core.snapshot import Snapshot
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 1024 * 1024
 MAX_SNAPSHOTS: Final = 100
 """So many of the newest are tried, as by ZooKeeper."""
+_MAX_NAMED: Final = 10
 
 
 class Imported(NamedTuple):
@@ -68,7 +69,8 @@ def read_zookeeper(
     """The state that a ZooKeeper server would start with.
 
     `note` hears what a person should know: snapshots that could not be used, a torn tail,
-    ephemerals without a session. Raises CorruptRecordError, DataDirectoryError, OSError.
+    ephemerals without a session. Raises StorageError (CorruptRecordError with file and position),
+    DataDirectoryError where there is nothing to read, OSError.
     """
     folder = data_folder(files, directory)
     log_folder = data_folder(files, log_directory) if log_directory else folder
@@ -85,19 +87,16 @@ def read_zookeeper(
                 count += 1
                 digest = None if txn.digest is None else (txn.zxid, txn.digest)
     if check_digest and digest is not None and digest[0] == replay.last_zxid:
-        found = replay.digest()
-        if found != digest[1] & ((1 << 64) - 1):
-            raise DataDirectoryError(
-                f"the tree at zxid {digest[0]:#x} has the digest {found:#x}, but ZooKeeper noted "
-                f"{digest[1] & ((1 << 64) - 1):#x}: what it served was not what its files say. "
-                "--ignore-digest imports what the files say"
-            )
+        _require_digest(replay, digest[1], folder)
     try:
         state = replay.finish()
     except StorageError as error:
-        raise DataDirectoryError(f"{folder}: {error}") from error
-    for path in replay.dropped:
-        note(f"{path} is dropped: its session is not there any more")
+        raise StorageError(f"{folder}: {error}") from error
+    if replay.dropped:
+        some = ", ".join(replay.dropped[:_MAX_NAMED])
+        more = ", ..." if len(replay.dropped) > _MAX_NAMED else ""
+        count_dropped = len(replay.dropped)
+        note(f"{count_dropped} ephemerals of sessions that are gone are left out: {some}{more}")
     epochs = [read_epoch(files, folder, name) for name in (ACCEPTED_EPOCH, CURRENT_EPOCH)]
     source = f"{folder}/{snapshot.name} and {count} transactions after it"
     return Imported(state, max(epochs), source)
@@ -124,6 +123,18 @@ def _newest_usable(
             return replay, snapshot, decoder.digest
     assert first_error is not None
     raise first_error
+
+
+def _require_digest(replay: Replay, noted: int, folder: str) -> None:
+    """The tree must be the one that ZooKeeper had."""
+    found = replay.digest()
+    noted &= (1 << 64) - 1
+    if found != noted:
+        raise StorageError(
+            f"{folder}: at zxid {replay.last_zxid:#x} the tree has the digest {found:#x}, but "
+            f"ZooKeeper noted {noted:#x}: what it served was not what its files say. "
+            "--ignore-digest imports what the files say"
+        )
 
 
 def _apply(replay: Replay, txn: ForeignTxn, path: str) -> None:

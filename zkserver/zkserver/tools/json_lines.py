@@ -19,15 +19,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from duolog_protocol.errors import StorageError
-from duolog_protocol.paths import parent_of, path_problem
+from duolog_protocol.paths import parent_of
 from duolog_protocol.txns import MAX_TTL_MS, close_session_path_bytes
 from duolog_protocol.types import Acl
-from duolog_protocol.zk_messages import MAX_DATA_BYTES
-from zkserver.core.config import MAX_PATH_BYTES
 from zkserver.core.datatree import CONTAINER_TTL, SYSTEM_PATHS, DataTree, Node
 from zkserver.core.quota import Quotas
 from zkserver.core.session_tracker import Session
 from zkserver.core.state import ReplicatedState
+
+from .limits import acl_problem, node_problem
 
 FORMAT: Final = "zkserver-export"
 VERSION: Final = 1
@@ -38,7 +38,6 @@ _INT64: Final = (-(1 << 63), (1 << 63) - 1)
 _ZXIDS: Final = ("czxid", "mzxid", "pzxid")
 _TIMES: Final = ("ctime", "mtime")
 _COUNTERS: Final = ("version", "aversion", "creates")
-_MAX_ACL_ENTRIES: Final = 255
 
 
 def hex64(value: int) -> str:
@@ -179,7 +178,13 @@ class _Parser:
 
     @staticmethod
     def _node(state: ReplicatedState, line: dict[str, Any]) -> None:
-        path = _path(line)
+        path = line.get("path")
+        if not isinstance(path, str):
+            raise LineError('"path" is missing')
+        data = _data(line)
+        problem = node_problem(path, data)
+        if problem is not None:
+            raise LineError(problem)
         nodes = state.tree.nodes
         if path in nodes:
             raise LineError(f"{path} is there twice")
@@ -198,7 +203,7 @@ class _Parser:
         owner = _session_id(line, "ephemeral_owner") if line.get("ephemeral_owner") else 0
         if owner and ttl_ms:
             raise LineError(f"{path} cannot be both ephemeral and have a ttl_ms")
-        node = Node(path, _data(line), _acl(line), owner, zxids["czxid"], 0, ttl_ms)
+        node = Node(path, data, _acl(line), owner, zxids["czxid"], 0, ttl_ms)
         for name, value in zxids.items():
             setattr(node, name, value)
         for name in _TIMES:
@@ -215,18 +220,6 @@ class _Parser:
         state.tree.insert(node)
 
 
-def _path(line: dict[str, Any]) -> str:
-    path = line.get("path")
-    if not isinstance(path, str):
-        raise LineError('"path" is missing')
-    problem = path_problem(path)
-    if problem is not None:
-        raise LineError(f"{path!r}: {problem}")
-    if len(path.encode()) > MAX_PATH_BYTES:
-        raise LineError(f"a path over the limit of {MAX_PATH_BYTES} bytes")
-    return path
-
-
 def _data(line: dict[str, Any]) -> bytes | None:
     if ("data" in line) == ("data64" in line):
         raise LineError('there must be "data" or "data64"')
@@ -239,25 +232,25 @@ def _data(line: dict[str, Any]) -> bytes | None:
         data = base64.b64decode(value, validate=True) if "data64" in line else value.encode()
     except (binascii.Error, ValueError) as error:
         raise LineError(f"data cannot be decoded: {error}") from None
-    if len(data) > MAX_DATA_BYTES:
-        raise LineError(f"{len(data)} bytes of data are over the limit {MAX_DATA_BYTES}")
     return data
 
 
 def _acl(line: dict[str, Any]) -> tuple[Acl, ...]:
     entries = line.get("acl")
-    if not isinstance(entries, list) or not 0 < len(entries) <= _MAX_ACL_ENTRIES:
-        raise LineError('"acl" must be a list of 1 to 255 entries')
+    if not isinstance(entries, list) or not entries:
+        raise LineError('"acl" must be a list that is not empty')
     found = []
     for entry in entries:
         match entry:
             case [int(perms), str(scheme), str(who)] if not isinstance(perms, bool):
-                if not 0 <= perms <= 31 or len(scheme) > 63 or len(who) > 16383:
-                    raise LineError(f"the ACL entry {entry!r} is out of bounds")
                 found.append(Acl(perms, scheme, who))
             case _:
                 raise LineError(f"the ACL entry {entry!r} is not [perms, scheme, id]")
-    return tuple(found)
+    acl = tuple(found)
+    problem = acl_problem(acl)
+    if problem is not None:
+        raise LineError(problem)
+    return acl
 
 
 def _hex(line: dict[str, Any], name: str) -> int:

@@ -17,8 +17,6 @@ from duolog_protocol.errors import StorageError
 from duolog_protocol.paths import parent_of, path_problem
 from duolog_protocol.txns import close_session_path_bytes
 from duolog_protocol.types import Acl, counter_of, epoch_of
-from duolog_protocol.zk_messages import MAX_DATA_BYTES
-from zkserver.core.config import MAX_PATH_BYTES
 from zkserver.core.datatree import SYSTEM_PATHS, DataTree, Node, wrap_int32
 from zkserver.core.quota import QUOTA_ROOT, Quotas
 from zkserver.core.session_tracker import Session
@@ -38,11 +36,10 @@ from zkserver.storage.zookeeper_format import (
     special_ttl_ms,
 )
 
+from .limits import acl_problem, node_problem
+
 CONFIG: Final = "/zookeeper/config"
 STATS: Final = "/zookeeper_stats"
-_MAX_ACL_ENTRIES: Final = 255
-_MAX_SCHEME_BYTES: Final = 255
-_MAX_IDENTITY_BYTES: Final = 65535
 _STAT: Final = Struct(">qqqqqiiiq")
 
 
@@ -235,26 +232,15 @@ class Replay:
 
     @staticmethod
     def _require_storable_acl(path: str, acl: tuple[Acl, ...]) -> None:
-        if len(acl) > _MAX_ACL_ENTRIES:
-            raise StorageError(f"{path!r}: an ACL list of {len(acl)} entries, over the limit 255")
-        for entry in acl:
-            if (
-                len(entry.scheme.encode()) > _MAX_SCHEME_BYTES
-                or len(entry.id.encode()) > _MAX_IDENTITY_BYTES
-            ):
-                raise StorageError(f"{path!r}: an entry of its ACL list is too long to be kept")
+        problem = acl_problem(acl)
+        if problem is not None:
+            raise StorageError(f"{path!r}: {problem}")
 
     @staticmethod
     def _require_storable(path: str, data: bytes | None) -> None:
-        problem = path_problem(path)
+        problem = node_problem(path, data)
         if problem is not None:
-            raise StorageError(f"{path!r}: {problem}")
-        if len(path.encode()) > MAX_PATH_BYTES:
-            raise StorageError(f"{path[:80]!r}...: a path over the limit of {MAX_PATH_BYTES} bytes")
-        if data is not None and len(data) > MAX_DATA_BYTES:
-            raise StorageError(
-                f"{path!r}: {len(data)} bytes of data are over the limit {MAX_DATA_BYTES}"
-            )
+            raise StorageError(problem)
 
     def _drop_orphans(self) -> None:
         """As a server does when it starts: ephemerals of sessions that are not there."""
