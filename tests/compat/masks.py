@@ -7,13 +7,15 @@
 | `<zxid +N>` | a transaction id, N after the server's last one when the story began |
 | `<time>` | a point in time; the epoch (1 January 1970) stays itself |
 | sorted | children, ephemeral nodes and identities: lists that have no order |
+| `… (N times)` | a line that came N times in a row, more than twice |
 | left out | blank lines, durations, the C client's debug log, what Java's logging says of itself |
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 _NOISE: Final = re.compile(r"SLF4J: |time = \d+ msec$|\s*$|[-\d]{10} .*:ZOO_(DEBUG|INFO)@")
@@ -46,7 +48,7 @@ class Masks:
         masked: Iterable[str] = (self._line(line) for line in lines if not _NOISE.match(line))
         for pattern in _UNORDERED:
             masked = sort_runs(masked, pattern)
-        return list(masked)
+        return list(count_repeated(masked))
 
     def _line(self, line: str) -> str:
         line = line.replace(self._address, "<address>")
@@ -82,3 +84,13 @@ def sort_runs(lines: Iterable[str], pattern: re.Pattern[str]) -> list[str]:
         run = []
         result.append(line)
     return result + sorted(run)
+
+
+def count_repeated(lines: Iterable[str]) -> Iterator[str]:
+    """The lines, but one that comes more than twice in a row once, with how often it came."""
+    for line, repeated in itertools.groupby(lines):
+        count = sum(1 for _ in repeated)
+        if count > 2:
+            yield f"{line} ({count} times)"
+        else:
+            yield from itertools.repeat(line, count)

@@ -254,7 +254,22 @@ class Ours(Server):
             *("--data", str(self.directory / "data")),
             *("--tick-ms", str(settings.tick_ms)),
             *("--max-connections-per-address", "0"),
+            *("--super-digests", SUPER_DIGEST),
+            *("--enforce-quota", str(settings.enforce_quota).lower()),
         ]
+        if settings.tls is not None:
+            arguments += [
+                *("--tls-certificate-file", str(settings.tls.certificate)),
+                *("--tls-key-file", str(settings.tls.key)),
+                *("--tls-ca-file", str(settings.tls.authority)),
+                *("--tls-client-auth", "need"),
+                *("--tls-port", str(self.secure_port)),
+            ]
+        if settings.sasl:
+            users = self.directory / "sasl-users"
+            users.touch(mode=0o600)
+            users.write_text("".join(f"{name}={word}\n" for name, word in SASL_USERS.items()))
+            arguments += ["--sasl-users-file", str(users)]
         path = os.pathsep.join(str(ROOT / each) for each in SOURCE_ROOTS)
         return arguments, {"PYTHONPATH": path}
 

@@ -20,7 +20,9 @@ from typing import Final
 ZKCLI: Final = Path("/usr/share/zookeeper/bin/zkCli.sh")
 CLI_MT: Final = Path("/usr/lib/zookeeper/bin/cli_mt")
 SECONDS: Final = 30.0
-"""Longest wait for one command, or one event."""
+"""Longest wait for one command."""
+EVENT_SECONDS: Final = 5.0
+"""Longest wait for one event, which is sent before the command that made it has its reply."""
 
 
 class SilentShellError(Exception):
@@ -73,10 +75,10 @@ class Shell:
             self._process.stdin.write("".join(line + "\n" for line in lines).encode())
             self._process.stdin.flush()
 
-    def _lines_until(self, is_last: Callable[[str], bool]) -> list[str]:
+    def _lines_until(self, is_last: Callable[[str], bool], seconds: float = SECONDS) -> list[str]:
         """Lines up to the first that `is_last` accepts, it included, or up to the shell's end."""
         lines: list[str] = []
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + seconds
         while (line := self._line(deadline, lines)) is not None:
             lines.append(line)
             if is_last(line):
@@ -133,7 +135,7 @@ class ZkCli(Shell):
                     self._events.remove(event)
                     return [*others, event]
             others += self._without_events(
-                self._lines_until(lambda line: line.startswith("WatchedEvent "))
+                self._lines_until(lambda line: line.startswith("WatchedEvent "), EVENT_SECONDS)
             )
             if self._ended:
                 return [*others, f"ended without {' '.join(words)}"]
@@ -176,11 +178,13 @@ class CShell(Shell):
 
     def wait_for_event(self, *words: str) -> list[str]:
         return self._lines_until(
-            lambda line: line.startswith("Watcher ") and set(words) <= set(line.split())
+            lambda line: line.startswith("Watcher ") and set(words) <= set(line.split()),
+            EVENT_SECONDS,
         )
 
-    def _lines_until(self, is_last: Callable[[str], bool]) -> list[str]:
-        return [line for line in super()._lines_until(is_last) if "/marker-" not in line]
+    def _lines_until(self, is_last: Callable[[str], bool], seconds: float = SECONDS) -> list[str]:
+        lines = super()._lines_until(is_last, seconds)
+        return [line for line in lines if "/marker-" not in line]
 
 
 SHELLS: Final = {each.kind: each for each in (ZkCli, CShell)}

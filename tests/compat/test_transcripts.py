@@ -84,6 +84,7 @@ def test_masks_tell_what_differs_and_keep_what_must_not() -> None:
             "\ta",
             "\tversion=0\taversion=0",
             "[b, a]",
+            *["again"] * 200,
         ]
         assert masks(lines) == [
             "Connecting to <address>",
@@ -101,6 +102,7 @@ def test_masks_tell_what_differs_and_keep_what_must_not() -> None:
             "\tb",
             "\tversion=0\taversion=0",
             "[a, b]",
+            "again (200 times)",
         ]
 
 

@@ -72,7 +72,13 @@ def play(steps: list[Step], server: servers.Server) -> list[str]:
     try:
         for step in steps:
             transcript.append(step.text)
-            transcript += ["    " + line for line in masks(_play_step(step, open_shells, server))]
+            try:
+                lines = _play_step(step, open_shells, server)
+            except shells.SilentShellError as error:
+                if step.verb != "wait":
+                    raise
+                lines = [*str(error).splitlines(), "and not that event"]
+            transcript += ["    " + line for line in masks(lines)]
         for name, shell in open_shells.items():
             transcript.append(f"{name}> quit")
             transcript += ["    " + line for line in masks(shell.quit())]
