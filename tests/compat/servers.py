@@ -255,7 +255,7 @@ class Ours(Server):
             *("--tick-ms", str(settings.tick_ms)),
             *("--max-connections-per-address", "0"),
             *("--super-digests", SUPER_DIGEST),
-            *("--enforce-quota", str(settings.enforce_quota).lower()),
+            f"--enforce-quota={str(settings.enforce_quota).lower()}",
         ]
         if settings.tls is not None:
             arguments += [
