@@ -205,7 +205,6 @@ class Apache(Server):
             "maxClientCnxns=0",
             "4lw.commands.whitelist=*",
             "admin.enableServer=false",
-            "reconfigEnabled=true",
             f"extendedTypesEnabled={str(settings.extended_types).lower()}",
             f"enforceQuota={str(settings.enforce_quota).lower()}",
         ]

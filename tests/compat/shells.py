@@ -104,17 +104,20 @@ class Shell:
 class ZkCli(Shell):
     """Java's `zkCli.sh`. One thread runs commands, another prints events, in lines of their own.
 
-    The marker is `printwatches`, which works with no session too; an event that arrives is kept
-    until it is waited for, since nothing orders it with the lines of a command.
+    The marker is `printwatches`, which works with no session too, where it says so behind its
+    answer. An event that arrives is kept until it is waited for, since nothing orders it with the
+    lines of a command.
     """
 
     kind = "zkCli"
     _MARKER = "printwatches"
     _MARKER_ANSWER = "printwatches is "
+    _NO_SESSION = "Not connected"
 
     def __init__(self, address: str) -> None:
         super().__init__([str(ZKCLI), "-server", address])
         self._events: list[str] = []
+        self._has_session = True
 
     def start(self) -> list[str]:
         """Wait until the session is there."""
@@ -122,10 +125,12 @@ class ZkCli(Shell):
 
     def run(self, command: str) -> list[str]:
         self._write(*([command] if command else []), self._MARKER)
-        lines = self._lines_until(self._is_marker)
+        if command.split()[:1] in (["close"], ["connect"]):
+            self._has_session = command != "close"
+        lines = self._to_marker()
         if command == self._MARKER:  # the first of two was the command's own
-            lines += self._lines_until(self._is_marker)
-        return self._without_events(lines)[:-1]
+            lines += self._to_marker()
+        return self._without_events(lines[:-1])
 
     def wait_for_event(self, *words: str) -> list[str]:
         others: list[str] = []
@@ -145,8 +150,11 @@ class ZkCli(Shell):
         unasked = [event for event in self._events if "state:Closed" not in event]
         return [*lines, *(f"unasked: {event}" for event in unasked)]
 
-    def _is_marker(self, line: str) -> bool:
-        return line.startswith(self._MARKER_ANSWER)
+    def _to_marker(self) -> list[str]:
+        lines = self._lines_until(lambda line: line.startswith(self._MARKER_ANSWER))
+        if not self._has_session:
+            self._lines_until(lambda line: line == self._NO_SESSION)
+        return lines
 
     def _without_events(self, lines: list[str]) -> list[str]:
         self._events += [line for line in lines if line.startswith("WatchedEvent ")]
