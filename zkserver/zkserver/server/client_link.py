@@ -84,7 +84,7 @@ class ClientLinks:
             return
         if len(self._unknown) >= limits.max_unknown_connections:
             self._drop(next(iter(self._unknown)), "too many connections without a session")
-        connection = Connection(NativeCodec(), link.peer, link)
+        connection = Connection(NativeCodec(), link.peer, link, (("ip", address),))
         link.context = connection
         self._links[link] = connection
         self._per_address[address] = own + 1
@@ -120,6 +120,7 @@ class ClientLinks:
         if reason is not None:
             self._log.info("connection_dropped", peer=link.peer, reason=str(reason))
         self._inbox.step(ConnectionLost(connection))
+        link.context = None  # no cycle is left behind (`duolog_runtime.heap`)
 
     def send(self, connection: Connection, pieces: list[bytes | bytearray | memoryview]) -> None:
         """Write to a client."""
