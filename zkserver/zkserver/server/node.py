@@ -33,7 +33,7 @@ from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
 from .admin import ServerFacts, answer
-from .client_link import ClientLinks, LinkLimits
+from .client_link import ClientLinks, LinkLimits, take_jute
 from .engine import Engine, EngineOptions
 
 _BACKLOG: Final = 1024
@@ -113,6 +113,7 @@ class Node:
                 config.max_unknown_connections,
                 config.handshake_timeout_ms,
                 MAX_FRAME_BYTES,
+                config.jute_max_frame_bytes,
             ),
             log,
             self._answer_word,
@@ -134,6 +135,7 @@ class Node:
                 on_closed=self._on_closed,
                 max_unsent_bytes=config.max_unsent_bytes,
                 scratch=scratch,
+                take_length_prefixed=take_jute,
             )
 
         try:
