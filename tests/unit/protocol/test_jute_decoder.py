@@ -376,6 +376,15 @@ def test_bits_of_an_acl_entry_that_mean_nothing_are_dropped() -> None:
     assert message.acl == (Acl(31, "", "anyone"),)
 
 
+@pytest.mark.parametrize("scheme", ["auth", "x509", "nonsense", ""])
+def test_a_null_id_is_empty_where_nobody_reads_it(scheme: str) -> None:
+    """kazoo writes CREATOR_ALL_ACL so."""
+    entry = i32(31) + ustring(scheme) + NULL
+    body = ustring("/a") + buffer(b"") + vector([entry]) + i32(0)
+    ((_, _, message),) = opened().feed(request(1, 1, body))
+    assert message.acl == (Acl(31, scheme, ""),)
+
+
 def test_a_null_vector_is_empty_and_a_null_acl_is_none() -> None:
     ((_, _, message),) = opened().feed(request(-8, 101, i64(5) + NULL + i32(-7) + NULL))
     assert message == zk.SetWatchesRequest(5, [], [], [], [], [], False)
