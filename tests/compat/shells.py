@@ -50,6 +50,10 @@ class Shell:
         """Give one command; the lines that it printed."""
         raise AssertionError(command)
 
+    def send(self, command: str) -> None:
+        """Give one command and do not wait for its end."""
+        self._write(command)
+
     def wait_for_event(self, *words: str) -> list[str]:
         """The lines that came up to the event that all words describe."""
         raise AssertionError(words)

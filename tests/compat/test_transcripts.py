@@ -31,7 +31,7 @@ def test_the_scripts_use_every_command_of_the_shells(shell: str, commands: str) 
         used |= {
             step.argument.split()[0]
             for step in steps
-            if step.verb == "run" and step.session in names
+            if step.verb in ("run", "send") and step.session in names
         }
     missing = set(commands.split()) - used
     assert not missing, f"{shell}: {sorted(missing)}"

@@ -10,6 +10,7 @@ A script is a file of `scripts/`:
     session a zkCli          opens a shell (zkCli or cli_mt) under a name
     a> create /app one       a command; {address} stands for the server's host and port
     a! NodeDataChanged /app  waits for an event with these words
+    a>> addauth bad x:y      a command that ends the session: nothing follows it in its shadow
 
 Each script has a fresh server, and after masking (see `masks`) both servers' transcripts must be
 equal. The exit code says so.
@@ -43,7 +44,7 @@ class Step:
     text: str
     """As it is written."""
     verb: str
-    """`session`, `run` or `wait`."""
+    """`session`, `run`, `send` or `wait`."""
     session: str
     argument: str
 
@@ -56,8 +57,8 @@ def parse(text: str) -> list[Step]:
             continue
         if found := re.fullmatch(r"session (\w+) (\w+)", line):
             steps.append(Step(line, "session", found[1], found[2]))
-        elif found := re.fullmatch(r"(\w+)([>!]) ?(.*)", line):
-            verb = "run" if found[2] == ">" else "wait"
+        elif found := re.fullmatch(r"(\w+)(>>|>|!) ?(.*)", line):
+            verb = {">": "run", ">>": "send", "!": "wait"}[found[2]]
             steps.append(Step(line, verb, found[1], found[3]))
         else:
             raise ScriptError(f"line {number}: {line}")
@@ -98,6 +99,9 @@ def _play_step(
         return shell.start()
     if step.verb == "wait":
         return open_shells[step.session].wait_for_event(*step.argument.split())
+    if step.verb == "send":
+        open_shells[step.session].send(step.argument)
+        return []
     command = step.argument.replace("{address}", server.address)
     if command == "quit":
         shell = open_shells.pop(step.session)
