@@ -402,6 +402,11 @@ def test_a_credential_has_a_bound_and_a_null_one_proves_nothing() -> None:
     assert opened().feed(null) == [(1100, -4, zk.AuthRequest("", b""))]
 
 
+def test_a_null_sasl_token_is_an_empty_one() -> None:
+    """kazoo begins so."""
+    assert opened().feed(request(3, 102, NULL)) == [(1102, 3, zk.SaslToken(b""))]
+
+
 def test_connections_of_one_loop_may_share_their_scratch_buffer() -> None:
     scratch = memoryview(bytearray(16))
     decoders = [JuteDecoder(LIMIT, scratch) for _ in range(2)]
