@@ -443,7 +443,9 @@ SET_ACL: Final = Api(
 )
 CHECK_WATCHES: Final = Api(1017, "CheckWatches", Schema(WatchesRequest, PATH, INT32), EMPTY)
 REMOVE_WATCHES: Final = Api(1018, "RemoveWatches", Schema(WatchesRequest, PATH, INT32), EMPTY)
-AUTH: Final = Api(1100, "Auth", Schema(AuthRequest, string(64), binary(MAX_CREDENTIAL_BYTES)), EMPTY)
+AUTH: Final = Api(
+    1100, "Auth", Schema(AuthRequest, string(64), binary(MAX_CREDENTIAL_BYTES)), EMPTY
+)
 GET_EPHEMERALS: Final = Api(
     1103,
     "GetEphemerals",

@@ -51,6 +51,7 @@ class Link(asyncio.BufferedProtocol):
         "closed",
         "max_unsent_bytes",
         "peer",
+        "sent_bytes",
         "transport",
     )
 
@@ -63,6 +64,8 @@ class Link(asyncio.BufferedProtocol):
         self.close_reason: BaseException | None = None
         self.max_unsent_bytes = max_unsent_bytes
         """A reader that leaves more than this unread is dropped; 0: no bound."""
+        self.sent_bytes = 0
+        """Handed to the transport so far."""
         self._out: list[Piece] = []
         self._out_bytes = 0
         self._flush_scheduled = False
@@ -97,11 +100,13 @@ class Link(asyncio.BufferedProtocol):
         assert transport is not None
         self._out = []
         if len(out) == 1:
+            size = len(out[0])
             transport.write(out[0])
-        elif sum(map(len, out)) <= _JOIN_BYTES:
+        elif (size := sum(map(len, out))) <= _JOIN_BYTES:
             transport.write(b"".join(out))
         else:
             transport.writelines(out)
+        self.sent_bytes += size
         limit = self.max_unsent_bytes
         if limit and transport.get_write_buffer_size() > limit:
             self.abort(RemoteProtocolError(f"peer left over {limit} bytes unread: it is too slow"))
@@ -177,7 +182,15 @@ class Link(asyncio.BufferedProtocol):
 class ServerLink(Link):
     """A server's end. Subclass it, or give it callbacks."""
 
-    __slots__ = ("_on_closed", "_on_foreign", "_on_frames", "_on_made", "context", "endpoint")
+    __slots__ = (
+        "_on_closed",
+        "_on_foreign",
+        "_on_frames",
+        "_on_made",
+        "context",
+        "endpoint",
+        "received_bytes",
+    )
 
     def __init__(
         self,
@@ -194,6 +207,8 @@ class ServerLink(Link):
         self.endpoint = ServerConnection(scratch)
         self.context: Any = None
         """The owner's own data about this connection."""
+        self.received_bytes = 0
+        """Read from the transport so far."""
         self._on_made = on_made
         self._on_frames = on_frames
         self._on_foreign = on_foreign
@@ -212,6 +227,7 @@ class ServerLink(Link):
         """Called by the loop."""
         if self.closed:
             return
+        self.received_bytes += nbytes
         try:
             frames = self.endpoint.buffer_updated(nbytes)
         except RemoteProtocolError as error:
@@ -226,6 +242,11 @@ class ServerLink(Link):
         """Stop reading: the peer's sends back up in its socket. Idempotent."""
         if self.transport is not None and not self.closed and self.transport.is_reading():
             self.transport.pause_reading()
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether what the peer sends is read."""
+        return self.transport is not None and not self.closed and self.transport.is_reading()
 
     def resume_reading(self) -> None:
         """Read on. Idempotent."""

@@ -53,6 +53,7 @@ async def serve(
                 service="zkserver",
                 host=config.host,
                 port=node.port,
+                http_port=node.http_port,
                 pid=os.getpid(),
                 data=os.path.abspath(config.data_directory),
             )

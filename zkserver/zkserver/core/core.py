@@ -54,6 +54,7 @@ from .session_tracker import Session, SessionTracker, session_password
 from .snapshot import Snapshot, load_snapshot
 from .state import Change, ReplicatedState
 from .status import Status
+from .views import Views
 from .watches import Watches
 
 SECRET_BYTES: Final = 32
@@ -644,6 +645,11 @@ class ZkCore:
     def last_applied_zxid(self) -> int:
         """The zxid the tree stands at."""
         return self.state.last_applied_zxid
+
+    @property
+    def views(self) -> Views:
+        """Lists for operators, of this moment."""
+        return Views(self.state, self._watches)
 
     def status(self) -> Status:
         """The core at this moment."""

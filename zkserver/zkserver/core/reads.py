@@ -182,6 +182,7 @@ class Reads:
         if node is None or node.perms & READ:
             zxid = self._state.last_applied_zxid
             connection.out.append(connection.codec.event(zxid, event_type, path))
+            connection.event_count += 1
 
     def _tell_api_versions(self, connection: Connection, correlation_id: int, message: Any) -> None:
         zxid = self._state.last_applied_zxid

@@ -15,7 +15,7 @@ A connection is told once of one event on one path, however many watches it has 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from duolog_protocol.paths import parent_of
@@ -23,11 +23,13 @@ from duolog_protocol.types import EventType
 
 from .connection import Connection
 from .state import Change
+from .tally import Tally
 
 DATA: Final = 0
 CHILD: Final = 1
 PERSISTENT: Final = 2
 RECURSIVE: Final = 3
+_CREATED: Final = int(EventType.CREATED)
 _DELETED: Final = int(EventType.DELETED)
 _CHANGED: Final = int(EventType.CHANGED)
 _CHILDREN: Final = int(EventType.CHILD)
@@ -42,6 +44,8 @@ class Watches:
     def __init__(self) -> None:
         self._tables: tuple[dict[str, Watchers], ...] = ({}, {}, {}, {})
         self.count = 0
+        self.fired: Final = {kind: Tally() for kind in (_CREATED, _DELETED, _CHANGED, _CHILDREN)}
+        """Connections told, by kind of event."""
 
     def add(self, kind: int, path: str, connection: Connection) -> None:
         """Register a watch; the same one twice is one."""
@@ -107,11 +111,29 @@ class Watches:
             told = self.take_node(path, deleted=event_type == _DELETED)
             if told and readable:
                 _tell(told, zxid, event_type, path, dirty)
+                self.fired[event_type].add(len(told))
             if event_type != _CHANGED:
                 parent = parent_of(path)
                 told = self.take_children(parent)
                 if told and parent_readable:
                     _tell(told, zxid, _CHILDREN, parent, dirty)
+                    self.fired[_CHILDREN].add(len(told))
+
+    @property
+    def path_count(self) -> int:
+        """Watched paths; one counts for each kind of watch on it."""
+        return sum(map(len, self._tables))
+
+    def by_path(self) -> Iterator[tuple[str, Watchers]]:
+        """Every watched path once, with all who watch it. Walked no further than it is read."""
+        for kind, table in enumerate(self._tables):
+            earlier = self._tables[:kind]
+            for path in table:
+                if not any(path in each for each in earlier):
+                    watchers: Watchers = {}
+                    for each in self._tables[kind:]:
+                        watchers.update(each.get(path, {}))
+                    yield path, watchers
 
     def check_invariants(self) -> None:
         """Both directions agree. For tests and the simulator."""
@@ -137,4 +159,5 @@ def _tell(
         if event is None:
             event = encoded[kind] = connection.codec.event(zxid, event_type, path)
         connection.out.append(event)
+        connection.event_count += 1
         dirty[connection] = None

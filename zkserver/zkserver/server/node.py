@@ -11,10 +11,8 @@ pausing the sockets.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from random import Random
-from typing import Final
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import ConfigError, LogOfflineError
@@ -31,11 +29,10 @@ from zkserver.core.core import ZkCore
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
-from .admin import ServerFacts, answer
+from .admin import Admin
 from .client_link import ClientLinks, LinkLimits
 from .engine import Engine, EngineOptions
-
-_BACKLOG: Final = 1024
+from .view import LISTEN_BACKLOG, ServerView
 
 
 class Node:
@@ -67,7 +64,6 @@ class Node:
         self._clock = clock
         self._disk = disk
         self._log = log
-        self._started_ms = clock.now_ms()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -97,7 +93,9 @@ class Node:
                 rng=Random(rng.getrandbits(64)),
                 shell=self,
                 log=log,
-                options=EngineOptions(config.snap_count, config.snap_retain_count),
+                options=EngineOptions(
+                    config.snap_count, config.snap_retain_count, config.fsync_warning_ms
+                ),
             )
             self._engine.recover()
         except BaseException:
@@ -112,10 +110,15 @@ class Node:
                 config.max_unknown_connections,
                 config.handshake_timeout_ms,
                 MAX_FRAME_BYTES,
+                config.connection_tokens,
+                config.connection_tokens_per_second,
             ),
             log,
-            self._answer_word,
+            lambda: self._engine.core.last_applied_zxid,
         )
+        view = ServerView(self._engine, self._links, config, core_config, clock)
+        self._admin = Admin(view, self._data, disk, log, lambda: self.serving)
+        self._links.words = self._admin
 
     async def start(self) -> None:
         """Open the epoch and the port. Raises ConfigError (port in use), LogOfflineError."""
@@ -137,18 +140,30 @@ class Node:
 
         try:
             self._server = await loop.create_server(
-                factory, config.host, config.port, backlog=_BACKLOG, start_serving=False
+                factory, config.host, config.port, backlog=LISTEN_BACKLOG, start_serving=False
             )
             self.port = self._server.sockets[0].getsockname()[1]
             self._engine.start()
             await self._until_idle()
             if self.failure:
                 raise LogOfflineError(self.failure)
+            self._admin.view.port = self.port
+            await self._admin.start()
             await self._server.start_serving()
         except OSError as error:
             rule = f"cannot be listened on at {config.host}: {error.strerror or error}"
             raise ConfigError("port", config.port, rule) from error
         self._log.info("server_started", host=config.host, port=self.port)
+
+    @property
+    def http_port(self) -> int:
+        """The port of metrics and commands, after `start`; -1: there is none."""
+        return self._admin.view.http_port
+
+    @property
+    def serving(self) -> bool:
+        """Clients are taken and answered."""
+        return self._server is not None and self._server.is_serving() and not self.failure
 
     async def stop(self) -> None:
         """Stop accepting, finish what is on its way to the disk, answer, close. Idempotent."""
@@ -168,6 +183,7 @@ class Node:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = None
+            await self._admin.close()
             await run_on_disk(self._disk, _nothing)  # what was submitted before has ended
             self._engine.close()
             await run_on_disk(self._disk, self._data.close)
@@ -257,22 +273,6 @@ class Node:
         while not condition():
             self._progress.clear()
             await self._progress.wait()
-
-    def _answer_word(self, word: str) -> str | None:
-        config = self._config
-        facts = ServerFacts(
-            version=self._core_config.server_version,
-            status=self._engine.core.status(),
-            latency=self._engine.latency,
-            connection_count=len(self._links),
-            peers=self._links.peers,
-            uptime_ms=self._clock.now_ms() - self._started_ms,
-            data_directory=config.data_directory,
-            host=config.host,
-            port=self.port,
-            settings={**dataclasses.asdict(config), **dataclasses.asdict(self._core_config)},
-        )
-        return answer(word, facts)
 
 
 def _nothing() -> None:
