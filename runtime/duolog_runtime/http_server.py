@@ -161,7 +161,7 @@ class _HttpConnection(asyncio.Protocol):
         if not self._server.accept(self):
             self._asked = True
             status = HTTPStatus.SERVICE_UNAVAILABLE
-            self._finish(text_response("too many connections", status), head_only=False)
+            self._finish(text_response("too many connections", status))
 
     def data_received(self, data: bytes) -> None:
         if self._asked:
@@ -171,13 +171,15 @@ class _HttpConnection(asyncio.Protocol):
             request = _parse(self._received)
         except _BadRequest as error:
             self._asked = True
-            self._finish(text_response(str(error), error.status), head_only=False)
+            self._finish(text_response(str(error), error.status), linger=True)
             return
         if request is not None:
             self._asked = True
             self._received.clear()
             head_only = request.method == "HEAD"
-            self._server.answer(request, lambda response: self._finish(response, head_only))
+            self._server.answer(
+                request, lambda response: self._finish(response, head_only=head_only)
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._answered = True
@@ -190,13 +192,20 @@ class _HttpConnection(asyncio.Protocol):
         assert self._transport is not None
         self._transport.abort()
 
-    def _finish(self, response: HttpResponse, head_only: bool) -> None:
+    def _finish(
+        self, response: HttpResponse, *, head_only: bool = False, linger: bool = False
+    ) -> None:
+        """Answer and close; with `linger`, once the peer has: closing on what it still sends would
+        reset the connection, and the answer could be lost."""
         if self._answered:
             return
         self._answered = True
         assert self._transport is not None
         self._transport.write(_encode(response, head_only))
-        self._transport.close()
+        if linger:
+            self._transport.write_eof()
+        else:
+            self._transport.close()
 
 
 def _parse(received: bytearray) -> HttpRequest | None:
