@@ -11,6 +11,7 @@ Handlers run on the loop, so they read what is in memory. One that has to wait f
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final, NamedTuple, cast
@@ -161,7 +162,7 @@ class _HttpConnection(asyncio.Protocol):
         if not self._server.accept(self):
             self._asked = True
             status = HTTPStatus.SERVICE_UNAVAILABLE
-            self._finish(text_response("too many connections", status))
+            self._finish(False, text_response("too many connections", status))
 
     def data_received(self, data: bytes) -> None:
         if self._asked:
@@ -171,15 +172,13 @@ class _HttpConnection(asyncio.Protocol):
             request = _parse(self._received)
         except _BadRequest as error:
             self._asked = True
-            self._finish(text_response(str(error), error.status), linger=True)
+            self._finish(False, text_response(str(error), error.status), linger=True)
             return
         if request is not None:
             self._asked = True
             self._received.clear()
-            head_only = request.method == "HEAD"
-            self._server.answer(
-                request, lambda response: self._finish(response, head_only=head_only)
-            )
+            respond = functools.partial(self._finish, request.method == "HEAD")
+            self._server.answer(request, respond)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._answered = True
@@ -192,9 +191,7 @@ class _HttpConnection(asyncio.Protocol):
         assert self._transport is not None
         self._transport.abort()
 
-    def _finish(
-        self, response: HttpResponse, *, head_only: bool = False, linger: bool = False
-    ) -> None:
+    def _finish(self, head_only: bool, response: HttpResponse, linger: bool = False) -> None:
         """Answer and close; with `linger`, once the peer has: closing on what it still sends would
         reset the connection, and the answer could be lost."""
         if self._answered:

@@ -169,7 +169,7 @@ async def command(port: int, name: str) -> dict[str, Any]:
 
 
 def shape(answer: str) -> list[str]:
-    """The lines of a word's answer without what is different each time; equal ones once, in any order."""
+    """The lines of a word's answer without what is different each time; each once."""
     masks = (
         (r"^Zookeeper version: .*", "Zookeeper version: V"),
         (r"expire at .*:$", "expire at DATE:"),

@@ -1,4 +1,4 @@
-"""The numbers for operators: tallies, quantiles, what a connection counts, how fast new ones come."""
+"""Numbers for operators: tallies, quantiles, what a connection counts, how fast they come."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Admin:
             respond(_json(values, HTTPStatus.NOT_FOUND))
         elif method not in command.methods:
             respond(method_refused(command.methods))
-        elif "POST" in command.methods and "origin" in request.headers:
+        elif "POST" in command.methods and _is_from_a_web_page(request):
             values = {"command": command.names[0], "error": "a web page may not ask for this"}
             respond(_json(values, HTTPStatus.FORBIDDEN))
         elif command.measured:
@@ -158,6 +158,12 @@ def _list_commands(_request: HttpRequest, respond: Respond) -> None:
     names = [command.names[0] for command in COMMANDS]
     lines = [f'<a href="{_PREFIX}/{name}">{name}</a>\n<br/>\n' for name in names]
     respond(HttpResponse("".join(lines).encode(), kind="text/html; charset=utf-8"))
+
+
+def _is_from_a_web_page(request: HttpRequest) -> bool:
+    """A browser says so; a page of somebody else must not reach through it to this machine."""
+    site = request.headers.get("sec-fetch-site", "none")
+    return "origin" in request.headers or site not in {"none", "same-origin"}
 
 
 def _json(values: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> HttpResponse:

@@ -153,8 +153,13 @@ def observers(_view: ServerView, _query: Mapping[str, str]) -> Values:
     return {"synced_observers": 0, "observers": []}
 
 
-def nothing(_view: ServerView, _query: Mapping[str, str]) -> Values:
-    """There is nothing to do or to say: the answer itself is the news."""
+def observer_connection_stat_reset(_view: ServerView, _query: Mapping[str, str]) -> Values:
+    """Nothing: there are no observers."""
+    return {}
+
+
+def ruok(_view: ServerView, _query: Mapping[str, str]) -> Values:
+    """The process lives: the answer itself is the news."""
     return {}
 
 
@@ -265,9 +270,11 @@ COMMANDS: Final = (
     Command(("last_snapshot", "lsnp"), last_snapshot),
     Command(("leader", "lead"), leader),
     Command(("monitor", "mntr"), monitor_),
-    Command(("observer_connection_stat_reset", "orst"), nothing, ("GET", "POST")),
+    Command(
+        ("observer_connection_stat_reset", "orst"), observer_connection_stat_reset, ("GET", "POST")
+    ),
     Command(("observers", "obsr"), observers),
-    Command(("ruok",), nothing),
+    Command(("ruok",), ruok),
     Command(("server_stats", "srvr"), server_stats, measured=True),
     Command(("set_trace_mask", "stmk"), set_trace_mask, ("GET", "POST")),
     Command(("snapshot", "snap"), snapshot, ("POST",)),
