@@ -273,8 +273,11 @@ class SessionKeeper:
     async def _register_watches_again(self, link: ClientLink) -> None:
         for request in self.watches.to_register(self.session.last_zxid_seen):
             zxid, *lists, resume = request
-            real = [[self.real(path) for path in paths] for paths in lists]
-            await link.call(zk.SET_WATCHES, zk.SetWatchesRequest(zxid, *real, resume), zk_error)
+            data, exist, child, persistent, recursive = (
+                [self.real(path) for path in paths] for paths in lists
+            )
+            real = zk.SetWatchesRequest(zxid, data, exist, child, persistent, recursive, resume)
+            await link.call(zk.SET_WATCHES, real, zk_error)
         for path, watcher in self.watches.persistent():
             watcher(WatchedEvent(EventType.NONE, KeeperState.SYNC_CONNECTED, path))
 

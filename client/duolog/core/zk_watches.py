@@ -109,12 +109,12 @@ class WatchRegistry:
             self._persistent,
             self._recursive,
         )
-        batch: tuple[list[str], ...] = ([], [], [], [], [])
+        batch = _no_paths()
         size = 0
         for at, path in _all_paths(tables):
             if size and size + len(path) > MAX_SET_WATCHES_BYTES:
                 yield SetWatchesRequest(last_zxid_seen, *batch, False)
-                batch, size = ([], [], [], [], []), 0
+                batch, size = _no_paths(), 0
             batch[at].append(path)
             size += 4 * len(path)
         if size:
@@ -125,6 +125,10 @@ class WatchRegistry:
         """Watches in all."""
         tables = (*self._one_shot.values(), self._persistent, self._recursive)
         return sum(len(watchers) for table in tables for watchers in table.values())
+
+
+def _no_paths() -> tuple[list[str], list[str], list[str], list[str], list[str]]:
+    return [], [], [], [], []
 
 
 def _all_paths(tables: Iterable[dict[str, list[Watcher]]]) -> Iterator[tuple[int, str]]:

@@ -85,11 +85,11 @@ def test_events_are_counted_by_kind_and_by_connection() -> None:
         world.watches.add(DATA, "/a", connection)
     world.watches.add(CHILD, "/", first)
     changes = [
-        Change(EventType.CHANGED, "/a", True, False),
-        Change(EventType.CREATED, "/b", True, True),
+        (7, Change(EventType.CHANGED, "/a", None, None)),
+        (8, Change(EventType.CREATED, "/b", None, None)),
     ]
     dirty: dict[Connection, None] = {}
-    world.watches.announce(changes, 7, dirty)
+    world.watches.announce(changes, dirty)
     fired: Any = {kind: (each.count, each.total) for kind, each in world.views.fired.items()}
     assert fired == {
         EventType.CREATED: (0, 0),

@@ -143,7 +143,7 @@ class ClientLinks:
             return
         if len(self._unknown) >= limits.max_unknown_connections:
             self._drop(next(iter(self._unknown)), "too many connections without a session")
-        connection = Connection(NativeCodec(), link.peer, link)
+        connection = Connection(NativeCodec(), link.peer, link, (("ip", address),))
         connection.stats = ConnectionStats(self.stats, self._clock.wall_ms())
         link.context = connection
         self._links[link] = connection

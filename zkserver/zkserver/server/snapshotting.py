@@ -55,7 +55,7 @@ class Snapshotting:
         stats: DiskStats,
         *,
         begin: Callable[[], SnapshotView],
-        halt: Callable[[str], None],
+        halt: Callable[[str, BaseException], None],
         snap_count: int,
         retain_count: int,
     ) -> None:
@@ -135,7 +135,7 @@ class Snapshotting:
                 self._log.warning("snapshot_abandoned", reason=str(error))
                 self._give_up()
             else:
-                self._halt(f"the snapshot cannot be written: {error}")
+                self._halt(f"the snapshot cannot be written: {error}", error)
 
         self._disk.submit(work, done)
 
