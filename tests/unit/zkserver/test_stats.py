@@ -23,6 +23,8 @@ def test_a_tally_keeps_count_sum_and_extremes() -> None:
     tally.add(3)
     assert (tally.count, tally.total, tally.min, tally.max) == (3, 13, 3, 5)
     assert tally.average == 4.3333
+    both = tally.plus(Tally()).plus(tally)
+    assert (both.count, both.total, both.min, both.max) == (6, 26, 3, 5)
     tally.clear()
     tally.add(7)
     assert (tally.count, tally.min, tally.max) == (1, 7, 7)

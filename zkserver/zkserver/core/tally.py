@@ -23,6 +23,17 @@ class Tally:
         self.count += times
         self.total += value * times
 
+    def plus(self, other: Tally) -> Tally:
+        """Both together."""
+        both = Tally()
+        for each in (self, other):
+            if each.count:
+                both.max = max(both.max, each.max)
+                both.min = min(both.min, each.min) if both.count else each.min
+                both.count += each.count
+                both.total += each.total
+        return both
+
     @property
     def average(self) -> float:
         """The mean, to four places; 0.0 while nothing was counted."""

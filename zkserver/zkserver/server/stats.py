@@ -36,7 +36,12 @@ class Summary(Tally):
 
     def add(self, value: int, times: int = 1) -> None:
         """`value` was seen, so many times."""
-        super().add(value, times)
+        if value > self.max:  # as in Tally, without the cost of a second call
+            self.max = value
+        if value < self.min or self.count == 0:
+            self.min = value
+        self.count += times
+        self.total += value * times
         self._window.append((value, times))
 
     def quantiles(self) -> Mapping[float, int]:
@@ -64,8 +69,6 @@ class ServerStats:
         self.packets_received = 0
         self.packets_sent = 0
         """Replies and watch events."""
-        self.latency = Tally()
-        """Of all requests, in ms."""
         self.read_latency = Summary()
         """Of requests that needed no write, in ms."""
         self.update_latency = Summary()
@@ -81,6 +84,11 @@ class ServerStats:
         """Connections refused because too many came in a short time."""
         self.sessionless_expired = 0
         """Connections closed because no session came in time."""
+
+    @property
+    def latency(self) -> Tally:
+        """Of all requests, in ms."""
+        return self.read_latency.plus(self.update_latency)
 
     def clear(self) -> None:
         """Begin anew."""
@@ -187,30 +195,29 @@ class ConnectionStats:
     def sent(self, connection: Connection, zxid: int, now_ms: int) -> None:
         """Something was written to the connection: settle what it answered."""
         events = connection.event_count - self._events
-        answered = self._taken - connection.outstanding_count()
-        packets = events + answered - self._answered
-        self.packets_sent += packets
-        self._server.packets_sent += packets
         self._events += events
-        if answered > self._answered:
-            self.last_zxid = zxid
-            self.last_response_ms = now_ms
-            self._settle(answered, connection.submitted, now_ms)
-
-    def _settle(self, answered: int, submitted: int, now_ms: int) -> None:
-        arrivals, server = self._arrivals, self._server
         done = self._answered
+        answered = self._taken - connection.outstanding_count()
+        packets = events + answered - done
+        self.packets_sent += packets
+        server = self._server
+        server.packets_sent += packets
+        if answered <= done:
+            return
+        self._answered = answered
+        self.last_zxid = zxid
+        self.last_response_ms = now_ms
+        arrivals, submitted = self._arrivals, connection.submitted
         while done < answered:
             end, since_ms, submitted_before = arrivals[0]
             if end <= answered:
                 arrivals.popleft()
             else:
                 end = answered
-            count, elapsed_ms = end - done, now_ms - since_ms
-            self.latency.add(elapsed_ms, count)
-            server.latency.add(elapsed_ms, count)
-            only_reads = submitted == submitted_before
-            (server.read_latency if only_reads else server.update_latency).add(elapsed_ms, count)
-            self.last_latency = elapsed_ms
+            self.last_latency = elapsed_ms = now_ms - since_ms
+            self.latency.add(elapsed_ms, end - done)
+            if submitted == submitted_before:
+                server.read_latency.add(elapsed_ms, end - done)
+            else:
+                server.update_latency.add(elapsed_ms, end - done)
             done = end
-        self._answered = answered
