@@ -9,7 +9,7 @@ import pytest
 from duolog_protocol.types import EventType
 from zkserver.core.connection import Codec, Connection
 from zkserver.core.session_tracker import Session
-from zkserver.core.state import Change, ReplicatedState
+from zkserver.core.state import ReplicatedState
 from zkserver.core.views import Views, bounded
 from zkserver.core.watches import CHILD, DATA, PERSISTENT, RECURSIVE, Watches
 

@@ -36,8 +36,8 @@ class Summary(Tally):
 
     def add(self, value: int, times: int = 1) -> None:
         """`value` was seen, so many times."""
-        if value > self.max:  # as in Tally, without the cost of a second call
-            self.max = value
+        # As in Tally, without the cost of a second call.
+        self.max = max(self.max, value)
         if value < self.min or self.count == 0:
             self.min = value
         self.count += times
