@@ -145,9 +145,13 @@ async def word(port: int, name: str) -> str:
     except OSError:
         return ""
     writer.write(name.encode() + argument)
-    answer = await reader.read()
-    writer.close()
-    return answer.decode()
+    try:
+        async with asyncio.timeout(5):
+            return (await reader.read()).decode()
+    except (TimeoutError, ConnectionError):  # a server that starts may take it and say nothing
+        return ""
+    finally:
+        writer.close()
 
 
 async def command(port: int, name: str) -> dict[str, Any]:
