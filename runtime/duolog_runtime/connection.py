@@ -186,6 +186,7 @@ class Link(asyncio.BufferedProtocol):
         """Called by the transport, once."""
         self.closed = True
         self._out.clear()
+        self._on_drained = None
         self.close_reason = self.close_reason or exc
         if self._drained is not None:
             self._drained.set_exception(ConnectionLostError("the connection ended"))

@@ -58,7 +58,8 @@ from .prepare import Preparer, Refused, Rejected, session_of
 from .reads import Reads
 from .reaper import Reaper
 from .session_tracker import Session, SessionTracker, session_password
-from .snapshot import Snapshot, load_snapshot
+from .snapshot import Snapshot
+from .snapshot_loading import load_snapshot
 from .state import ReplicatedState
 from .status import Status
 from .turns import ANSWERED, Turns

@@ -123,7 +123,7 @@ class Node:
         self.path = path
         self.data = data
         self.acl = acl
-        self.perms = world_perms(acl)
+        self.perms = 31 if acl is OPEN_ACL_UNSAFE else world_perms(acl)
         """What the ACL list grants to everybody."""
         self.ephemeral_owner = ephemeral_owner
         """Session id, or 0."""

@@ -188,6 +188,7 @@ class ClientLinks:
         if reason is not None:
             self._log.info("connection_dropped", peer=link.peer, reason=str(reason))
         self._inbox.step(ConnectionLost(connection))
+        link.context = None  # no cycle is left behind (`duolog_runtime.heap`)
 
     def send(self, connection: Connection, pieces: list[bytes | bytearray | memoryview]) -> None:
         """Write to a client."""

@@ -246,8 +246,8 @@ class Engine:
         if not self.halted and not out_of_means:
             try:
                 self._data.mark_failed_sync()
-            except OSError as error:
-                self._log.error("failed_sync_not_marked", reason=str(error))
+            except OSError as unmarked:
+                self._log.error("failed_sync_not_marked", reason=str(unmarked))
         self.halt(reason)
 
     def close(self) -> None:
