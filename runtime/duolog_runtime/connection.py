@@ -19,13 +19,14 @@ from duolog_protocol.apis import AnyApi, error_message
 from duolog_protocol.codec import Piece
 from duolog_protocol.connection import (
     ClientConnection,
+    Decoder,
     Push,
     Response,
     ServerConnection,
     ServerState,
 )
 from duolog_protocol.errors import ConnectionLostError, Error, RemoteProtocolError
-from duolog_protocol.frames import READ_BYTES, Frame
+from duolog_protocol.frames import READ_BYTES
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 WRITE_LOW_BYTES: Final = 256 * 1024
@@ -217,14 +218,16 @@ class ServerLink(Link):
         loop: asyncio.AbstractEventLoop,
         *,
         on_made: Callable[[ServerLink], None],
-        on_frames: Callable[[ServerLink, list[Frame]], None],
+        on_frames: Callable[[ServerLink, list[Any]], None],
         on_foreign: Callable[[ServerLink], None],
         on_closed: Callable[[ServerLink, BaseException | None], None],
         max_unsent_bytes: int,
         scratch: memoryview | None = None,
+        take_length_prefixed: Callable[[memoryview], Decoder] | None = None,
     ) -> None:
+        """`on_frames` gets what `ServerConnection.buffer_updated` returned."""
         super().__init__(loop, max_unsent_bytes)
-        self.endpoint = ServerConnection(scratch)
+        self.endpoint = ServerConnection(scratch, take_length_prefixed)
         self.context: Any = None
         """The owner's own data about this connection."""
         self.received_bytes = 0

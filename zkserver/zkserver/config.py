@@ -50,6 +50,8 @@ class ServerConfig:
     (`zookeeper.connection_throttle_fill_time`, `..._fill_count`)."""
     handshake_timeout_ms: int = 10_000
     """Time a connection has until its session is there."""
+    jute_max_frame_bytes: int = 1_048_575
+    """Longest frame of a ZooKeeper client that has a session (`jute.maxbuffer`)."""
     max_unsent_bytes: int = 4 * _MIB
     """A client that leaves more than this unread is dropped."""
     snap_count: int = 100_000
@@ -105,6 +107,12 @@ class ServerConfig:
             "admin_snapshot_interval_ms",
         ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
+        require(
+            1024 <= self.jute_max_frame_bytes <= 64 * _MIB,
+            "jute_max_frame_bytes",
+            self.jute_max_frame_bytes,
+            f"must be in [1024, {64 * _MIB}]",
+        )
         for name, low in (
             ("max_unknown_connections", 1),
             ("connection_tokens_per_second", 1),

@@ -24,6 +24,7 @@ UNBOUNDED = LinkLimits(
     max_unknown_connections=1000,
     handshake_timeout_ms=10_000,
     max_frame_bytes=1024,
+    max_jute_frame_bytes=1024,
 )
 
 

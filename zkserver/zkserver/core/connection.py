@@ -11,7 +11,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from duolog_protocol.frames import Frame
     from duolog_protocol.zk_codec import ZnodeView
 
     from .session_tracker import Session
@@ -23,8 +22,8 @@ class Codec(Protocol):
     known_peer: bool
     """The client has a session: larger requests may be decoded."""
 
-    def decode(self, frames: list[Frame]) -> list[tuple[int, int, Any]]:
-        """The requests of some frames."""
+    def decode(self, frames: list[Any]) -> list[tuple[int, int, Any]]:
+        """The requests of what the connection's decoder has cut."""
 
     def append_data(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView

@@ -223,6 +223,10 @@ class ZkCore:
         if session is not None and not session.closing:
             self._tracker.touch(session, self._now_ms)
         self._dirty[connection] = None
+        if session is not None and not self._turns.must_wait(connection):
+            served = self._reads.serve_run(connection, requests)
+            if served:
+                requests = requests[served:]
         take = self._take
         for request in requests:
             take(connection, request)
@@ -279,11 +283,14 @@ class ZkCore:
             )
             self._refuse(connection, correlation_id, refusal)
         else:
-            raise AssertionError(f"api {api_key} is in the table and nobody takes it")
+            text = f"api {api_key} is not served yet"
+            self._refuse(
+                connection, correlation_id, Refusal(ZkErrorCode.UNIMPLEMENTED, text, False)
+            )
 
     def _refuse(self, connection: Connection, correlation_id: int, refusal: Refusal) -> None:
         if refusal.code:
-            zxid = self.state.last_applied_zxid
+            zxid = self.state.last_applied_zxid if refusal.zxid is None else refusal.zxid
             connection.out.append(
                 connection.codec.error(correlation_id, refusal.code, zxid, refusal.message)
             )

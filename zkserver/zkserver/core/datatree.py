@@ -100,6 +100,7 @@ class Node:
         "encoded_data",
         "encoded_stat",
         "ephemeral_owner",
+        "jute_body",
         "mtime",
         "mzxid",
         "path",
@@ -140,6 +141,7 @@ class Node:
         """Their paths in order of creation; None where there never were any."""
         self.encoded_data: Any = None
         self.encoded_stat: bytes | None = None
+        self.jute_body: bytes | None = None
         """Slots of the codecs; dropped by every change of the node."""
         self.saved_by: Snapshot | None = None
         """The running snapshot that has this node already."""
@@ -150,21 +152,31 @@ class Node:
 
     def stat(self) -> Stat:
         """The Stat, with ZooKeeper's cversion: creations plus deletions of children."""
-        count = len(self.children) if self.children is not None else 0
-        data = self.data
-        return Stat(
-            self.czxid,
-            self.mzxid,
-            self.ctime,
-            self.mtime,
-            self.version,
-            wrap_int32(2 * self.creates - count),
-            self.aversion,
-            self.ephemeral_owner,
-            len(data) if data is not None else 0,
-            count,
-            self.pzxid,
+        children, data = self.children, self.data
+        count = len(children) if children is not None else 0
+        cversion = 2 * self.creates - count
+        if cversion >= _SIGN or cversion < -_SIGN:
+            cversion = wrap_int32(cversion)
+        stat: Stat = _make_stat(
+            Stat,
+            (
+                self.czxid,
+                self.mzxid,
+                self.ctime,
+                self.mtime,
+                self.version,
+                cversion,
+                self.aversion,
+                self.ephemeral_owner,
+                len(data) if data is not None else 0,
+                count,
+                self.pzxid,
+            ),
         )
+        return stat
+
+
+_make_stat: Any = tuple.__new__
 
 
 class DataTree:
@@ -273,4 +285,4 @@ class DataTree:
 
     @staticmethod
     def _forget_encoded(node: Node) -> None:
-        node.encoded_data = node.encoded_stat = None
+        node.encoded_data = node.encoded_stat = node.jute_body = None

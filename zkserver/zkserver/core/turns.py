@@ -56,13 +56,13 @@ class Turns:
             if connection.backlog_bytes >= reads.max_backlog_bytes:
                 return
             _, request = waiting.popleft()
-            if not self._is_plain(request):
-                self._retake(connection, request)
-                return
             if reads.knows(request[0]):
                 reads.serve(connection, request)
-            else:
+            elif self._is_plain(request):
                 self._take_rare(connection, request)
+            else:
+                self._retake(connection, request)
+                return
 
     def hold_answer(self, connection: Connection, first_piece: int) -> None:
         """A write was answered by `out` from `first_piece` on; it is about to be completed.

@@ -8,16 +8,17 @@ Limits: reliability.md §11.2. A connection is *unknown* until the core has atta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from duolog_protocol.errors import RemoteProtocolError
-from duolog_protocol.frames import Frame
+from duolog_protocol.jute_codec import JuteCodec
+from duolog_protocol.jute_decoder import MAX_FRAME_BYTES_WITHOUT_SESSION, JuteDecoder
 from duolog_protocol.preamble import Caller
 from duolog_protocol.zk_codec import NativeCodec
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import Logger
-from zkserver.core.connection import Connection
+from zkserver.core.connection import Codec, Connection
 from zkserver.core.events import ConnectionLost, Event, Received
 
 from .stats import ConnectionStats, ServerStats
@@ -32,6 +33,9 @@ class LinkLimits(NamedTuple):
     max_unknown_connections: int
     handshake_timeout_ms: int
     max_frame_bytes: int
+    """Of a native client that has a session."""
+    max_jute_frame_bytes: int
+    """Of a ZooKeeper client that has a session."""
     connection_tokens: int = 0
     connection_tokens_per_second: int = 1
 
@@ -150,10 +154,13 @@ class ClientLinks:
         self._per_address[address] = own + 1
         self._unknown[connection] = now_ms + limits.handshake_timeout_ms
 
-    def on_frames(self, link: ServerLink, frames: list[Frame]) -> None:
+    def on_frames(self, link: ServerLink, frames: list[Any]) -> None:
         """A read of a client brought these frames."""
         connection: Connection = link.context
-        requests = connection.codec.decode(frames)
+        codec = connection.codec
+        if not codec.known_peer:
+            codec = _choose_codec(link, connection)
+        requests = codec.decode(frames)
         connection.stats.took(connection, requests, self._clock.now_ms())
         self._inbox.step(Received(connection, requests, self._clock.wall_ms()))
 
@@ -200,8 +207,10 @@ class ClientLinks:
         """The client has a session: it may stay, and send long frames."""
         if self._unknown.pop(connection, None) is not None:
             self.stats.connections_attached += 1
-            link: ServerLink = connection.link
-            link.endpoint.raise_limit(self._limits.max_frame_bytes)
+            endpoint = connection.link.endpoint
+            limits = self._limits
+            is_jute = isinstance(connection.codec, JuteCodec)
+            endpoint.raise_limit(limits.max_jute_frame_bytes if is_jute else limits.max_frame_bytes)
 
     def next_deadline_ms(self) -> int | None:
         """When `drop_late` has something to do."""
@@ -241,6 +250,19 @@ class ClientLinks:
         del self._unknown[connection]
         link: ServerLink = connection.link
         link.abort(RemoteProtocolError(reason))
+
+
+def take_jute(scratch: memoryview) -> JuteDecoder:
+    """The decoder of a ZooKeeper client that has just opened its connection."""
+    return JuteDecoder(MAX_FRAME_BYTES_WITHOUT_SESSION, scratch)
+
+
+def _choose_codec(link: ServerLink, connection: Connection) -> Codec:
+    """Give a connection the codec of its kind of client, which its first bytes have told."""
+    decoder = link.endpoint.decoder
+    if isinstance(decoder, JuteDecoder) and not isinstance(connection.codec, JuteCodec):
+        connection.codec = JuteCodec(decoder)
+    return connection.codec
 
 
 def _reply_word(link: ServerLink, text: str | None) -> None:

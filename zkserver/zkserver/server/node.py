@@ -31,7 +31,7 @@ from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
 from .admin import Admin
-from .client_link import ClientLinks, LinkLimits
+from .client_link import ClientLinks, LinkLimits, take_jute
 from .engine import Engine, EngineOptions
 from .view import LISTEN_BACKLOG, ServerView
 
@@ -111,6 +111,7 @@ class Node:
                 config.max_unknown_connections,
                 config.handshake_timeout_ms,
                 MAX_FRAME_BYTES,
+                config.jute_max_frame_bytes,
                 config.connection_tokens,
                 config.connection_tokens_per_second,
             ),
@@ -137,6 +138,7 @@ class Node:
                 on_closed=self._on_closed,
                 max_unsent_bytes=config.max_unsent_bytes,
                 scratch=scratch,
+                take_length_prefixed=take_jute,
             )
 
         try:
