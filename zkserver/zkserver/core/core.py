@@ -63,7 +63,6 @@ from .snapshot_loading import load_snapshot
 from .state import ReplicatedState
 from .status import Status
 from .turns import ANSWERED, Turns
-from .views import Views
 from .watches import Watches
 
 SECRET_BYTES: Final = 32
@@ -664,11 +663,6 @@ class ZkCore:
     def last_applied_zxid(self) -> int:
         """The zxid the tree stands at."""
         return self.state.last_applied_zxid
-
-    @property
-    def views(self) -> Views:
-        """Lists for operators, of this moment."""
-        return Views(self.state, self._watches)
 
     def status(self) -> Status:
         """The core at this moment."""

@@ -7,12 +7,15 @@ walks no further than it lists: these are the questions that once stopped server
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from .session_tracker import Session
 from .state import ReplicatedState
 from .tally import Tally
 from .watches import Watches
+
+if TYPE_CHECKING:
+    from .core import ZkCore
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,6 +36,11 @@ class WatchSummary(NamedTuple):
     paths: int
     """A path counts once for each kind of watch on it."""
     watches: int
+
+
+def views_of(core: ZkCore) -> Views:
+    """Views of a core as it is now."""
+    return Views(core.state, core._watches)
 
 
 class Views:

@@ -19,7 +19,7 @@ from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.status import Status
-from zkserver.core.views import Views
+from zkserver.core.views import Views, views_of
 
 from .client_link import ClientLinks
 from .engine import Engine
@@ -79,7 +79,7 @@ class ServerView:
     @property
     def views(self) -> Views:
         """Lists of the core's sessions and watches."""
-        return self._engine.core.views
+        return views_of(self._engine.core)
 
     @property
     def stats(self) -> ServerStats:
