@@ -242,8 +242,10 @@ class ZkCore:
         """
         api_key, correlation_id, message = request
         write = self._write.get(api_key)
-        if write is not None and connection.session is not None and not connection.barrier_count:
+        if write is not None and self._may_log(connection):
             self._submit(connection, api_key, correlation_id, message, write)
+        elif api_key == zk.SYNC.key and self._pending and self._may_log(connection):
+            self._wait_for_sync(connection, correlation_id, message)
         elif self._turns.must_wait(connection):
             if self._credentials.knows(api_key):
                 # Who the client is counts from now on; only the answer waits for its turn.
@@ -272,7 +274,7 @@ class ZkCore:
             refusal = Refusal(ZkErrorCode.UNKNOWN_SESSION, text, True)
             self._refuse(connection, correlation_id, refusal)
         elif api_key == zk.SYNC.key:
-            self._sync(connection, correlation_id, message)
+            self._answer_sync(connection, correlation_id, message)
         elif api_key == zk.CLOSE_SESSION.key:
             connection.last_request_taken = True
             self._close_session(connection.session, CloseReason.CLOSED, connection, correlation_id)
@@ -330,11 +332,12 @@ class ZkCore:
             note,
         )
 
-    def _sync(self, connection: Connection, correlation_id: int, message: Any) -> None:
-        """Answered when everything that is logged now is applied (standalone: a quorum of one)."""
-        if not self._pending:
-            self._answer_sync(connection, correlation_id, message)
-            return
+    def _may_log(self, connection: Connection) -> bool:
+        """What it asks now may go before what it asked and still waits."""
+        return connection.session is not None and not connection.barrier_count
+
+    def _wait_for_sync(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        """A sync is answered when all that is logged now is applied (alone: a quorum of one)."""
         connection.submitted += 1
         self._pending.append(
             Pending(
@@ -507,6 +510,8 @@ class ZkCore:
         while pending and pending[0].zxid <= zxid:
             each = pending.popleft()
             body, connection = each.body, each.connection
+            if connection is not None and connection.waiting:
+                self._serve_before_write(connection)
             if body is None:
                 assert connection is not None
                 if not connection.closed:
@@ -518,9 +523,6 @@ class ZkCore:
                 result = apply(each.zxid, each.session_id, each.wall_ms, body)
                 if watches.count and len(changes) > seen:
                     watches.announce(changes[seen:], dirty)
-                held = None
-                if connection is not None and connection.backlog_bytes and connection.waiting:
-                    held = len(connection.out)
                 if each.api_key == 1005 and connection is not None and each.note is None:
                     if not connection.closed:
                         connection.codec.append_stat(
@@ -528,8 +530,6 @@ class ZkCore:
                         )
                 elif each.api_key:
                     self._answer(each, result)
-                if held is not None and connection is not None:
-                    self._turns.hold_answer(connection, held)
             if connection is not None:
                 connection.completed += 1
                 dirty[connection] = None
@@ -580,6 +580,13 @@ class ZkCore:
         elif connection is not None and not connection.closed:
             self._close(connection, "the session has expired")
 
+    def _serve_before_write(self, connection: Connection) -> None:
+        """Reads that still wait for the socket must not see a write that came after them."""
+        self._turns.serve(connection, forced=True)
+        limit = self.config.max_unread_reply_bytes
+        if connection.backlog_bytes > limit and not connection.closed:
+            self._close(connection, f"over {limit} bytes of replies were not read: it is too slow")
+
     def _on_drained(self, connection: Connection) -> None:
         connection.backlog_bytes = 0
         if not connection.closed:
@@ -616,10 +623,9 @@ class ZkCore:
             connection = each.connection
             if connection is None:
                 continue
-            first_piece = len(connection.out)
+            self._serve_before_write(connection)
             if not connection.closed:
                 self._answer_refused(each, connection)
-            self._turns.hold_answer(connection, first_piece)
             connection.completed += 1
             self._dirty[connection] = None
             if connection.waiting and not connection.closed:

@@ -210,7 +210,7 @@ class Preparer:
             size = len(data) if data is not None else 0
             _require_quota(view, path, Usage(0, size - entry.data_bytes))
         following = entry.version + 1
-        if following == 0 or following > 0x7FFFFFFF:
+        if following == -1 or following > 0x7FFFFFFF:
             following = next_version(entry.version)
         return (5, path, data, following)
 

@@ -49,11 +49,15 @@ class Turns:
         if not self._is_plain(request):
             connection.barrier_count += 1
 
-    def serve(self, connection: Connection) -> None:
-        """Take the requests whose turn has come, as far as the socket takes the replies."""
+    def serve(self, connection: Connection, *, forced: bool = False) -> None:
+        """Take the requests whose turn has come, as far as the socket takes the replies.
+
+        `forced` does not wait for the socket: a write of the connection is about to be applied,
+        and what was asked before it must not see it.
+        """
         waiting, reads = connection.waiting, self._reads
         while waiting and waiting[0][0] <= connection.completed:
-            if connection.backlog_bytes >= reads.max_backlog_bytes:
+            if connection.backlog_bytes >= reads.max_backlog_bytes and not forced:
                 return
             _, request = waiting.popleft()
             if reads.knows(request[0]):
@@ -63,20 +67,6 @@ class Turns:
             else:
                 self._retake(connection, request)
                 return
-
-    def hold_answer(self, connection: Connection, first_piece: int) -> None:
-        """A write was answered by `out` from `first_piece` on; it is about to be completed.
-
-        Where reads before it still wait for the socket, its answer waits behind them.
-        """
-        out, waiting = connection.out, connection.waiting
-        if not waiting or waiting[0][0] > connection.completed:
-            return
-        answer = (ANSWERED, 0, out[first_piece:])
-        del out[first_piece:]
-        ordinal = connection.completed + 1
-        at = next((at for at, each in enumerate(waiting) if each[0] >= ordinal), len(waiting))
-        waiting.insert(at, (connection.completed, answer))
 
     def _retake(self, connection: Connection, request: Request) -> None:
         """A barrier falls: take it, then everything behind it anew."""
