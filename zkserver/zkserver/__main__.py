@@ -66,6 +66,7 @@ async def serve(
                 service="zkserver",
                 host=config.host,
                 port=node.port,
+                http_port=node.http_port,
                 pid=os.getpid(),
                 data=os.path.abspath(config.data_directory),
                 **({} if node.tls_port is None else {"tls_port": node.tls_port}),
