@@ -7,7 +7,7 @@ Pure; time comes in as `now_ms`.
     SUSPENDED   -> CONNECTED   another connection was accepted with the same session
     SUSPENDED   -> LOST        a server said expired, or nobody was reached for 4/3 of the timeout
     LOST        -> CONNECTED   a new session was opened
-    any         -> CLOSED      the client was closed; nothing follows
+    any         -> AUTH_FAILED the server refused a credential; nothing follows
 
 Source: ZooKeeper `ClientCnxn`; the client's own verdict after 4/3 is ZOOKEEPER-4508; states as
 kazoo names them.
@@ -37,6 +37,8 @@ class SessionState(Enum):
     """The connection is lost, the session may live."""
     LOST = "lost"
     """There is no session: ephemeral znodes and watches are gone."""
+    AUTH_FAILED = "auth_failed"
+    """A credential was refused: the client is of no more use."""
 
 
 class Hosts(NamedTuple):
@@ -79,6 +81,9 @@ class Session:
         """As negotiated."""
         self.session_id, self.password = client_id or (0, bytes(PASSWORD_BYTES))
         self.last_zxid_seen = 0
+        self.told_zxid = 0
+        """Every watch event up to here has come: from here the server goes on after a reconnect.
+        `told_zxid <= last_zxid_seen`."""
         self._addresses = list(hosts.addresses)
         rng.shuffle(self._addresses)
         self._next = 0
@@ -146,6 +151,13 @@ class Session:
         self._lost_at_ms = None
         return was is not SessionState.LOST or had_session
 
+    def on_auth_failed(self) -> bool:
+        """A credential was refused; true when the state is news."""
+        was, self.state = self.state, SessionState.AUTH_FAILED
+        self.session_id, self.password = 0, bytes(PASSWORD_BYTES)
+        self._lost_at_ms = None
+        return was is not SessionState.AUTH_FAILED
+
     def is_overdue(self, now_ms: int) -> bool:
         """Whether a suspended session must be taken for lost by now."""
         return self._lost_at_ms is not None and now_ms >= self._lost_at_ms
@@ -161,7 +173,18 @@ class Session:
         self._last_sent_ms = now_ms
 
     def saw(self, zxid: int) -> None:
-        """The server has shown us its state up to here."""
+        """A reply shows the server's state up to here; the events before it have come."""
+        if zxid > self.told_zxid:
+            self.told_zxid = zxid
+            self.last_zxid_seen = max(self.last_zxid_seen, zxid)
+
+    def saw_event(self, zxid: int) -> None:
+        """An event of this transaction came, in the order of zxids; more of it may follow."""
+        self.last_zxid_seen = max(self.last_zxid_seen, zxid)
+        self.told_zxid = max(self.told_zxid, zxid - 1)
+
+    def saw_past_event(self, zxid: int) -> None:
+        """An event came while the past is being told: others before it may be missing."""
         self.last_zxid_seen = max(self.last_zxid_seen, zxid)
 
     def must_ping(self, now_ms: int) -> bool:
