@@ -121,6 +121,12 @@ class Transaction:
         self._ops.append(op)
         return self
 
+    def copy(self) -> Transaction:
+        """Another transaction with the operations so far."""
+        other = Transaction(self._keeper)
+        other._ops = list(self._ops)
+        return other
+
     def __len__(self) -> int:
         """Operations so far."""
         return len(self._ops)
