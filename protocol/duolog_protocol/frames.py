@@ -33,6 +33,8 @@ READ_BYTES: Final = 256 * 1024
 
 _LARGE_FRAME_BYTES: Final = 64 * 1024
 _LARGE_FIRST_BYTES: Final = 1024 * 1024
+_GROWTH_BYTES: Final = 1024 * 1024
+_ZEROS: Final = memoryview(bytes(_GROWTH_BYTES))
 _unpack_prefix = PREFIX.unpack_from
 
 
@@ -66,7 +68,9 @@ class FrameDecoder:
             return self._view
         if self._filled == len(large):
             # Doubled, never beyond the frame: a peer that only claims a length gets no memory.
-            large.extend(bytes(min(len(large), self._large_end - len(large))))
+            # In small steps, since the zeros are memory, too.
+            for _ in range(0, len(large), _GROWTH_BYTES):
+                large.extend(_ZEROS[: self._large_end - len(large)])
         return memoryview(large)[self._filled :]
 
     def buffer_updated(self, count: int) -> list[Frame]:

@@ -20,8 +20,11 @@ write):
     (CREATE, path, data, acl, ephemeral, creates)
         creates i32, ephemeral u8, acl, path u16, data i32, path bytes, data bytes;
         `creates` is the parent's create counter afterwards
+    (CREATE_CONTAINER, path, data, acl, 0, creates)         as CREATE
+    (CREATE_TTL, path, data, acl, ttl_ms, creates)          as CREATE, and ttl_ms i64 in front
     (DELETE, path)                          u16+bytes
     (SET_DATA, path, data, version)         path u16, data i32 (-1: null), version i32, bytes
+    (SET_ACL, path, acl, aversion)          aversion i32, path u16, acl, path bytes
     (CHECK, path, version)                  i32, u16+bytes; inside a multi only
     (MULTI, bodies)                         u16+(kind i16, u32+body)*
     (ERROR, code)                           i32: a request that failed takes a zxid, too
@@ -51,9 +54,16 @@ class TxnKind:
     CREATE: Final = 1
     DELETE: Final = 2
     SET_DATA: Final = 5
+    SET_ACL: Final = 7
     CHECK: Final = 13
     MULTI: Final = 14
+    CREATE_CONTAINER: Final = 19
+    CREATE_TTL: Final = 21
     NEW_EPOCH: Final = 32
+
+
+MAX_TTL_MS: Final = (1 << 40) - 1
+"""Longest time to live of a TTL node (ZooKeeper `EphemeralType.TTL`)."""
 
 
 class CloseReason:
@@ -79,6 +89,7 @@ HEADER_BYTES: Final = _HEADER.size
 _SET: Final = struct.Struct(">Hii")
 _HEADER_AND_SET: Final = struct.Struct(">QqIqhHii")
 _CREATE: Final = struct.Struct(">iBHi")
+_TTL: Final = struct.Struct(">q")
 _CHECK: Final = struct.Struct(">iH")
 _CLOSE: Final = struct.Struct(">BI")
 _OP: Final = struct.Struct(">hI")
@@ -106,11 +117,14 @@ def encode_txn(zxid: int, session_id: int, correlation_id: int, wall_ms: int, bo
 def encode_body(body: Body) -> bytes:
     """The bytes of a body, its kind not included."""
     kind = body[0]
-    if kind == TxnKind.CREATE:
-        _, path, data, acl, ephemeral, creates = body
+    if kind in (TxnKind.CREATE, TxnKind.CREATE_CONTAINER, TxnKind.CREATE_TTL):
+        _, path, data, acl, special, creates = body
         raw = path.encode()
         size = -1 if data is None else len(data)
-        head = _CREATE.pack(creates, ephemeral, len(raw), size)
+        if kind == TxnKind.CREATE_TTL:
+            head = _TTL.pack(special) + _CREATE.pack(creates, 0, len(raw), size)
+        else:
+            head = _CREATE.pack(creates, special, len(raw), size)
         return b"".join((head, encode_acl(acl), raw, data or b""))
     if kind == TxnKind.DELETE:
         return _string(body[1])
@@ -121,6 +135,9 @@ def encode_body(body: Body) -> bytes:
         return b"".join((_SET.pack(len(raw), size, version), raw, data or b""))
     if kind == TxnKind.ERROR:
         return _I32.pack(body[1])
+    if kind == TxnKind.SET_ACL:
+        raw = body[1].encode()
+        return b"".join((_CHECK.pack(body[3], len(raw)), encode_acl(body[2]), raw))
     if kind == TxnKind.CHECK:
         raw = body[1].encode()
         return bytes(_CHECK.pack(body[2], len(raw)) + raw)
@@ -246,13 +263,8 @@ def _decode_body(kind: int, reader: RecordReader, *, inside_multi: bool) -> Body
         path_size, data_size, version = reader.fields(_SET)
         path = reader.text(path_size)
         return (TxnKind.SET_DATA, path, reader.data(data_size), version)
-    if kind == TxnKind.CREATE:
-        creates, ephemeral, path_size, data_size = reader.fields(_CREATE)
-        if ephemeral > 1:
-            raise DecodeError(f"ephemeral is {ephemeral}, not 0 or 1")
-        acl = reader.acl()
-        path = reader.text(path_size)
-        return (TxnKind.CREATE, path, reader.data(data_size), acl, ephemeral, creates)
+    if kind in (TxnKind.CREATE, TxnKind.CREATE_CONTAINER, TxnKind.CREATE_TTL):
+        return _decode_create(kind, reader)
     if kind == TxnKind.DELETE:
         return (TxnKind.DELETE, reader.string())
     if inside_multi:
@@ -263,12 +275,30 @@ def _decode_body(kind: int, reader: RecordReader, *, inside_multi: bool) -> Body
     return _decode_other_body(kind, reader)
 
 
+def _decode_create(kind: int, reader: RecordReader) -> Body:
+    special = 0
+    if kind == TxnKind.CREATE_TTL:
+        (special,) = reader.fields(_TTL)
+        if not 0 < special <= MAX_TTL_MS:
+            raise DecodeError(f"a time to live of {special} ms is not in [1, {MAX_TTL_MS}]")
+    creates, ephemeral, path_size, data_size = reader.fields(_CREATE)
+    if ephemeral > (kind == TxnKind.CREATE):
+        raise DecodeError(f"ephemeral is {ephemeral} in a create of kind {kind}")
+    acl = reader.acl()
+    path = reader.text(path_size)
+    return (kind, path, reader.data(data_size), acl, special or ephemeral, creates)
+
+
 def _decode_other_body(kind: int, reader: RecordReader) -> Body:
     if kind == TxnKind.ERROR:
         (code,) = reader.fields(_I32)
         if code >= 0:
             raise DecodeError(f"error code {code} is not below 0")
         return (TxnKind.ERROR, code)
+    if kind == TxnKind.SET_ACL:
+        aversion, path_size = reader.fields(_CHECK)
+        acl = reader.acl()
+        return (TxnKind.SET_ACL, reader.text(path_size), acl, aversion)
     if kind == TxnKind.MULTI:
         return (TxnKind.MULTI, _decode_multi(reader))
     if kind == TxnKind.CREATE_SESSION:

@@ -33,6 +33,8 @@ MAX_CHILDREN: Final = 1_000_000
 MAX_MULTI_OPS: Final = 1024
 PASSWORD_BYTES: Final = 16
 MAX_CREDENTIAL_BYTES: Final = 4096
+MAX_WATCHES_PER_LIST: Final = 20_000
+"""Paths in one list of SetWatches: five lists of the shortest stay below 16 MiB of memory."""
 MAX_LIST_BYTES: Final = 64 * 1024 * 1024
 
 PATH: Final = string(4096)
@@ -291,7 +293,7 @@ class GetEphemeralsResponse(NamedTuple):
 class GetAllChildrenNumberResponse(NamedTuple):
     """Number of descendants."""
 
-    count: int
+    number: int
 
 
 class WatchesRequest(NamedTuple):
@@ -375,7 +377,7 @@ class WatchEvent(NamedTuple):
 
 
 _VERSION: Final = INT32
-_PATH_LIST: Final = long_list(PATH, 100_000, MAX_FRAME_BYTES)
+_PATH_LIST: Final = long_list(PATH, MAX_WATCHES_PER_LIST, MAX_FRAME_BYTES)
 _MULTI_OP: Final = structure(MultiOp, INT8, PATH, _ZNODE_DATA, ACL_LIST, INT32, INT64, _VERSION)
 _NULLABLE_STAT: Final = structure(Stat, *[INT64] * 11, nullable=True)
 _MULTI_RESULT: Final = structure(
@@ -443,7 +445,9 @@ SET_ACL: Final = Api(
 )
 CHECK_WATCHES: Final = Api(1017, "CheckWatches", Schema(WatchesRequest, PATH, INT32), EMPTY)
 REMOVE_WATCHES: Final = Api(1018, "RemoveWatches", Schema(WatchesRequest, PATH, INT32), EMPTY)
-AUTH: Final = Api(1100, "Auth", Schema(AuthRequest, string(64), binary(MAX_CREDENTIAL_BYTES)), EMPTY)
+AUTH: Final = Api(
+    1100, "Auth", Schema(AuthRequest, string(64), binary(MAX_CREDENTIAL_BYTES)), EMPTY
+)
 GET_EPHEMERALS: Final = Api(
     1103,
     "GetEphemerals",

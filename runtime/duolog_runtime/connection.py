@@ -44,6 +44,7 @@ class Link(asyncio.BufferedProtocol):
         "_drained",
         "_flush_scheduled",
         "_loop",
+        "_on_drained",
         "_out",
         "_out_bytes",
         "_writing_paused",
@@ -62,12 +63,14 @@ class Link(asyncio.BufferedProtocol):
         self.closed = False
         self.close_reason: BaseException | None = None
         self.max_unsent_bytes = max_unsent_bytes
-        """A reader that leaves more than this unread is dropped; 0: no bound."""
+        """A reader that has left more than this unread when there is more to send is dropped; 0: no
+        bound. One long message may pass it: its owner waits with the next (`when_drained`)."""
         self._out: list[Piece] = []
         self._out_bytes = 0
         self._flush_scheduled = False
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
+        self._on_drained: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
@@ -95,6 +98,10 @@ class Link(asyncio.BufferedProtocol):
             return
         transport = self.transport
         assert transport is not None
+        limit = self.max_unsent_bytes
+        if limit and transport.get_write_buffer_size() > limit:
+            self.abort(RemoteProtocolError(f"peer left over {limit} bytes unread: it is too slow"))
+            return
         self._out = []
         if len(out) == 1:
             transport.write(out[0])
@@ -102,9 +109,6 @@ class Link(asyncio.BufferedProtocol):
             transport.write(b"".join(out))
         else:
             transport.writelines(out)
-        limit = self.max_unsent_bytes
-        if limit and transport.get_write_buffer_size() > limit:
-            self.abort(RemoteProtocolError(f"peer left over {limit} bytes unread: it is too slow"))
 
     @property
     def unsent_bytes(self) -> int:
@@ -127,6 +131,20 @@ class Link(asyncio.BufferedProtocol):
             self._drained = self._loop.create_future()
         await asyncio.shield(self._drained)
 
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        """Call back once the transport holds less than its low-water mark, if it ever does.
+
+        Not before the end of this loop turn; one callback at a time.
+        """
+        self._on_drained = callback
+        self._loop.call_soon(self._maybe_drained)
+
+    def _maybe_drained(self) -> None:
+        if not self._writing_paused and not self._out and not self.closed:
+            callback, self._on_drained = self._on_drained, None
+            if callback is not None:
+                callback()
+
     def pause_writing(self) -> None:
         """Called by the transport."""
         self._writing_paused = True
@@ -137,6 +155,7 @@ class Link(asyncio.BufferedProtocol):
         if self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
+        self._maybe_drained()
 
     def close(self, reason: BaseException | None = None) -> None:
         """Send what was written, then close. Idempotent."""

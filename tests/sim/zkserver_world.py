@@ -35,7 +35,7 @@ from duolog_runtime.logs import RecordingLogger
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
-from zkserver.core.events import ConnectionLost, Received
+from zkserver.core.events import ConnectionLost, Drained, Received
 from zkserver.server.engine import Engine, EngineOptions
 from zkserver.storage.recovery import FAILED_SYNC_FILE, DataDirectory
 from zkserver.storage.txnlog import LogOptions
@@ -129,6 +129,7 @@ class ServerWorld:
         self.life += 1
         self.halted = ""
         self.turn_asked = False
+        self.undrained: list[Connection] = []
         self.work = InlineDisk(immediate=False)
         self.log = RecordingLogger()
         rng = random.Random(f"{self.seed} server {self.life}")
@@ -240,6 +241,10 @@ class ServerWorld:
     def resume_reading(self, connection: Connection) -> None:
         """See `pause_reading`."""
 
+    def await_drain(self, connection: Connection) -> None:
+        """A socket takes what it gets, at some later time."""
+        self.undrained.append(connection)
+
     def call_soon(self) -> None:
         """The end of the loop turn is an action of its own."""
         self.turn_asked = True
@@ -328,6 +333,9 @@ class ServerWorld:
             self.work.deliver()
 
     def _end_turn(self) -> None:
+        undrained, self.undrained = self.undrained, []
+        for connection in undrained:
+            self.engine.step(Drained(connection))
         if self.turn_asked:
             self.turn_asked = False
             self.engine.end_turn()

@@ -21,7 +21,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from duolog.core.zk_contenders import divide
 from duolog.zk import SessionState, ZkClient
@@ -73,9 +73,9 @@ class SetPartitioner:
         max_reaction_time: float = MAX_REACTION_SECONDS,
     ) -> None:
         """`set`: the items, legal names of znodes, the same for all members. `identifier`: unique
-        in the party; default host, process id and a random part. `time_boundary`: seconds for which the party
-        must not change before its members allocate. `max_reaction_time`: seconds after which a
-        member that waits for a lock looks whether the party has changed."""
+        in the party; default host, process id and a random part. `time_boundary`: seconds for
+        which the party must not change before its members allocate. `max_reaction_time`: seconds
+        after which a member that waits for a lock looks whether the party has changed."""
         self._zk = zk
         self._items = list(set)
         self._partition_func = partition_func or _deal
@@ -244,9 +244,10 @@ class SetPartitioner:
 
         self._zk.add_listener(on_state)
         events = [suspended, self._released, *(lock.lost for lock in self._locks)]
-        waits = [asyncio.ensure_future(event.wait()) for event in events]
+        waits: list[asyncio.Future[Any]] = [party_changed]
+        waits += [asyncio.ensure_future(event.wait()) for event in events]
         try:
-            await asyncio.wait({party_changed, *waits}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._zk.remove_listener(on_state)
             for each in waits:

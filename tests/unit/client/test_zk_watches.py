@@ -63,7 +63,7 @@ def test_the_same_watcher_twice_fires_once() -> None:
 def test_after_a_reconnect_everything_is_registered_in_bounded_requests() -> None:
     registry = full()
     (request,) = registry.to_register(9)
-    assert request == (9, ["/a"], ["/a"], ["/a"], ["/a"], ["/"])
+    assert request == (9, ["/a"], ["/a"], ["/a"], ["/a"], ["/"], False)
     for index in range(20_000):
         registry.add(WatchKind.CHILD, f"/{index:0100d}", child)
     requests = list(registry.to_register(9))

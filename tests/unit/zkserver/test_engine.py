@@ -168,6 +168,8 @@ class Life:
 
     def resume_reading(self, connection: Connection) -> None: ...
 
+    def await_drain(self, connection: Connection) -> None: ...
+
     def call_soon(self) -> None:
         self.turns.append(1)
 

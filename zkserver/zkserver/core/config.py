@@ -33,6 +33,22 @@ class CoreConfig:
     """A path in UTF-8, sequence suffix included (ZooKeeper: `jute.maxbuffer` only)."""
     max_multi_ops: int = 1024
     """Operations of one multi."""
+    max_acl_entries: int = 64
+    """Entries of one ACL list."""
+    enforce_quota: bool = True
+    """A hard quota refuses what would pass it (`enforceQuota`, which is off in ZooKeeper)."""
+    reap_interval_ms: int = 60_000
+    """How often empty containers and outlived TTL nodes are looked for
+    (`znode.container.checkIntervalMs`)."""
+    max_reaped_per_interval: int = 10_000
+    """Most of them deleted at a time (`znode.container.maxPerMinute`)."""
+    never_used_container_ms: int = 300_000
+    """A container that never had a child is deleted after so long; 0: never
+    (`znode.container.maxNeverUsedIntervalMs`)."""
+    max_history_events: int = 20_000
+    """Changes that are remembered for watches that a native client resumes."""
+    max_reply_backlog_bytes: int = 1024 * 1024
+    """Replies of one connection that may wait for its socket; beyond, its reads wait."""
     max_txn_bytes: int = MAX_FRAME_BYTES
     """A log record: checked on the resulting Txn (`jute.maxbuffer`, ZOOKEEPER-2101, -4306)."""
     max_children_reply_bytes: int = 16 * 1024 * 1024
@@ -64,6 +80,12 @@ class CoreConfig:
         self._require("max_data_bytes", 1, MAX_DATA_BYTES)
         self._require("max_path_bytes", 1, MAX_PATH_BYTES)
         self._require("max_multi_ops", 1, 1024)
+        self._require("max_acl_entries", 1, 250)
+        self._require("reap_interval_ms", 1, 24 * 3_600_000)
+        self._require("max_reaped_per_interval", 1, 1_000_000)
+        self._require("never_used_container_ms", 0, 365 * 24 * 3_600_000)
+        self._require("max_history_events", 0, 10_000_000)
+        self._require("max_reply_backlog_bytes", 1, 1 << 30)
         self._require("max_txn_bytes", self.max_data_bytes + TXN_OVERHEAD_BYTES, 64 * 1024 * 1024)
         self._require("max_children_reply_bytes", 1024, MAX_LIST_BYTES)
         self._require("max_watches_per_connection", 1, 10_000_000)

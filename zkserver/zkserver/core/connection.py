@@ -53,9 +53,12 @@ class Connection:
     """State of one connection; made by the shell, changed by the core only."""
 
     __slots__ = (
+        "backlog_bytes",
+        "barrier_count",
         "closed",
         "codec",
         "completed",
+        "identities",
         "last_request_taken",
         "link",
         "out",
@@ -67,12 +70,20 @@ class Connection:
         "watched",
     )
 
-    def __init__(self, codec: Codec, peer: str, link: Any = None) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        peer: str,
+        link: Any = None,
+        identities: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self.codec = codec
         self.peer = peer
         """Address of the other end, for logs."""
         self.link = link
         """The shell's handle; opaque here."""
+        self.identities = identities
+        """Who the client is: (scheme, id) of its address, certificate and credentials."""
         self.session: Session | None = None
         self.out: list[bytes] = []
         """Pieces of this step, in the order in which they must leave."""
@@ -82,6 +93,10 @@ class Connection:
         """Those of them that were answered; completed <= submitted."""
         self.waiting: deque[tuple[int, Any]] = deque()
         """(submitted when it came, request): answered once `completed` has reached that."""
+        self.barrier_count = 0
+        """Requests in `waiting` that no write may overtake."""
+        self.backlog_bytes = 0
+        """Long replies that were sent since the socket was last seen to be drained."""
         self.watched: dict[tuple[int, str], None] = {}
         """The watches it has: (kind, path)."""
         self.paused = False

@@ -25,16 +25,20 @@ from duolog_protocol.apis import API_VERSIONS
 from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import DecodeError, StorageError
 from duolog_protocol.txns import Body, CloseReason, TxnKind, decode_txn, encode_txn
-from duolog_protocol.types import ZXID_EPOCH_LAST, EventType, counter_of, epoch_of, make_zxid
+from duolog_protocol.types import ZXID_EPOCH_LAST, counter_of, epoch_of, make_zxid
 from duolog_protocol.zk_codec import REFUSED, Refusal
 
+from .auth import AuthProviders
 from .config import CoreConfig
 from .connection import Connection
+from .credentials import Credentials
 from .events import (
     Append,
     AppendRefused,
+    AwaitDrain,
     Close,
     ConnectionLost,
+    Drained,
     Durable,
     Effect,
     Event,
@@ -47,37 +51,43 @@ from .events import (
     SessionAttached,
     TimerFired,
 )
+from .flow import Flow
+from .history import History
 from .pending import Pending, failure_reply, write_reply
-from .prepare import Preparer, Refused, Rejected
+from .prepare import Preparer, Refused, Rejected, session_of
 from .reads import Reads
+from .reaper import Reaper
 from .session_tracker import Session, SessionTracker, session_password
 from .snapshot import Snapshot, load_snapshot
-from .state import Change, ReplicatedState
+from .state import ReplicatedState
 from .status import Status
+from .turns import ANSWERED, Turns
 from .watches import Watches
 
 SECRET_BYTES: Final = 32
 MAX_OVERLAY_ENTRIES: Final = 50_000
 """Paths in the overlay of outstanding changes beyond which it is made anew from them."""
-_SYNC: Final = 0
-"""`kind` of a pending entry that is no Txn: a sync waits there for its turn."""
-_DELETED: Final = int(EventType.DELETED)
-_CHANGED: Final = int(EventType.CHANGED)
+_U32_LAST: Final = (1 << 32) - 1
+Write = Callable[[Connection, Any], Body]
 
 
 class ZkCore:
     """One server's core. Standalone it is an ensemble of one: logged is proposed."""
 
-    def __init__(self, config: CoreConfig, rng: random.Random) -> None:
+    def __init__(
+        self, config: CoreConfig, rng: random.Random, auth: AuthProviders | None = None
+    ) -> None:
         self.config = config
+        self._credentials = Credentials(auth or AuthProviders())
         self._rng = rng
         self._tracker = SessionTracker(config.tick_ms)
+        self._reaper = Reaper(config)
         self._watches = Watches()
         self._use(ReplicatedState())
         self._last_logged_zxid = 0
         self._pending: deque[Pending] = deque()
         """In zxid order; what is at the left is applied next."""
-        self._pending_bytes = 0
+        self._flow = Flow(config)
         self._now_ms = 0
         self._wall_ms = 0
         self._records: list[bytes] = []
@@ -87,28 +97,24 @@ class ZkCore:
         """Connections with something to send, in the order in which they got it."""
         self._closing: dict[Connection, str] = {}
         self._later: list[Effect] = []
-        self._paused: dict[Connection, None] = {}
-        self._changes: list[Change] = []
         self._received_count = 0
         self._sent_count = 0
-        self._write: Final[dict[int, Callable[[Connection, int, Any], Body]]] = {
-            zk.SET_DATA.key: lambda _connection, _id, message: self._preparer.set_data(*message),
-            zk.CREATE.key: lambda connection, _id, message: self._preparer.create(
-                _session_of(connection), message
-            ),
-            zk.DELETE.key: lambda connection, _id, message: self._preparer.delete(
-                _session_of(connection), message
-            ),
-            zk.CHECK.key: lambda _connection, _id, message: self._preparer.check(message),
-            zk.MULTI.key: lambda connection, _id, message: self._preparer.multi(
-                _session_of(connection), message.ops
-            ),
-        }
 
     def _use(self, state: ReplicatedState) -> None:
         self.state = state
-        self._reads = Reads(self.config, state, self._watches)
-        self._preparer = Preparer(self.config, state)
+        self._history = History(self.config.max_history_events, state.last_applied_zxid)
+        self._reads = Reads(self.config, state, self._watches, self._history)
+        self._turns = Turns(self._reads, self._take, self._take_rare)
+        preparer = self._preparer = Preparer(self.config, state)
+        self._write: dict[int, Write] = {
+            zk.SET_DATA.key: preparer.set_data,
+            zk.CREATE.key: preparer.create,
+            zk.CREATE2_KEY: preparer.create,
+            zk.DELETE.key: preparer.delete,
+            zk.SET_ACL.key: preparer.set_acl,
+            zk.CHECK.key: preparer.check,
+            zk.MULTI.key: preparer.multi,
+        }
 
     # ---- recovery ------------------------------------------------------------------------------
 
@@ -126,6 +132,7 @@ class ZkCore:
             raise StorageError(f"a log record cannot be decoded: {error}") from error
         self.state.replay(txn)
         self._last_logged_zxid = txn.zxid
+        self._history.take(self.state.changes)
         return txn.zxid
 
     def start(self, epoch: int, now_ms: int, wall_ms: int) -> list[Effect]:
@@ -155,7 +162,11 @@ class ZkCore:
 
     def deadline_ms(self) -> int | None:
         """When to step(TimerFired()) if nothing else happens."""
-        return self._tracker.deadline_ms()
+        sessions_ms = self._tracker.deadline_ms()
+        reaper_ms = self._reaper.deadline_ms(self.state.tree, self._now_ms)
+        if sessions_ms is None or reaper_ms is None:
+            return reaper_ms if sessions_ms is None else sessions_ms
+        return min(sessions_ms, reaper_ms)
 
     def _on_rare(self, event: Event) -> None:
         match event:
@@ -164,6 +175,9 @@ class ZkCore:
                 limit = self.config.max_expirations_per_step
                 for session in self._tracker.take_expired(self._now_ms, limit):
                     self._close_session(session, CloseReason.EXPIRED, None, 0)
+                self._reap()
+            case Drained(connection=connection):
+                self._on_drained(connection)
             case ConnectionLost(connection=connection):
                 self._on_connection_lost(connection)
             case AppendRefused(first_zxid=first_zxid):
@@ -183,6 +197,9 @@ class ZkCore:
                 effects.append(Send(connection, out))
                 connection.out = []
         self._dirty.clear()
+        if self._reads.crowded:
+            effects += map(AwaitDrain, self._reads.crowded)
+            self._reads.crowded.clear()
         if self._closing:
             effects += [Close(connection, why) for connection, why in self._closing.items()]
             self._closing.clear()
@@ -204,24 +221,29 @@ class ZkCore:
         if session is not None and not session.closing:
             self._tracker.touch(session, self._now_ms)
         self._dirty[connection] = None
-        take, waiting = self._take, connection.waiting
+        take = self._take
         for request in requests:
-            if waiting:
-                waiting.append((connection.submitted, request))
-            else:
-                take(connection, request)
+            take(connection, request)
             if connection.last_request_taken:
                 break
-        self._maybe_pause(connection)
+        if self._flow.must_pause(connection):
+            self._later.append(PauseReading(connection))
 
     def _take(self, connection: Connection, request: Request) -> None:
-        """Answer a request, log it, or let it wait behind the connection's own writes."""
+        """Answer a request, log it, or let it wait behind what the connection asked before.
+
+        A write is logged at once, although reads before it may still wait: those wait for the
+        writes before them, and so their replies leave before its own.
+        """
         api_key, correlation_id, message = request
         write = self._write.get(api_key)
-        if write is not None and connection.session is not None:
+        if write is not None and connection.session is not None and not connection.barrier_count:
             self._submit(connection, api_key, correlation_id, message, write)
-        elif connection.submitted != connection.completed:
-            connection.waiting.append((connection.submitted, request))
+        elif self._turns.must_wait(connection):
+            if self._credentials.knows(api_key):
+                # Who the client is counts from now on; only the answer waits for its turn.
+                request = self._credentials.take(connection, request)
+            self._turns.add(connection, request)
         elif self._reads.knows(api_key) and (
             connection.session is not None or api_key == API_VERSIONS.key
         ):
@@ -232,8 +254,12 @@ class ZkCore:
     def _take_rare(self, connection: Connection, request: Request) -> None:
         """What comes once in a connection, or should not come; nothing of it is outstanding."""
         api_key, correlation_id, message = request
+        if self._credentials.knows(api_key):
+            api_key, correlation_id, message = self._credentials.take(connection, request)
         if api_key == REFUSED:
             self._refuse(connection, correlation_id, message)
+        elif api_key == ANSWERED:
+            connection.out += message
         elif api_key == zk.CONNECT.key:
             self._connect(connection, correlation_id, message)
         elif connection.session is None:
@@ -245,6 +271,11 @@ class ZkCore:
         elif api_key == zk.CLOSE_SESSION.key:
             connection.last_request_taken = True
             self._close_session(connection.session, CloseReason.CLOSED, connection, correlation_id)
+        elif api_key == zk.RECONFIG_KEY:
+            refusal = Refusal(
+                ZkErrorCode.RECONFIG_DISABLED, "a standalone server has no members to change", False
+            )
+            self._refuse(connection, correlation_id, refusal)
         else:
             raise AssertionError(f"api {api_key} is in the table and nobody takes it")
 
@@ -263,20 +294,22 @@ class ZkCore:
         api_key: int,
         correlation_id: int,
         message: Any,
-        write: Callable[[Connection, int, Any], Body],
+        write: Write,
     ) -> None:
-        session = _session_of(connection)
-        failure: Rejected | None = None
+        session = session_of(connection)
+        note: Any = None
         try:
             if session.closing:
                 raise Refused(ZkErrorCode.SESSION_EXPIRED, "the session is ending")
-            body = write(connection, correlation_id, message)
+            body = write(connection, message)
+            if api_key == zk.MULTI.key:
+                note = [op.kind for op in message.ops]
         except Refused as error:
             refusal = Refusal(error.code, error.message, False)
-            self._take_in_order(connection, (REFUSED, correlation_id, refusal))
+            self._take(connection, (REFUSED, correlation_id, refusal))
             return
         except Rejected as error:
-            failure = error
+            note = error
             body = (TxnKind.ERROR, error.code)
         connection.submitted += 1
         self._log_txn(
@@ -286,14 +319,8 @@ class ZkCore:
             connection,
             correlation_id,
             api_key,
-            failure,
+            note,
         )
-
-    def _take_in_order(self, connection: Connection, request: Request) -> None:
-        if connection.submitted != connection.completed:
-            connection.waiting.append((connection.submitted, request))
-        else:
-            self._take_rare(connection, request)
 
     def _sync(self, connection: Connection, correlation_id: int, message: Any) -> None:
         """Answered when everything that is logged now is applied (standalone: a quorum of one)."""
@@ -402,7 +429,7 @@ class ZkCore:
         connection.closed = True
         connection.waiting.clear()
         self._watches.remove_connection(connection)
-        self._paused.pop(connection, None)
+        self._flow.forget(connection)
         session = connection.session
         if session is not None and session.connection is connection:
             session.connection = None
@@ -434,17 +461,18 @@ class ZkCore:
         connection: Connection | None = None,
         correlation_id: int = 0,
         api_key: int = 0,
-        failure: Rejected | None = None,
+        note: Any = None,
     ) -> None:
         assert zxid > self._last_logged_zxid, (zxid, self._last_logged_zxid)
         wall_ms = self._wall_ms
-        record = encode_txn(zxid, session_id, correlation_id, wall_ms, body)
+        record = encode_txn(zxid, session_id, correlation_id & _U32_LAST, wall_ms, body)
         size = len(record)
         if not self._records:
             self._first_zxid = zxid
         self._records.append(record)
         self._last_logged_zxid = zxid
-        self._pending_bytes += size
+        self._flow.outstanding_count += 1
+        self._flow.outstanding_bytes += size
         self._pending.append(
             _make_pending(
                 Pending,
@@ -456,7 +484,7 @@ class ZkCore:
                     connection,
                     correlation_id,
                     api_key,
-                    failure,
+                    note,
                     size,
                 ),
             )
@@ -467,40 +495,46 @@ class ZkCore:
     def _on_durable(self, zxid: int) -> None:
         assert zxid <= self._last_logged_zxid, (zxid, self._last_logged_zxid)
         pending, state, watches = self._pending, self.state, self._watches
-        apply, changes, dirty = state.apply, self._changes, self._dirty
+        apply, changes, dirty, flow = state.apply, state.changes, self._dirty, self._flow
         while pending and pending[0].zxid <= zxid:
             each = pending.popleft()
             body, connection = each.body, each.connection
             if body is None:
                 assert connection is not None
                 if not connection.closed:
-                    self._answer_sync(connection, each.correlation_id, each.failure)
+                    self._answer_sync(connection, each.correlation_id, each.note)
             else:
-                self._pending_bytes -= each.size_bytes
-                state.changes = changes if watches.count else None
+                flow.outstanding_count -= 1
+                flow.outstanding_bytes -= each.size_bytes
+                seen = len(changes)
                 result = apply(each.zxid, each.session_id, each.wall_ms, body)
-                if changes:
-                    watches.announce(changes, each.zxid, dirty)
-                    changes.clear()
-                if each.api_key == 1005 and connection is not None and each.failure is None:
+                if watches.count and len(changes) > seen:
+                    watches.announce(changes[seen:], dirty)
+                held = None
+                if connection is not None and connection.backlog_bytes and connection.waiting:
+                    held = len(connection.out)
+                if each.api_key == 1005 and connection is not None and each.note is None:
                     if not connection.closed:
                         connection.codec.append_stat(
                             connection.out, each.correlation_id, each.zxid, result
                         )
                 elif each.api_key:
                     self._answer(each, result)
+                if held is not None and connection is not None:
+                    self._turns.hold_answer(connection, held)
             if connection is not None:
                 connection.completed += 1
                 dirty[connection] = None
                 if connection.waiting:
-                    self._serve_waiting(connection)
+                    self._turns.serve(connection)
+        self._history.take(changes)
         assert state.last_applied_zxid <= zxid, (state.last_applied_zxid, zxid)
         if not pending:
             self._preparer.outstanding.clear()
         elif len(self._preparer.outstanding.entries) > MAX_OVERLAY_ENTRIES:
             self._rebuild_overlay()
-        if self._paused:
-            self._maybe_resume()
+        if self._flow:
+            self._resume()
 
     def _rebuild_overlay(self) -> None:
         self._preparer.rebuild(
@@ -516,8 +550,10 @@ class ZkCore:
             self._answer_close(each, result)
         elif connection is None or connection.closed:
             return
-        elif each.failure is not None:
+        elif isinstance(each.note, Rejected):
             connection.out.append(failure_reply(connection.codec, each))
+        elif api_key == zk.SET_ACL.key:
+            connection.codec.append_stat(connection.out, each.correlation_id, each.zxid, result)
         else:
             connection.out.append(write_reply(connection.codec, each, result))
 
@@ -536,22 +572,22 @@ class ZkCore:
         elif connection is not None and not connection.closed:
             self._close(connection, "the session has expired")
 
-    def _serve_waiting(self, connection: Connection) -> None:
-        """Requests that waited until now, in order; one that is logged holds up the rest again."""
-        waiting = connection.waiting
-        while waiting and waiting[0][0] <= connection.completed:
-            _, request = waiting.popleft()
-            submitted = connection.submitted
-            rest = list(waiting)
-            waiting.clear()
-            self._take(connection, request)
-            if connection.last_request_taken:
-                return
-            if connection.submitted != submitted or waiting:
-                behind = connection.submitted
-                waiting.extend((max(at, behind), each) for at, each in rest)
-            else:
-                waiting.extend(rest)
+    def _on_drained(self, connection: Connection) -> None:
+        connection.backlog_bytes = 0
+        if not connection.closed:
+            self._dirty[connection] = None
+            self._turns.serve(connection)
+            self._resume()
+
+    def _resume(self) -> None:
+        self._later += map(ResumeReading, self._flow.resumed())
+
+    def _reap(self) -> None:
+        """Delete containers and TTL nodes that have had their time, each in a Txn of its own."""
+        for path in self._reaper.take(self.state.tree, self._now_ms, self._wall_ms):
+            body = self._preparer.reap(path)
+            if body is not None:
+                self._log_txn(self._next_zxid(), 0, body)
 
     # ---- a full disk ---------------------------------------------------------------------------
 
@@ -561,78 +597,53 @@ class ZkCore:
         self._pending.clear()
         assert self.state.last_applied_zxid < first_zxid, (self.state.last_applied_zxid, first_zxid)
         self._last_logged_zxid = self.state.last_applied_zxid
-        self._pending_bytes = 0
+        self._flow.outstanding_count = self._flow.outstanding_bytes = 0
         self._preparer.outstanding.clear()
         for each in pending:
-            if each.body is not None and each.zxid < first_zxid:
-                raise AssertionError(f"{each.zxid:#x} is durable and was not applied")
-            self._take_back(each)
+            if each.body is not None:
+                assert each.zxid >= first_zxid, f"{each.zxid:#x} is durable and was not applied"
+                self._take_back(each)
+        # Only now the answers, in order with the reads between them, which may log anew.
         for each in pending:
             connection = each.connection
-            if connection is not None:
-                connection.completed += 1
-                self._dirty[connection] = None
-                if connection.waiting and not connection.closed:
-                    self._serve_waiting(connection)
-        self._maybe_resume()
+            if connection is None:
+                continue
+            first_piece = len(connection.out)
+            if not connection.closed:
+                self._answer_refused(each, connection)
+            self._turns.hold_answer(connection, first_piece)
+            connection.completed += 1
+            self._dirty[connection] = None
+            if connection.waiting and not connection.closed:
+                self._turns.serve(connection)
+        self._resume()
 
     def _take_back(self, each: Pending) -> None:
-        connection, body = each.connection, each.body
-        if body is None:
-            assert connection is not None
-            if not connection.closed:
-                self._answer_sync(connection, each.correlation_id, each.failure)
-            return
-        kind = body[0]
+        """Undo what logging a Txn has changed besides the overlay."""
+        assert each.body is not None, each
+        kind = each.body[0]
         if kind == TxnKind.NEW_EPOCH:
             self._later.append(Halt("there is no disk space to open an epoch"))
-            return
-        if kind == TxnKind.CREATE_SESSION:
+        elif kind == TxnKind.CREATE_SESSION:
             self.state.opening.pop(each.session_id, None)
         elif kind == TxnKind.CLOSE_SESSION:
             session = self.state.sessions[each.session_id]
             session.closing = False
             self._tracker.touch(session, self._now_ms)
-        if connection is None or connection.closed:
+
+    def _answer_refused(self, each: Pending, connection: Connection) -> None:
+        if each.body is None:
+            self._answer_sync(connection, each.correlation_id, each.note)
             return
         text = "there is no disk space for the write; it did not happen"
         zxid = self.state.last_applied_zxid
         connection.out.append(
             connection.codec.error(each.correlation_id, ZkErrorCode.STORAGE_FULL, zxid, text)
         )
-        if kind == TxnKind.CREATE_SESSION:
+        if each.body[0] == TxnKind.CREATE_SESSION:
             self._close(connection, text)
-        elif kind == TxnKind.CLOSE_SESSION:
+        elif each.body[0] == TxnKind.CLOSE_SESSION:
             connection.last_request_taken = False
-
-    # ---- back-pressure -------------------------------------------------------------------------
-
-    def _maybe_pause(self, connection: Connection) -> None:
-        if connection.paused or connection.closed:
-            return
-        own_limit = self.config.max_outstanding_per_connection
-        if connection.outstanding_count() >= own_limit or self._is_loaded(1):
-            connection.paused = True
-            self._paused[connection] = None
-            self._later.append(PauseReading(connection))
-
-    def _is_loaded(self, share: int) -> bool:
-        """Whether as much is outstanding as the limits allow, divided by `share`."""
-        config = self.config
-        return (
-            share * len(self._pending) >= config.max_outstanding_requests
-            or share * self._pending_bytes >= config.max_outstanding_bytes
-        )
-
-    def _maybe_resume(self) -> None:
-        """Read again at half of every limit, so that it does not flutter."""
-        if self._is_loaded(2):
-            return
-        for connection in list(self._paused):
-            if 2 * connection.outstanding_count() <= self.config.max_outstanding_per_connection:
-                connection.paused = False
-                del self._paused[connection]
-                self._later.append(ResumeReading(connection))
 
     # ---- views ---------------------------------------------------------------------------------
 
@@ -670,13 +681,7 @@ class ZkCore:
         assert not zxids or zxids[0] > self.state.last_applied_zxid, zxids
         assert not zxids or zxids[-1] == self._last_logged_zxid, zxids
         sizes = sum(each.size_bytes for each in self._pending)
-        assert sizes == self._pending_bytes, (sizes, self._pending_bytes)
+        assert sizes == self._flow.outstanding_bytes, (sizes, self._flow.outstanding_bytes)
 
 
 _make_pending: Any = tuple.__new__
-
-
-def _session_of(connection: Connection) -> Session:
-    session = connection.session
-    assert session is not None, connection
-    return session

@@ -4,14 +4,15 @@ Owns nodes, their exact Stat and the bookkeeping of sizes; decides nothing: what
 validated by `prepare` and is durable. Source: ZooKeeper `DataTree`, `DataNode`.
 
 Both dicts, `nodes` and each node's `children`, are in order of creation. That order is a function
-of the history, survives a snapshot, and puts every parent before its children.
+of the history, survives a snapshot, and puts every parent before its children. Children are kept
+as whole paths, the same strings that `nodes` has: a million names would take 60 MB more.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from duolog_protocol.paths import name_of, parent_of
+from duolog_protocol.paths import parent_of
 from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl, Perms, Stat
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ READ: Final = int(Perms.READ)
 WRITE: Final = int(Perms.WRITE)
 CREATE: Final = int(Perms.CREATE)
 DELETE: Final = int(Perms.DELETE)
+ADMIN: Final = int(Perms.ADMIN)
 READ_ONLY_ACL: Final = (Acl(READ, "world", "anyone"),)
 SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config")
 """They exist from the start and are never deleted."""
@@ -49,6 +51,41 @@ def world_perms(acl: tuple[Acl, ...]) -> int:
     return perms
 
 
+CONTAINER_TTL: Final = -1
+"""`Node.ttl_ms` of a container."""
+
+
+class AclTable:
+    """The ACL lists in use, each of them once (ZooKeeper `ReferenceCountedACLCache`)."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[Acl, ...], list[Any]] = {}
+
+    def take(self, acl: tuple[Acl, ...]) -> tuple[Acl, ...]:
+        """The one object for an ACL list; `drop` it as often as it was taken."""
+        if acl is OPEN_ACL_UNSAFE or acl == OPEN_ACL_UNSAFE:
+            return OPEN_ACL_UNSAFE
+        entry = self._counts.get(acl)
+        if entry is None:
+            entry = self._counts[acl] = [acl, 0]
+        entry[1] += 1
+        kept: tuple[Acl, ...] = entry[0]
+        return kept
+
+    def drop(self, acl: tuple[Acl, ...]) -> None:
+        """A node has it no more."""
+        if acl is OPEN_ACL_UNSAFE:
+            return
+        entry = self._counts[acl]
+        entry[1] -= 1
+        if not entry[1]:
+            del self._counts[acl]
+
+    def counts(self) -> dict[tuple[Acl, ...], int]:
+        """How often each list is used; for tests."""
+        return {acl: entry[1] for acl, entry in self._counts.items()}
+
+
 class Node:
     """One znode."""
 
@@ -69,6 +106,7 @@ class Node:
         "perms",
         "pzxid",
         "saved_by",
+        "ttl_ms",
         "version",
     )
 
@@ -80,6 +118,7 @@ class Node:
         ephemeral_owner: int,
         zxid: int,
         wall_ms: int,
+        ttl_ms: int = 0,
     ) -> None:
         self.path = path
         self.data = data
@@ -88,6 +127,9 @@ class Node:
         """What the ACL list grants to everybody."""
         self.ephemeral_owner = ephemeral_owner
         """Session id, or 0."""
+        self.ttl_ms = ttl_ms
+        """> 0: deleted when it has no children and was not changed for so long; `CONTAINER_TTL`:
+        when its last child has gone; 0: neither."""
         self.czxid = self.mzxid = self.pzxid = zxid
         self.ctime = self.mtime = wall_ms
         self.version = 0
@@ -95,7 +137,7 @@ class Node:
         self.creates = 0
         """Children ever created: signed 32-bit, wraps, never goes back (ZOOKEEPER-1046)."""
         self.children: dict[str, None] | None = None
-        """Names in order of creation; None where there never were any."""
+        """Their paths in order of creation; None where there never were any."""
         self.encoded_data: Any = None
         self.encoded_stat: bytes | None = None
         """Slots of the codecs; dropped by every change of the node."""
@@ -130,6 +172,9 @@ class DataTree:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
+        self.acls = AclTable()
+        self.reapable: dict[str, Node] = {}
+        """Containers and TTL nodes: those that may go without a client's wish."""
         self.data_bytes = 0
         """Paths (in characters) and data of all nodes."""
         self.snapshot: Snapshot | None = None
@@ -146,13 +191,16 @@ class DataTree:
         """Put a node into its place; its parent is there."""
         path = node.path
         assert path not in self.nodes, path
+        node.acl = self.acls.take(node.acl)
         self.nodes[path] = node
         self.data_bytes += len(path) + (len(node.data) if node.data is not None else 0)
+        if node.ttl_ms:
+            self.reapable[path] = node
         if path != "/":
             parent = self.nodes[parent_of(path)]
             if parent.children is None:
                 parent.children = {}
-            parent.children[name_of(path)] = None
+            parent.children[path] = None
 
     def create(self, node: Node, creates: int) -> None:
         """Create a node; `creates` is its parent's create counter afterwards."""
@@ -164,7 +212,7 @@ class DataTree:
         self.insert(node)
         parent.creates = creates
         parent.pzxid = node.czxid
-        parent.encoded_data = parent.encoded_stat = None
+        self._forget_encoded(parent)
 
     def delete(self, path: str, zxid: int) -> Node:
         """Delete a node without children and return it."""
@@ -173,11 +221,14 @@ class DataTree:
         parent = self.nodes[parent_of(path)]
         if self.snapshot is not None:
             self.snapshot.save(parent)
+        self.acls.drop(node.acl)
         self.data_bytes -= len(path) + (len(node.data) if node.data is not None else 0)
+        if node.ttl_ms:
+            del self.reapable[path]
         assert parent.children is not None, path
-        del parent.children[name_of(path)]
+        del parent.children[path]
         parent.pzxid = zxid
-        parent.encoded_data = parent.encoded_stat = None
+        self._forget_encoded(parent)
         return node
 
     def set_data(
@@ -187,13 +238,39 @@ class DataTree:
         node = self.nodes[path]
         if self.snapshot is not None:
             self.snapshot.save(node)
+        self._replace_data(node, data)
+        node.version = version
+        node.mzxid = zxid
+        node.mtime = wall_ms
+        return node
+
+    def set_acl(self, path: str, acl: tuple[Acl, ...], aversion: int) -> Node:
+        """Replace a node's ACL list; `aversion` is the version of it afterwards."""
+        node = self.nodes[path]
+        if self.snapshot is not None:
+            self.snapshot.save(node)
+        kept = self.acls.take(acl)
+        self.acls.drop(node.acl)
+        node.acl = kept
+        node.perms = world_perms(kept)
+        node.aversion = aversion
+        self._forget_encoded(node)
+        return node
+
+    def set_usage(self, node: Node, data: bytes) -> None:
+        """Write what a quota counts into its znode: no version, time or zxid changes (B.10)."""
+        if self.snapshot is not None:
+            self.snapshot.save(node)
+        self._replace_data(node, data)
+
+    def _replace_data(self, node: Node, data: bytes | None) -> None:
         old = node.data
         self.data_bytes += (len(data) if data is not None else 0) - (
             len(old) if old is not None else 0
         )
         node.data = data
-        node.version = version
-        node.mzxid = zxid
-        node.mtime = wall_ms
+        self._forget_encoded(node)
+
+    @staticmethod
+    def _forget_encoded(node: Node) -> None:
         node.encoded_data = node.encoded_stat = None
-        return node

@@ -57,6 +57,15 @@ class AppendRefused:
         self.first_zxid = first_zxid
 
 
+class Drained:
+    """What was sent to a connection after an `AwaitDrain` has left."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+
 class TimerFired:
     """`ZkCore.deadline_ms` has come."""
 
@@ -66,7 +75,7 @@ class TimerFired:
         self.wall_ms = wall_ms
 
 
-Event = Received | ConnectionLost | Durable | AppendRefused | TimerFired
+Event = Received | ConnectionLost | Durable | AppendRefused | Drained | TimerFired
 
 
 class Append:
@@ -127,6 +136,15 @@ class ResumeReading:
         self.connection = connection
 
 
+class AwaitDrain:
+    """Answer `Drained` once the socket has taken most of what was sent to a connection."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+
 class Halt:
     """Stop the server: going on would not be safe."""
 
@@ -136,4 +154,4 @@ class Halt:
         self.reason = reason
 
 
-Effect = Append | Send | SessionAttached | Close | PauseReading | ResumeReading | Halt
+Effect = Append | Send | SessionAttached | Close | PauseReading | ResumeReading | AwaitDrain | Halt

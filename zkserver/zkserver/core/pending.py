@@ -26,19 +26,26 @@ class Pending(NamedTuple):
     connection: Connection | None
     correlation_id: int
     api_key: int
-    failure: Any
-    """For an error Txn: the Rejected to answer with."""
+    note: Any
+    """For an error Txn the Rejected to answer with; for a multi the kinds of its operations; for a
+    sync its request; otherwise None."""
     size_bytes: int
 
 
 def write_reply(codec: Codec, each: Pending, result: Any) -> bytes:
-    """The reply to a write that was applied; `result` is what `apply` returned."""
+    """The reply to a write that was applied; `result` is what `apply` returned.
+
+    One that shows a Stat and nothing else is the codec's own to append.
+    """
     zxid, correlation_id = each.zxid, each.correlation_id
-    if each.api_key == zk.CREATE.key:
+    if each.api_key in (zk.CREATE.key, zk.CREATE2_KEY):
         reply: Any = zk.CreateResponse(result.path, result.stat())
         return codec.reply(each.api_key, correlation_id, zxid, reply)
     if each.api_key == zk.MULTI.key:
-        results = [zk.MultiResult(op.kind, 0, op.path, op.stat) for op in result]
+        results = [
+            zk.MultiResult(kind, 0, op.path, op.stat)
+            for kind, op in zip(each.note, result, strict=True)
+        ]
         return codec.reply(each.api_key, correlation_id, zxid, zk.MultiResponse(results))
     assert each.api_key in {zk.DELETE.key, zk.CHECK.key}, each
     return codec.empty(correlation_id, zxid)
@@ -46,7 +53,7 @@ def write_reply(codec: Codec, each: Pending, result: Any) -> bytes:
 
 def failure_reply(codec: Codec, each: Pending) -> bytes:
     """The reply to a write that failed with a zxid; a multi has a result for each operation."""
-    failure: Rejected = each.failure
+    failure: Rejected = each.note
     if not isinstance(failure, MultiRejected):
         return codec.error(each.correlation_id, failure.code, each.zxid, failure.message)
     after = int(ZkErrorCode.RUNTIME_INCONSISTENCY)

@@ -11,7 +11,7 @@ of the moment of `begin`, whatever happens meanwhile; ZooKeeper's snapshots are 
     head     "H" version u16, zxid u64, sessions u32, nodes u64, secret u8+bytes
     session  "S" session_id i64, timeout_ms i32
     node     "N" czxid mzxid pzxid u64, ctime mtime i64, version creates aversion i32,
-                 ephemeral_owner i64, data length i32 (-1: null), path length u16,
+                 ephemeral_owner i64, ttl_ms i64, data length i32 (-1: null), path length u16,
                  acl (as in a Txn), path bytes, data bytes
     end      "E" nodes u64
 
@@ -27,9 +27,10 @@ from typing import Any, Final
 
 from duolog_protocol.errors import DecodeError, StorageError
 from duolog_protocol.paths import parent_of, path_problem
-from duolog_protocol.txns import RecordReader, close_session_path_bytes, encode_acl
+from duolog_protocol.txns import MAX_TTL_MS, RecordReader, close_session_path_bytes, encode_acl
 
-from .datatree import SYSTEM_PATHS, DataTree, Node
+from .datatree import CONTAINER_TTL, SYSTEM_PATHS, DataTree, Node
+from .quota import Quotas
 from .session_tracker import Session
 from .state import ReplicatedState
 
@@ -38,7 +39,7 @@ MAX_ITEM_BYTES: Final = 16 * 1024 * 1024
 _LENGTH: Final = struct.Struct(">I")
 _HEAD: Final = struct.Struct(">BHQIQB")
 _SESSION: Final = struct.Struct(">Bqi")
-_NODE: Final = struct.Struct(">BQQQqqiiiqiH")
+_NODE: Final = struct.Struct(">BQQQqqiiiqqiH")
 _END: Final = struct.Struct(">BQ")
 _H, _S, _N, _E = b"HSNE"
 
@@ -118,6 +119,7 @@ def _row(node: Node) -> Row:
         node.creates,
         node.aversion,
         node.ephemeral_owner,
+        node.ttl_ms,
         node.path,
         node.acl,
         node.data,
@@ -205,11 +207,13 @@ def _load(items: Iterator[RecordReader]) -> ReplicatedState:
     for path in SYSTEM_PATHS:
         if path not in state.tree.nodes:
             raise DecodeError(f"{path} is missing")
+    state.quotas = Quotas(state.tree)
     return state
 
 
 def _load_node(state: ReplicatedState, reader: RecordReader, fields: tuple[Any, ...]) -> None:
-    czxid, mzxid, pzxid, ctime, mtime, version, creates, aversion, owner, size, path_size = fields
+    czxid, mzxid, pzxid, ctime, mtime, version, creates, aversion, *rest = fields
+    owner, ttl_ms, size, path_size = rest
     acl = reader.acl()
     path = reader.text(path_size)
     data = reader.data(size)
@@ -219,14 +223,20 @@ def _load_node(state: ReplicatedState, reader: RecordReader, fields: tuple[Any, 
         raise DecodeError(f"{path!r}: {problem or 'it is there twice'}")
     if max(czxid, mzxid, pzxid) > state.last_applied_zxid or version == -1:
         raise DecodeError(f"{path!r}: a Stat that cannot be")
+    if ttl_ms and (owner or not CONTAINER_TTL <= ttl_ms <= MAX_TTL_MS):
+        raise DecodeError(f"{path!r}: a time to live of {ttl_ms} ms cannot be")
     if path != "/":
         parent = nodes.get(parent_of(path))
         if parent is None or parent.ephemeral_owner:
             raise DecodeError(f"{path!r}: its parent is missing, or an ephemeral")
-    node = Node(path, data, acl, owner, czxid, ctime)
-    node.mzxid = mzxid
-    node.pzxid = pzxid
-    node.mtime = mtime
+    node = Node(path, data, acl, owner, czxid, ctime, ttl_ms)
+    # Numbers that are equal are one object, as they were when the node was made.
+    if mzxid != czxid:
+        node.mzxid = mzxid
+    if pzxid != czxid:
+        node.pzxid = pzxid
+    if mtime != ctime:
+        node.mtime = mtime
     node.version = version
     node.creates = creates
     node.aversion = aversion

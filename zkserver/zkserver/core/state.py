@@ -8,26 +8,36 @@ fit is a damaged log, or a bug: recovery raises, a live server stops. Source: Zo
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final, NamedTuple
 
 from duolog_protocol.errors import StorageError
 from duolog_protocol.paths import parent_of, path_problem
 from duolog_protocol.txns import Body, Txn, TxnKind, close_session_path_bytes
-from duolog_protocol.types import EventType, Stat, counter_of, epoch_of
+from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl, EventType, Stat, counter_of, epoch_of
 
-from .datatree import READ, SYSTEM_PATHS, DataTree, Node, wrap_int32
+from .datatree import (
+    CONTAINER_TTL,
+    READ,
+    SYSTEM_PATHS,
+    DataTree,
+    Node,
+    next_version,
+    world_perms,
+    wrap_int32,
+)
+from .quota import QUOTA_ROOT, Quotas
 from .session_tracker import Session
 
+AclList = tuple[Acl, ...]
 
-class Change(NamedTuple):
-    """One change of the tree, for the watches."""
 
-    event_type: int
-    """Created, deleted or changed: what happened to the node."""
-    path: str
-    readable: bool
-    """The node may be read by everybody: an event must not leak a path (CVE-2024-23944)."""
-    parent_readable: bool
+Change = tuple[int, str, AclList | None, AclList | None]
+"""One change of the tree, for the watches: (event type, path, ACL list of the node, of its parent).
+
+Created, deleted or changed: what happened to the node. An ACL list is None where everybody may read
+the node; otherwise only who it lets read hears of the event (CVE-2024-23944).
+"""
 
 
 class OpResult(NamedTuple):
@@ -36,6 +46,10 @@ class OpResult(NamedTuple):
     kind: int
     path: str | None
     stat: Stat | None
+
+
+def _guard(node: Node) -> AclList | None:
+    return None if node.perms & READ else node.acl
 
 
 _CREATED: Final = int(EventType.CREATED)
@@ -57,8 +71,9 @@ class ReplicatedState:
         """Key of the session passwords; drawn once, by the first epoch."""
         self.last_applied_zxid = 0
         self.ephemeral_count = 0
-        self.changes: list[Change] | None = None
-        """Where `apply` notes what watches need; None while there are none."""
+        self.quotas = Quotas(self.tree)
+        self.changes: list[tuple[int, Change]] = []
+        """Where `apply` notes what watches need, with the zxid; emptied by its reader."""
 
     def apply(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Any:
         """Apply a Txn: the next one after `last_applied_zxid`.
@@ -71,11 +86,7 @@ class ReplicatedState:
         assert zxid == last + 1 or (kind == TxnKind.NEW_EPOCH and zxid > last), (zxid, last, kind)
         self.last_applied_zxid = zxid
         if kind == TxnKind.SET_DATA:
-            _, path, data, version = body
-            node = self.tree.set_data(path, data, version, zxid, wall_ms)
-            if self.changes is not None:
-                self.changes.append(Change(_CHANGED, path, bool(node.perms & READ), False))
-            return node
+            return self._apply_set(zxid, session_id, wall_ms, body)
         return self._APPLY[kind](self, zxid, session_id, wall_ms, body)
 
     def replay(self, txn: Txn) -> None:
@@ -95,15 +106,31 @@ class ReplicatedState:
 
     def _apply_set(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
         _, path, data, version = body
+        if self.quotas:
+            old = self.tree.nodes[path].data
+            more = (len(data) if data is not None else 0) - (len(old) if old is not None else 0)
         node = self.tree.set_data(path, data, version, zxid, wall_ms)
-        if self.changes is not None:
-            self.changes.append(Change(_CHANGED, path, bool(node.perms & READ), False))
+        if self.quotas:
+            self.quotas.on_changed(path, more)
+        self.changes.append((zxid, (_CHANGED, path, _guard(node), None)))
         return node
 
+    def _apply_set_acl(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
+        _, path, acl, aversion = body
+        node = self.tree.nodes[path]
+        assert aversion == next_version(node.aversion), (path, aversion, node.aversion)
+        return self.tree.set_acl(path, acl, aversion)
+
     def _apply_create(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
-        _, path, data, acl, ephemeral, creates = body
-        owner = session_id if ephemeral else 0
-        node = Node(path, data, acl, owner, zxid, wall_ms)
+        kind, path, data, acl, special, creates = body
+        owner = ttl_ms = 0
+        if kind == TxnKind.CREATE_TTL:
+            ttl_ms = special
+        elif kind == TxnKind.CREATE_CONTAINER:
+            ttl_ms = CONTAINER_TTL
+        elif special:
+            owner = session_id
+        node = Node(path, data, acl, owner, zxid, wall_ms, ttl_ms)
         if owner:
             session = self.sessions[owner]
         self.tree.create(node, creates)
@@ -111,8 +138,9 @@ class ReplicatedState:
             session.ephemerals[path] = None
             session.ephemeral_bytes += close_session_path_bytes(path)
             self.ephemeral_count += 1
-        if self.changes is not None:
-            self._note(_CREATED, node)
+        if self.quotas or path.startswith(QUOTA_ROOT):
+            self.quotas.on_created(node)
+        self._note(zxid, _CREATED, node)
         return node
 
     def _apply_delete(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
@@ -124,16 +152,14 @@ class ReplicatedState:
             del session.ephemerals[path]
             session.ephemeral_bytes -= close_session_path_bytes(path)
             self.ephemeral_count -= 1
-        if self.changes is not None:
-            self._note(_DELETED, node)
+        if self.quotas:
+            self.quotas.on_deleted(node)
+        self._note(zxid, _DELETED, node)
         return node
 
-    def _note(self, event_type: int, node: Node) -> None:
-        assert self.changes is not None
+    def _note(self, zxid: int, event_type: int, node: Node) -> None:
         parent = self.tree.nodes[parent_of(node.path)]
-        self.changes.append(
-            Change(event_type, node.path, bool(node.perms & READ), bool(parent.perms & READ))
-        )
+        self.changes.append((zxid, (event_type, node.path, _guard(node), _guard(parent))))
 
     def _apply_multi(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> list[OpResult]:
         results = []
@@ -146,7 +172,7 @@ class ReplicatedState:
             if kind == TxnKind.DELETE:
                 results.append(OpResult(kind, None, None))
             else:
-                path = node.path if kind == TxnKind.CREATE else None
+                path = None if kind == TxnKind.SET_DATA else node.path
                 results.append(OpResult(kind, path, node.stat()))
         return results
 
@@ -178,6 +204,9 @@ class ReplicatedState:
 
     _APPLY: Final = {
         TxnKind.CREATE: _apply_create,
+        TxnKind.CREATE_CONTAINER: _apply_create,
+        TxnKind.CREATE_TTL: _apply_create,
+        TxnKind.SET_ACL: _apply_set_acl,
         TxnKind.DELETE: _apply_delete,
         TxnKind.SET_DATA: _apply_set,
         TxnKind.MULTI: _apply_multi,
@@ -211,6 +240,10 @@ class ReplicatedState:
             if node.ephemeral_owner:
                 assert node.ephemeral_owner in owned, (path, node.ephemeral_owner)
                 owned[node.ephemeral_owner].append(path)
+            assert node.perms == world_perms(node.acl), (path, node.perms, node.acl)
+            assert (path in self.tree.reapable) == (node.ttl_ms != 0), path
+        acls = Counter(node.acl for node in nodes.values() if node.acl != OPEN_ACL_UNSAFE)
+        assert acls == self.tree.acls.counts(), acls
         assert data_bytes == self.tree.data_bytes, (data_bytes, self.tree.data_bytes)
         for path, count in counts.items():
             node = nodes[path]

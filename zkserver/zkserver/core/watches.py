@@ -21,8 +21,10 @@ from typing import Final
 from duolog_protocol.paths import parent_of
 from duolog_protocol.types import EventType
 
+from .auth import acl_allows
 from .connection import Connection
-from .state import Change
+from .datatree import READ
+from .state import AclList, Change
 
 DATA: Final = 0
 CHILD: Final = 1
@@ -51,16 +53,32 @@ class Watches:
         self._tables[kind].setdefault(path, {})[connection] = None
         self.count += 1
 
+    def has(self, kind: int, path: str, connection: Connection) -> bool:
+        """Whether a connection has a watch."""
+        return (kind, path) in connection.watched
+
+    def remove(self, kind: int, path: str, connection: Connection) -> bool:
+        """Remove a watch; whether there was one."""
+        if (kind, path) not in connection.watched:
+            return False
+        del connection.watched[kind, path]
+        self._drop(kind, path, connection)
+        self.count -= 1
+        return True
+
     def remove_connection(self, connection: Connection) -> None:
         """Its watches end with a connection (ZOOKEEPER-1382)."""
         for kind, path in connection.watched:
-            table = self._tables[kind]
-            watchers = table[path]
-            del watchers[connection]
-            if not watchers:
-                del table[path]
+            self._drop(kind, path, connection)
         self.count -= len(connection.watched)
         connection.watched.clear()
+
+    def _drop(self, kind: int, path: str, connection: Connection) -> None:
+        table = self._tables[kind]
+        watchers = table[path]
+        del watchers[connection]
+        if not watchers:
+            del table[path]
 
     def take_node(self, path: str, *, deleted: bool) -> Watchers:
         """Who hears that a node was created, changed or `deleted`; one-shot watches are used up."""
@@ -98,20 +116,22 @@ class Watches:
         self.count -= len(watchers)
         return watchers
 
-    def announce(self, changes: Iterable[Change], zxid: int, dirty: dict[Connection, None]) -> None:
+    def announce(
+        self, changes: Iterable[tuple[int, Change]], dirty: dict[Connection, None]
+    ) -> None:
         """Tell everybody of changes that were just applied, before any reply that shows them.
 
         The events are added to the connections' `out`, and the connections to `dirty`.
         """
-        for event_type, path, readable, parent_readable in changes:
+        for zxid, (event_type, path, guard, parent_guard) in changes:
             told = self.take_node(path, deleted=event_type == _DELETED)
-            if told and readable:
-                _tell(told, zxid, event_type, path, dirty)
+            if told:
+                _tell(told, zxid, event_type, path, guard, dirty)
             if event_type != _CHANGED:
                 parent = parent_of(path)
                 told = self.take_children(parent)
-                if told and parent_readable:
-                    _tell(told, zxid, _CHILDREN, parent, dirty)
+                if told:
+                    _tell(told, zxid, _CHILDREN, parent, parent_guard, dirty)
 
     def check_invariants(self) -> None:
         """Both directions agree. For tests and the simulator."""
@@ -127,11 +147,21 @@ class Watches:
 
 
 def _tell(
-    watchers: Watchers, zxid: int, event_type: int, path: str, dirty: dict[Connection, None]
+    watchers: Watchers,
+    zxid: int,
+    event_type: int,
+    path: str,
+    guard: AclList | None,
+    dirty: dict[Connection, None],
 ) -> None:
-    """One event to many connections; encoded once for each kind of client."""
+    """One event to many connections; encoded once for each kind of client.
+
+    `guard` is the ACL list of the node when not everybody may read it (CVE-2024-23944).
+    """
     encoded: dict[type, bytes] = {}
     for connection in watchers:
+        if guard is not None and not acl_allows(guard, READ, connection.identities):
+            continue
         kind = type(connection.codec)
         event = encoded.get(kind)
         if event is None:

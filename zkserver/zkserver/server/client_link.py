@@ -84,7 +84,7 @@ class ClientLinks:
             return
         if len(self._unknown) >= limits.max_unknown_connections:
             self._drop(next(iter(self._unknown)), "too many connections without a session")
-        connection = Connection(NativeCodec(), link.peer, link)
+        connection = Connection(NativeCodec(), link.peer, link, (("ip", address),))
         link.context = connection
         self._links[link] = connection
         self._per_address[address] = own + 1

@@ -13,6 +13,7 @@ one loop turn goes into one job: it starts at the end of the turn.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -27,6 +28,7 @@ from zkserver.core.connection import Connection
 from zkserver.core.events import (
     Append,
     AppendRefused,
+    AwaitDrain,
     Close,
     Durable,
     Effect,
@@ -49,6 +51,9 @@ MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 """Records that one job takes at most, so that nobody waits long for what others wrote."""
 
 
+_OUT_OF_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 class Shell(Protocol):
     """What the engine needs from whoever has the sockets and the loop."""
 
@@ -66,6 +71,9 @@ class Shell(Protocol):
 
     def resume_reading(self, connection: Connection) -> None:
         """Read again."""
+
+    def await_drain(self, connection: Connection) -> None:
+        """Step `Drained` once its socket has taken most of what was sent."""
 
     def call_soon(self) -> None:
         """Call `Engine.end_turn` once, after everything that arrived in this loop turn."""
@@ -227,9 +235,14 @@ class Engine:
             self._events.clear()
             self._shell.halt(reason)
 
-    def _halt_for_disk(self, reason: str) -> None:
-        """The disk failed: the next start must not trust what the page cache shows."""
-        if not self.halted:
+    def _halt_for_disk(self, reason: str, error: BaseException) -> None:
+        """The disk failed: the next start must not trust what the page cache shows.
+
+        A process that has run out of files or memory says nothing of the disk.
+        """
+        cause = error if isinstance(error, OSError) else error.__cause__
+        out_of_means = isinstance(cause, OSError) and cause.errno in _OUT_OF_MEANS
+        if not self.halted and not out_of_means:
             try:
                 self._data.mark_failed_sync()
             except OSError as error:
@@ -263,6 +276,8 @@ class Engine:
                 self._shell.pause_reading(effect.connection)
             case ResumeReading():
                 self._shell.resume_reading(effect.connection)
+            case AwaitDrain():
+                self._shell.await_drain(effect.connection)
             case Halt():
                 self.halt(effect.reason)
             case _:
@@ -337,7 +352,7 @@ class Engine:
             self.step(AppendRefused(first_zxid))
             return
         if error is not None:
-            self._halt_for_disk(f"the transaction log cannot be written: {error}")
+            self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
             return
         self._write()  # the disk works on while the core applies
         self.latency.add(self._clock.now_ms() - since_ms, count)

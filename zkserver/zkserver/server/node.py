@@ -28,6 +28,7 @@ from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
+from zkserver.core.events import Drained
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
@@ -196,6 +197,10 @@ class Node:
         """Read on, unless the server stops."""
         if self._server is not None:
             connection.link.resume_reading()
+
+    def await_drain(self, connection: Connection) -> None:
+        """Tell the engine once a client's socket has taken what was sent."""
+        connection.link.when_drained(lambda: self._engine.step(Drained(connection)))
 
     def call_soon(self) -> None:
         """The engine wants to hear of the end of this loop turn."""

@@ -50,7 +50,7 @@ class Snapshotting:
         log: Logger,
         *,
         begin: Callable[[], SnapshotView],
-        halt: Callable[[str], None],
+        halt: Callable[[str, BaseException], None],
         snap_count: int,
         retain_count: int,
     ) -> None:
@@ -120,7 +120,7 @@ class Snapshotting:
                 self._log.warning("snapshot_abandoned", reason=str(error))
                 self._give_up()
             else:
-                self._halt(f"the snapshot cannot be written: {error}")
+                self._halt(f"the snapshot cannot be written: {error}", error)
 
         self._disk.submit(work, done)
 

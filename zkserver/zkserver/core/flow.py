@@ -1,0 +1,62 @@
+"""Back-pressure: whose socket is not read because too much is outstanding.
+
+Owns the limits on what was taken and not yet answered, of a connection and in total, and who is
+paused for them. Reading goes on at half of every limit, so that it does not flutter. Source:
+ZooKeeper `globalOutstandingLimit`; reliability.md 11.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .config import CoreConfig
+from .connection import Connection
+
+
+class Flow:
+    """The connections that are not read for now."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        self._paused: dict[Connection, None] = {}
+        self.outstanding_count = 0
+        """Txns that are logged and not applied."""
+        self.outstanding_bytes = 0
+        """Their records."""
+
+    def __bool__(self) -> bool:
+        """Whether anybody is paused."""
+        return bool(self._paused)
+
+    def must_pause(self, connection: Connection) -> bool:
+        """Whether to stop reading a connection now; it counts as paused then."""
+        if connection.paused or connection.closed:
+            return False
+        own_limit = self._config.max_outstanding_per_connection
+        if connection.outstanding_count() < own_limit and not self._is_loaded(1):
+            return False
+        connection.paused = True
+        self._paused[connection] = None
+        return True
+
+    def resumed(self) -> Iterator[Connection]:
+        """Connections to read again; they no longer count as paused."""
+        if self._is_loaded(2):
+            return
+        for connection in list(self._paused):
+            if 2 * connection.outstanding_count() <= self._config.max_outstanding_per_connection:
+                connection.paused = False
+                del self._paused[connection]
+                yield connection
+
+    def forget(self, connection: Connection) -> None:
+        """The connection has ended."""
+        self._paused.pop(connection, None)
+
+    def _is_loaded(self, share: int) -> bool:
+        """Whether as much is outstanding as the limits allow, divided by `share`."""
+        config = self._config
+        return (
+            share * self.outstanding_count >= config.max_outstanding_requests
+            or share * self.outstanding_bytes >= config.max_outstanding_bytes
+        )
