@@ -282,7 +282,7 @@ class SessionKeeper:
         """Try one server. Raises SessionExpiredError when only one given session would do."""
         session = self.session
         host, port = session.next_address()
-        self._link_ended.clear()
+        ended = self._link_ended = asyncio.Event()  # the last link may yet report its own end
         try:
             async with asyncio.timeout(session.connect_timeout_ms() / 1000):
                 link = await self._connect_link(
@@ -290,7 +290,7 @@ class SessionKeeper:
                     port,
                     max_frame_bytes=MAX_FRAME_BYTES,
                     on_push=self._on_push,
-                    on_closed=lambda _reason: self._link_ended.set(),
+                    on_closed=lambda _reason: ended.set(),
                 )
                 self._link = link
                 try:
@@ -363,7 +363,7 @@ class SessionKeeper:
 
     async def _watch_over(self) -> None:
         """Ping in time, and give up a server that is silent; returns when the link has ended."""
-        session, link = self.session, self._link
+        session, link, ended = self.session, self._link, self._link_ended
         assert link is not None
         while not link.closed:
             now_ms = self._clock.now_ms()
@@ -375,7 +375,7 @@ class SessionKeeper:
             delay = max(session.next_look_ms() - now_ms, 1) / 1000
             try:
                 async with asyncio.timeout(delay):
-                    await self._link_ended.wait()
+                    await ended.wait()
             except TimeoutError:
                 continue
 
