@@ -264,6 +264,9 @@ class SessionKeeper:
                     self._on_link_ended()
                     if self._refused is not None:
                         raise self._refused
+                    delay_ms = self.session.reconnect_delay_ms()
+                    if delay_ms:
+                        await asyncio.sleep(delay_ms / 1000)
                 else:
                     await asyncio.sleep(self.session.retry_delay_ms() / 1000)
                 if self.session.is_overdue(self._clock.now_ms()):

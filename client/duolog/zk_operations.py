@@ -239,7 +239,7 @@ class ZkOperations:
         """Number of descendants of a znode."""
         request = zk.PathRequest(self._keeper.real(path))
         response = await self._keeper.call(zk.GET_ALL_CHILDREN_NUMBER, request, timeout, reads=True)
-        count: int = response.count
+        count: int = response.number
         return count
 
     def multi_read(self) -> MultiRead:

@@ -27,6 +27,8 @@ from .backoff import Backoff
 DEFAULT_PORT: Final = 2181
 RECONNECT_FIRST_MS: Final = 10
 RECONNECT_LAST_MS: Final = 1_000
+STABLE_MS: Final = 1_000
+"""A connection that lasted this long is replaced at once."""
 
 
 class SessionState(Enum):
@@ -89,6 +91,9 @@ class Session:
         self._next = 0
         self._failures = 0
         self._backoff = Backoff(RECONNECT_FIRST_MS, RECONNECT_LAST_MS, rng)
+        self._connected_ms = 0
+        self._short_lived = 0
+        """Connections in a row that ended soon after they were accepted."""
         self._last_heard_ms = 0
         self._last_sent_ms = 0
         self._lost_at_ms: int | None = None
@@ -112,6 +117,14 @@ class Session:
         rounds = self._failures // len(self._addresses)
         return self._backoff.delay_ms(rounds) if rounds else 0
 
+    def reconnect_delay_ms(self) -> int:
+        """How long to wait after a connection has ended: not at all, unless it is getting usual.
+
+        Two clients of one session would otherwise take it from each other without end.
+        """
+        again = self._short_lived - 1
+        return self._backoff.delay_ms(again) if again > 0 else 0
+
     def connect_request(self) -> ConnectRequest:
         """What to ask a server for."""
         return ConnectRequest(
@@ -124,7 +137,7 @@ class Session:
         self.session_id = response.session_id
         self.password = response.password
         self.timeout_ms = response.timeout_ms
-        self._last_heard_ms = self._last_sent_ms = now_ms
+        self._connected_ms = self._last_heard_ms = self._last_sent_ms = now_ms
         return is_new
 
     def on_usable(self) -> bool:
@@ -136,6 +149,8 @@ class Session:
 
     def on_disconnected(self, now_ms: int) -> bool:
         """The connection ended; true when the session is suspended by it."""
+        is_short = now_ms - self._connected_ms < STABLE_MS
+        self._short_lived = self._short_lived + 1 if is_short else 0
         if self.state is not SessionState.CONNECTED:
             return False
         self.state = SessionState.SUSPENDED
