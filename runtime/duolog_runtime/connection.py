@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from duolog_protocol.apis import AnyApi, error_message
 from duolog_protocol.codec import Piece
@@ -27,6 +27,9 @@ from duolog_protocol.connection import (
 )
 from duolog_protocol.errors import ConnectionLostError, Error, RemoteProtocolError
 from duolog_protocol.frames import READ_BYTES
+
+if TYPE_CHECKING:
+    import ssl
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 WRITE_LOW_BYTES: Final = 256 * 1024
@@ -53,6 +56,7 @@ class Link(asyncio.BufferedProtocol):
         "closed",
         "max_unsent_bytes",
         "peer",
+        "sent_bytes",
         "transport",
     )
 
@@ -66,6 +70,8 @@ class Link(asyncio.BufferedProtocol):
         self.max_unsent_bytes = max_unsent_bytes
         """A reader that has left more than this unread when there is more to send is dropped; 0: no
         bound. One long message may pass it: its owner waits with the next (`when_drained`)."""
+        self.sent_bytes = 0
+        """Handed to the transport so far."""
         self._out: list[Piece] = []
         self._out_bytes = 0
         self._flush_scheduled = False
@@ -105,11 +111,13 @@ class Link(asyncio.BufferedProtocol):
             return
         self._out = []
         if len(out) == 1:
+            size = len(out[0])
             transport.write(out[0])
-        elif sum(map(len, out)) <= _JOIN_BYTES:
+        elif (size := sum(map(len, out))) <= _JOIN_BYTES:
             transport.write(b"".join(out))
         else:
             transport.writelines(out)
+        self.sent_bytes += size
 
     @property
     def unsent_bytes(self) -> int:
@@ -198,7 +206,15 @@ class Link(asyncio.BufferedProtocol):
 class ServerLink(Link):
     """A server's end. Subclass it, or give it callbacks."""
 
-    __slots__ = ("_on_closed", "_on_foreign", "_on_frames", "_on_made", "context", "endpoint")
+    __slots__ = (
+        "_on_closed",
+        "_on_foreign",
+        "_on_frames",
+        "_on_made",
+        "context",
+        "endpoint",
+        "received_bytes",
+    )
 
     def __init__(
         self,
@@ -217,6 +233,8 @@ class ServerLink(Link):
         self.endpoint = ServerConnection(scratch, take_length_prefixed)
         self.context: Any = None
         """The owner's own data about this connection."""
+        self.received_bytes = 0
+        """Read from the transport so far."""
         self._on_made = on_made
         self._on_frames = on_frames
         self._on_foreign = on_foreign
@@ -235,6 +253,7 @@ class ServerLink(Link):
         """Called by the loop."""
         if self.closed:
             return
+        self.received_bytes += nbytes
         try:
             frames = self.endpoint.buffer_updated(nbytes)
         except RemoteProtocolError as error:
@@ -255,6 +274,11 @@ class ServerLink(Link):
         """Stop reading: the peer's sends back up in its socket. Idempotent."""
         if self.transport is not None and not self.closed and self.transport.is_reading():
             self.transport.pause_reading()
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether what the peer sends is read."""
+        return self.transport is not None and not self.closed and self.transport.is_reading()
 
     def resume_reading(self) -> None:
         """Read on. Idempotent."""
@@ -373,8 +397,12 @@ async def connect(
     on_push: Callable[[Push], None],
     on_closed: Callable[[BaseException | None], None],
     scratch: memoryview | None = None,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> ClientLink:
-    """Open a client link. Put `asyncio.timeout` around it. Raises ConnectionLostError."""
+    """Open a client link, over TLS where a context is given.
+
+    Put `asyncio.timeout` around it. Raises ConnectionLostError.
+    """
     loop = asyncio.get_running_loop()
 
     def factory() -> ClientLink:
@@ -387,7 +415,7 @@ async def connect(
         )
 
     try:
-        _, link = await loop.create_connection(factory, host, port)
+        _, link = await loop.create_connection(factory, host, port, ssl=ssl_context)
     except OSError as error:
         raise ConnectionLostError(f"cannot connect to {host}:{port}: {error}") from error
     return link

@@ -24,7 +24,8 @@ CREATE: Final = int(Perms.CREATE)
 DELETE: Final = int(Perms.DELETE)
 ADMIN: Final = int(Perms.ADMIN)
 READ_ONLY_ACL: Final = (Acl(READ, "world", "anyone"),)
-SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config")
+CONFIG_PATH: Final = "/zookeeper/config"
+SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/quota", CONFIG_PATH)
 """They exist from the start and are never deleted."""
 
 _SIGN: Final = 1 << 31
@@ -193,11 +194,16 @@ class DataTree:
         """The running snapshot; it is told of a node before the node changes."""
 
     def add_system_nodes(self) -> None:
-        """A new tree: built-in children do not count as creations (`/` shows cversion -1)."""
+        """A new tree, to the field as ZooKeeper 3.8.0 has it.
+
+        Built-in children do not count as creations (`/` shows cversion -1); quotas are anybody's to
+        set; the configuration is not, and its ACL list has the version -1.
+        """
         assert not self.nodes, len(self.nodes)
         for path in SYSTEM_PATHS:
-            acl = OPEN_ACL_UNSAFE if path == "/" else READ_ONLY_ACL
+            acl = READ_ONLY_ACL if path == CONFIG_PATH else OPEN_ACL_UNSAFE
             self.insert(Node(path, b"", acl, 0, 0, 0))
+        self.nodes[CONFIG_PATH].aversion = -1
 
     def insert(self, node: Node) -> None:
         """Put a node into its place; its parent is there."""
@@ -250,10 +256,16 @@ class DataTree:
         node = self.nodes[path]
         if self.snapshot is not None:
             self.snapshot.save(node)
-        self._replace_data(node, data)
+        old = node.data
+        if old is not None:
+            self.data_bytes -= len(old)
+        if data is not None:
+            self.data_bytes += len(data)
+        node.data = data
         node.version = version
         node.mzxid = zxid
         node.mtime = wall_ms
+        node.encoded_data = node.encoded_stat = node.jute_body = None
         return node
 
     def set_acl(self, path: str, acl: tuple[Acl, ...], aversion: int) -> Node:
@@ -271,17 +283,7 @@ class DataTree:
 
     def set_usage(self, node: Node, data: bytes) -> None:
         """Write what a quota counts into its znode: no version, time or zxid changes (B.10)."""
-        if self.snapshot is not None:
-            self.snapshot.save(node)
-        self._replace_data(node, data)
-
-    def _replace_data(self, node: Node, data: bytes | None) -> None:
-        old = node.data
-        self.data_bytes += (len(data) if data is not None else 0) - (
-            len(old) if old is not None else 0
-        )
-        node.data = data
-        self._forget_encoded(node)
+        self.set_data(node.path, data, node.version, node.mzxid, node.mtime)
 
     @staticmethod
     def _forget_encoded(node: Node) -> None:
