@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from .zk_records import WRITES, Call, Heard, History, Opened, Stat
@@ -129,7 +130,7 @@ def reordered_zxids(history: History, rng: random.Random) -> History:
     writes = sorted(_answered(history, "set_data", "create"), key=lambda call: call.zxid)
     places = [
         (first, second)
-        for first, second in zip(writes, writes[1:], strict=False)
+        for first, second in pairwise(writes)
         if first.received_ns is not None and first.received_ns < second.sent_ns
     ]
     first, second = _pick(rng, places)

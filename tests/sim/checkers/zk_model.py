@@ -131,9 +131,8 @@ class ModelTree:
                 codes = [0] * len(results) + [failure.code]
                 codes += [RUNTIME_INCONSISTENCY] * (len(operations) - len(codes))
                 return Answer(0, (tuple((-1, code, (code,)) for code in codes),))
-            if name == "create2":
-                name, values = "create", values[:1]  # as Apache answers it
-            results.append((_KINDS[name], 0, values))
+            # Apache answers a create2 of a multi as a create: the path only.
+            results.append((_KINDS[name], 0, values[:1] if name == "create2" else values))
         return Answer(0, (tuple(results),))
 
     def _one(
@@ -277,6 +276,7 @@ class ModelTree:
 
 _KINDS: Final = {
     "create": 1,
+    "create2": 1,
     "delete": 2,
     "get_data": 4,
     "set_data": 5,
