@@ -34,6 +34,8 @@ NULL: Final = b"\xff\xff\xff\xff"
 MAX_ACL_COUNT: Final = 64
 MAX_SCHEME_BYTES: Final = 64
 MAX_ID_BYTES: Final = 1024
+_SCHEMES_THAT_READ_IDS: Final = frozenset({"world", "digest", "ip", "sasl"})
+"""Those in whose entries ZooKeeper 3.8.0 cannot bear a null id; the others get to be judged."""
 _MIN_ACL_BYTES: Final = 3 * INT_BYTES
 _PERMS_ALL: Final = 31
 
@@ -127,7 +129,9 @@ class JuteReader:
         scheme = self.text() or ""
         identity = self.text()
         if identity is None:
-            raise DecodeError("an id in the ACL list is null")
+            if scheme in _SCHEMES_THAT_READ_IDS:
+                raise DecodeError(f"the id of an ACL entry of scheme {scheme} is null")
+            identity = ""  # as kazoo writes the empty id of the scheme auth
         if len(scheme.encode()) > MAX_SCHEME_BYTES or len(identity.encode()) > MAX_ID_BYTES:
             raise DecodeError(
                 f"an ACL entry may have {MAX_SCHEME_BYTES} bytes of scheme and {MAX_ID_BYTES} of id"

@@ -128,10 +128,7 @@ def _auth(body: JuteReader) -> zk.AuthRequest:
 
 
 def _sasl(body: JuteReader) -> zk.SaslToken:
-    token = body.data()
-    if token is None:
-        raise DecodeError("the SASL token is null")
-    return zk.SaslToken(token)
+    return zk.SaslToken(body.data() or b"")  # kazoo's first token is null
 
 
 def _path(body: JuteReader) -> zk.PathRequest:

@@ -376,6 +376,15 @@ def test_bits_of_an_acl_entry_that_mean_nothing_are_dropped() -> None:
     assert message.acl == (Acl(31, "", "anyone"),)
 
 
+@pytest.mark.parametrize("scheme", ["auth", "x509", "nonsense", ""])
+def test_a_null_id_is_empty_where_nobody_reads_it(scheme: str) -> None:
+    """kazoo writes CREATOR_ALL_ACL so."""
+    entry = i32(31) + ustring(scheme) + NULL
+    body = ustring("/a") + buffer(b"") + vector([entry]) + i32(0)
+    ((_, _, message),) = opened().feed(request(1, 1, body))
+    assert message.acl == (Acl(31, scheme, ""),)
+
+
 def test_a_null_vector_is_empty_and_a_null_acl_is_none() -> None:
     ((_, _, message),) = opened().feed(request(-8, 101, i64(5) + NULL + i32(-7) + NULL))
     assert message == zk.SetWatchesRequest(5, [], [], [], [], [], False)
@@ -391,6 +400,11 @@ def test_a_credential_has_a_bound_and_a_null_one_proves_nothing() -> None:
         assert key == (1100 if taken else REFUSED)
     null = request(-4, 100, i32(0) + ustring("digest") + NULL)
     assert opened().feed(null) == [(1100, -4, zk.AuthRequest("", b""))]
+
+
+def test_a_null_sasl_token_is_an_empty_one() -> None:
+    """kazoo begins so."""
+    assert opened().feed(request(3, 102, NULL)) == [(1102, 3, zk.SaslToken(b""))]
 
 
 def test_connections_of_one_loop_may_share_their_scratch_buffer() -> None:

@@ -28,6 +28,19 @@ def test_a_fresh_root_is_as_zookeepers() -> None:
     assert stat_of(client, "/").cversion == 0
 
 
+def test_quotas_are_anybodys_to_set_and_the_configuration_is_not() -> None:
+    client = Server().client()
+    for path, acl, aversion in (
+        ("/zookeeper", OPEN_ACL_UNSAFE, 0),
+        ("/zookeeper/quota", OPEN_ACL_UNSAFE, 0),
+        ("/zookeeper/config", (Acl(1, "world", "anyone"),), -1),
+    ):
+        answer = client.ask(zk.GET_ACL, zk.GetAclRequest(path)).message
+        assert (answer.acl, answer.stat.aversion) == (acl, aversion), path
+    assert client.create("/zookeeper/quota/app").code == 0
+    assert client.set("/zookeeper/config", b"").code == Code.NO_AUTH
+
+
 def test_stat_follows_every_change() -> None:
     server = Server()
     client = server.client()

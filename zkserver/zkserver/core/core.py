@@ -109,6 +109,7 @@ class ZkCore:
             zk.SET_ACL.key: preparer.set_acl,
             zk.CHECK.key: preparer.check,
             zk.MULTI.key: preparer.multi,
+            zk.RECONFIG_KEY: preparer.reconfig,
         }
 
     # ---- recovery ------------------------------------------------------------------------------
@@ -292,11 +293,6 @@ class ZkCore:
         elif api_key == zk.CLOSE_SESSION.key:
             connection.last_request_taken = True
             self._close_session(connection.session, CloseReason.CLOSED, connection, correlation_id)
-        elif api_key == zk.RECONFIG_KEY:
-            refusal = Refusal(
-                ZkErrorCode.RECONFIG_DISABLED, "a standalone server has no members to change", False
-            )
-            self._refuse(connection, correlation_id, refusal)
         else:
             text = f"api {api_key} is not served yet"
             self._refuse(

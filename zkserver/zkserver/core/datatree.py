@@ -24,7 +24,8 @@ CREATE: Final = int(Perms.CREATE)
 DELETE: Final = int(Perms.DELETE)
 ADMIN: Final = int(Perms.ADMIN)
 READ_ONLY_ACL: Final = (Acl(READ, "world", "anyone"),)
-SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config")
+CONFIG_PATH: Final = "/zookeeper/config"
+SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/quota", CONFIG_PATH)
 """They exist from the start and are never deleted."""
 
 _SIGN: Final = 1 << 31
@@ -193,11 +194,16 @@ class DataTree:
         """The running snapshot; it is told of a node before the node changes."""
 
     def add_system_nodes(self) -> None:
-        """A new tree: built-in children do not count as creations (`/` shows cversion -1)."""
+        """A new tree, to the field as ZooKeeper 3.8.0 has it.
+
+        Built-in children do not count as creations (`/` shows cversion -1); quotas are anybody's to
+        set; the configuration is not, and its ACL list has the version -1.
+        """
         assert not self.nodes, len(self.nodes)
         for path in SYSTEM_PATHS:
-            acl = OPEN_ACL_UNSAFE if path == "/" else READ_ONLY_ACL
+            acl = READ_ONLY_ACL if path == CONFIG_PATH else OPEN_ACL_UNSAFE
             self.insert(Node(path, b"", acl, 0, 0, 0))
+        self.nodes[CONFIG_PATH].aversion = -1
 
     def insert(self, node: Node) -> None:
         """Put a node into its place; its parent is there."""

@@ -163,6 +163,11 @@ class Preparer:
         self.outstanding.note(session.session_id, whole)
         return whole
 
+    def reconfig(self, connection: Connection, message: Any) -> Body:
+        """A standalone server has no members to change; the attempt takes a zxid all the same."""
+        text = "a standalone server has no members to change"
+        raise Rejected(ZkErrorCode.RECONFIG_DISABLED, text)
+
     def close_session(self, session: Session, reason: int) -> Body:
         """Note the end of a session, with all ephemerals it will have had by then."""
         paths = dict(session.ephemerals)
