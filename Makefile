@@ -2,6 +2,8 @@
 # make test  sets up, runs the tests on both event loops
 # make kazoo  runs kazoo's own test suite against zkserver (ARGS=--quick: a part of it)
 # make compat  compares with Apache ZooKeeper by its own shells, a model of Kafka, the guide's examples
+# make differential  random programs against Apache ZooKeeper, every reply and event compared
+# make history  records concurrent clients and checks the order of everything (ARGS=--server apache)
 # The rest: check (lint, types), sim, chaos, bench. All do their own set-up in .venv.
 
 PYTHON ?= python3
@@ -9,9 +11,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEEDS ?= 5000
 KILLS ?= 200
+OPERATIONS ?= 100000
 ARGS ?=
 
-.PHONY: run test check sim chaos kazoo compat bench lock clean
+.PHONY: run test check sim chaos kazoo compat differential history bench lock clean
 
 $(VENV)/ready: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "duolog needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -42,6 +45,12 @@ kazoo: $(VENV)/ready
 
 compat: $(VENV)/ready
 	$(PY) -m tests.compat $(ARGS)
+
+differential: $(VENV)/ready
+	$(PY) -m tests.oracle.differential --operations $(OPERATIONS) $(ARGS)
+
+history: $(VENV)/ready
+	$(PY) -m tests.oracle.recorder --prove $(ARGS)
 
 bench: $(VENV)/ready
 	$(PY) -m bench $(ARGS)

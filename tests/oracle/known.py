@@ -209,7 +209,7 @@ KNOWN_DIFFERENCES: Final = (
         "system znodes",
         "/zookeeper and /zookeeper/quota can be written by the super user only; in Apache 3.8.0 by "
         "everybody, who can then lift or set the quotas of others (and the aversion of "
-        "/zookeeper/config is 0, not -1)",
+        "/zookeeper/config is 0, not -1). The test sets both to ours after its first program",
         _system_nodes,
     ),
     KnownDifference(
@@ -287,7 +287,8 @@ NOT_GENERATED: Final = {
     ),
     "pipelining and multi where there is a quota": (
         "Apache compares with the usage of what is applied, not of what is on its way or earlier "
-        "in the same multi, which can then go over a hard limit; zkserver counts outstanding changes"
+        "in the same multi, which can then go over a hard limit; zkserver counts what is "
+        "outstanding"
     ),
     "watches on paths that cannot exist": (
         "zkserver refuses them as BadArguments, as the clients do; Apache keeps them for ever"

@@ -22,6 +22,7 @@ POLL_S: Final = 0.02
 FORGOTTEN_S: Final = 2.0
 """Silence after which Apache is taken to have forgotten to close a connection."""
 AUTH_FAILED: Final = -115
+READ_ACL: Final = (jute.Acl(1, "world", "anyone"),)
 SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/config", "/zookeeper/quota")
 
 Said = list[tuple[str | None, Any]]
@@ -330,8 +331,10 @@ class Side:
         for path in reversed(paths):
             if path not in SYSTEM_PATHS:
                 self.control.request("delete", path, -1)
-        self.control.request("set_acl", "/", jute.OPEN_ACL, -1)
-        self.control.request("set_data", "/", b"", -1)
+        for path in ("/", "/zookeeper", "/zookeeper/quota"):
+            # Apache begins with open system nodes, zkserver does not: known.KNOWN_DIFFERENCES
+            self.control.request("set_acl", path, jute.OPEN_ACL if path == "/" else READ_ACL, -1)
+            self.control.request("set_data", path, b"", -1)
         names = [name for _, name in self.control.due]
         frames = self.control.receive_due()
         said += [
