@@ -23,6 +23,8 @@ class Credentials:
 
     def __init__(self, providers: AuthProviders) -> None:
         self._providers = providers
+        self.failed_count = 0
+        """Credentials that proved nothing."""
 
     def knows(self, api_key: int) -> bool:
         """The request is one of those that are taken here."""
@@ -34,6 +36,7 @@ class Credentials:
         try:
             pieces = self._add(connection, correlation_id, message)
         except AuthFailed as error:
+            self.failed_count += 1
             return REFUSED, correlation_id, Refusal(ZkErrorCode.AUTH_FAILED, str(error), True)
         return ANSWERED, correlation_id, pieces
 
