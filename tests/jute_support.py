@@ -8,6 +8,7 @@ apart; `JuteClient` is a client over asyncio streams, for tests that want the by
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -257,12 +258,12 @@ class JuteClient:
         self.session: Session | None = None
 
     @classmethod
-    async def dial(cls, port: int) -> JuteClient:
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+    async def dial(cls, port: int, tls: ssl.SSLContext | None = None) -> JuteClient:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=tls))
 
     @classmethod
-    async def open(cls, port: int, **connect: Any) -> JuteClient:
-        client = await cls.dial(port)
+    async def open(cls, port: int, tls: ssl.SSLContext | None = None, **connect: Any) -> JuteClient:
+        client = await cls.dial(port, tls)
         client.send(connect_request(**connect))
         client.session = Session.of(await client.next_frame())
         return client

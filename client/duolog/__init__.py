@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from duolog_protocol.errors import Error
     from duolog_protocol.types import Acl, EventType, Stat, TopicPartition
+    from duolog_runtime.tls_context import client_tls_context
 
     from .admin import Admin
     from .consumer import Consumer
@@ -39,6 +40,7 @@ _HOMES = {
     "WatchStream": "duolog.zk",
     "WatchedEvent": "duolog.core.zk_watches",
     "ZkClient": "duolog.zk",
+    "client_tls_context": "duolog_runtime.tls_context",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "WatchStream",
     "WatchedEvent",
     "ZkClient",
+    "client_tls_context",
 ]
 
 

@@ -17,7 +17,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode
@@ -36,6 +36,9 @@ from .core.zk_watches import WatchedEvent, Watcher, WatchKind
 from .zk_events import WatchStream
 from .zk_keeper import ArmOn, Listener, SessionKeeper
 from .zk_transaction import Transaction, create_request
+
+if TYPE_CHECKING:
+    import ssl
 
 DEFAULT_HOSTS: Final = "127.0.0.1:2181"
 
@@ -69,12 +72,13 @@ class ZkClient:
         session_timeout: float = 10.0,
         client_id: tuple[int, bytes] | None = None,
         client_name: str = "duolog",
+        ssl_context: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`hosts`: HOST[:PORT][,HOST[:PORT]...][/chroot]. `session_timeout`: seconds, as wished;
         the server has the last word. `client_id`: (session id, password) of a session to attach
-        to. Raises ConfigError.
+        to. `ssl_context`: connect over TLS (`client_tls_context` makes one). Raises ConfigError.
         """
         parsed = parse_hosts(hosts)
         problem = path_problem(parsed.chroot) if parsed.chroot else None
@@ -90,6 +94,7 @@ class ZkClient:
             client_name=client_name,
             clock=clock or SystemClock(),
             attach_only=client_id is not None,
+            ssl_context=ssl_context,
         )
 
     # ---- life ----------------------------------------------------------------------------------

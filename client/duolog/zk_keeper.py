@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import (
@@ -43,6 +43,9 @@ from .clock import Clock
 from .core.zk_session import Session, SessionState
 from .core.zk_watches import WatchedEvent, WatchRegistry
 
+if TYPE_CHECKING:
+    import ssl
+
 CLOSE_SECONDS: Final = 2.0
 MAX_FRAME_BYTES: Final = zk.MAX_LIST_BYTES + MAX_HEADER_BYTES
 
@@ -55,7 +58,14 @@ class SessionKeeper:
     """The connection of one client; `session` and `watches` are its pure halves."""
 
     def __init__(
-        self, session: Session, *, chroot: str, client_name: str, clock: Clock, attach_only: bool
+        self,
+        session: Session,
+        *,
+        chroot: str,
+        client_name: str,
+        clock: Clock,
+        attach_only: bool,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.session = session
         self.watches = WatchRegistry()
@@ -66,6 +76,7 @@ class SessionKeeper:
         self._client_name = client_name
         self._clock = clock
         self._attach_only = attach_only
+        self._ssl_context = ssl_context
         self._link: ClientLink | None = None
         self._usable = asyncio.Event()
         """Set while a connection with a session and re-registered watches is there."""
@@ -227,6 +238,7 @@ class SessionKeeper:
                     max_frame_bytes=MAX_FRAME_BYTES,
                     on_push=self._on_push,
                     on_closed=lambda _reason: self._link_ended.set(),
+                    ssl_context=self._ssl_context,
                 )
                 self._link = link
                 try:

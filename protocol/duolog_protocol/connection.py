@@ -41,7 +41,7 @@ MAX_FRAME_BYTES_UNKNOWN_PEER: Final = 16 * 1024
 
 
 class ServerState(Enum):
-    """States of a server's end; each only follows the one before it."""
+    """States of a server's end; each only follows the one before it (but see `start_over`)."""
 
     EXPECT_PREAMBLE = 1
     OPEN = 2
@@ -136,6 +136,14 @@ class ServerConnection:
         self.state = ServerState.OPEN
         rest, self.first_bytes = self.first_bytes[used_bytes:], b""
         return self.decoder.feed(rest) if rest else []
+
+    def start_over(self) -> bytes:
+        """The caller opened TLS: expect a caller inside it. The result is all that came so far."""
+        assert self.state is ServerState.FOREIGN, self.state
+        first, self.first_bytes = self.first_bytes, b""
+        self.caller = Caller.UNKNOWN_YET
+        self.state = ServerState.EXPECT_PREAMBLE
+        return first
 
     def raise_limit(self, max_frame_bytes: int) -> None:
         """The peer is known now: accept longer frames from it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from duolog_protocol.apis import AnyApi, error_message
 from duolog_protocol.codec import Piece
@@ -27,6 +27,9 @@ from duolog_protocol.connection import (
 )
 from duolog_protocol.errors import ConnectionLostError, Error, RemoteProtocolError
 from duolog_protocol.frames import READ_BYTES
+
+if TYPE_CHECKING:
+    import ssl
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 WRITE_LOW_BYTES: Final = 256 * 1024
@@ -373,8 +376,12 @@ async def connect(
     on_push: Callable[[Push], None],
     on_closed: Callable[[BaseException | None], None],
     scratch: memoryview | None = None,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> ClientLink:
-    """Open a client link. Put `asyncio.timeout` around it. Raises ConnectionLostError."""
+    """Open a client link, over TLS where a context is given.
+
+    Put `asyncio.timeout` around it. Raises ConnectionLostError.
+    """
     loop = asyncio.get_running_loop()
 
     def factory() -> ClientLink:
@@ -387,7 +394,7 @@ async def connect(
         )
 
     try:
-        _, link = await loop.create_connection(factory, host, port)
+        _, link = await loop.create_connection(factory, host, port, ssl=ssl_context)
     except OSError as error:
         raise ConnectionLostError(f"cannot connect to {host}:{port}: {error}") from error
     return link

@@ -47,6 +47,9 @@ async def serve(
         except (DataDirectoryError, PermissionError, NotADirectoryError) as error:
             log.error("data_directory_refused", reason=str(error))
             return 2
+        except ConfigError as error:
+            log.error("start_refused", reason=str(error))
+            return 2
         try:
             await node.start()
             announce(
@@ -55,6 +58,7 @@ async def serve(
                 port=node.port,
                 pid=os.getpid(),
                 data=os.path.abspath(config.data_directory),
+                **({} if node.tls_port is None else {"tls_port": node.tls_port}),
             )
             await stop.wait()
         except ConfigError as error:

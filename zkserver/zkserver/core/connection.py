@@ -66,6 +66,7 @@ class Connection:
         "session",
         "submitted",
         "waiting",
+        "waiting_count",
         "watched",
     )
 
@@ -91,7 +92,9 @@ class Connection:
         self.completed = 0
         """Those of them that were answered; completed <= submitted."""
         self.waiting: deque[tuple[int, Any]] = deque()
-        """(submitted when it came, request): answered once `completed` has reached that."""
+        """What waits for its turn: see `turns`."""
+        self.waiting_count = 0
+        """Requests in it."""
         self.barrier_count = 0
         """Requests in `waiting` that no write may overtake."""
         self.backlog_bytes = 0
@@ -107,7 +110,7 @@ class Connection:
 
     def outstanding_count(self) -> int:
         """Requests that were taken and not answered."""
-        return self.submitted - self.completed + len(self.waiting)
+        return self.submitted - self.completed + self.waiting_count
 
     def __repr__(self) -> str:
         session_id = self.session.session_id if self.session is not None else 0

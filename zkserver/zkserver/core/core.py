@@ -221,17 +221,32 @@ class ZkCore:
         if session is not None and not session.closing:
             self._tracker.touch(session, self._now_ms)
         self._dirty[connection] = None
-        if session is not None and not self._turns.must_wait(connection):
-            served = self._reads.serve_run(connection, requests)
-            if served:
-                requests = requests[served:]
-        take = self._take
-        for request in requests:
-            take(connection, request)
-            if connection.last_request_taken:
-                break
+        self._take_batch(connection, requests)
         if self._flow.must_pause(connection):
             self._later.append(PauseReading(connection))
+
+    def _take_batch(self, connection: Connection, requests: list[Request]) -> None:
+        """Take requests in order: reads that follow each other as one run, the others one by one.
+
+        A run is answered at once, or waits as a whole behind the connection's writes.
+        """
+        turns, knows, take = self._turns, self._reads.knows, self._take
+        position, end = 0, len(requests)
+        if connection.session is not None and not turns.must_wait(connection):
+            position = self._reads.serve_run(connection, requests)
+        while position < end:
+            request = requests[position]
+            if knows(request[0]) and turns.must_wait(connection):
+                first = position
+                position += 1
+                while position < end and knows(requests[position][0]):
+                    position += 1
+                turns.add_reads(connection, requests[first:position])
+                continue
+            take(connection, request)
+            position += 1
+            if connection.last_request_taken:
+                return
 
     def _take(self, connection: Connection, request: Request) -> None:
         """Answer a request, log it, or let it wait behind what the connection asked before.
@@ -316,15 +331,10 @@ class ZkCore:
             note = error
             body = (TxnKind.ERROR, error.code)
         connection.submitted += 1
-        self._proposals.add(
-            self._proposals.next_zxid(),
-            session.session_id,
-            body,
-            connection,
-            correlation_id,
-            api_key,
-            note,
-        )
+        proposals = self._proposals
+        session_id = session.session_id
+        zxid = proposals.next_zxid()
+        proposals.add(zxid, session_id, body, connection, correlation_id, api_key, note)
 
     def _may_log(self, connection: Connection) -> bool:
         """What it asks now may go before what it asked and still waits."""
@@ -427,7 +437,7 @@ class ZkCore:
     def _forget_connection(self, connection: Connection) -> None:
         """It has ended, or is about to: its watches go, its session stays (A.9)."""
         connection.closed = True
-        connection.waiting.clear()
+        self._turns.forget(connection)
         self._watches.remove_connection(connection)
         self._flow.forget(connection)
         session = connection.session
@@ -448,33 +458,38 @@ class ZkCore:
         proposals, state, watches = self._proposals, self.state, self._watches
         pending = proposals.pending
         apply, changes, dirty = state.apply, state.changes, self._dirty
-        while pending and pending[0].zxid <= zxid:
+        applied_count = applied_bytes = 0
+        while pending and pending[0][0] <= zxid:
             each = pending.popleft()
-            body, connection = each.body, each.connection
+            own_zxid, session_id, wall_ms, body, connection, correlation_id, api_key, note, size = (
+                each
+            )
             if connection is not None and connection.waiting:
                 self._serve_before_write(connection)
             if body is None:
                 assert connection is not None
                 if not connection.closed:
-                    self._answer_sync(connection, each.correlation_id, each.note)
+                    self._answer_sync(connection, correlation_id, note)
             else:
-                proposals.on_applied(each)
+                applied_count += 1
+                applied_bytes += size
                 seen = len(changes)
-                result = apply(each.zxid, each.session_id, each.wall_ms, body)
+                result = apply(own_zxid, session_id, wall_ms, body)
                 if watches.count and len(changes) > seen:
                     watches.announce(changes[seen:], dirty)
-                if each.api_key == 1005 and connection is not None and each.note is None:
+                if api_key == 1005 and note is None and connection is not None:
                     if not connection.closed:
                         connection.codec.append_stat(
-                            connection.out, each.correlation_id, each.zxid, result
+                            connection.out, correlation_id, own_zxid, result
                         )
-                elif each.api_key:
+                elif api_key:
                     self._answer(each, result)
             if connection is not None:
                 connection.completed += 1
                 dirty[connection] = None
                 if connection.waiting:
                     self._turns.serve(connection)
+        proposals.on_applied(applied_count, applied_bytes)
         self._history.take(changes)
         assert state.last_applied_zxid <= zxid, (state.last_applied_zxid, zxid)
         if not pending:

@@ -256,10 +256,16 @@ class DataTree:
         node = self.nodes[path]
         if self.snapshot is not None:
             self.snapshot.save(node)
-        self._replace_data(node, data)
+        old = node.data
+        if old is not None:
+            self.data_bytes -= len(old)
+        if data is not None:
+            self.data_bytes += len(data)
+        node.data = data
         node.version = version
         node.mzxid = zxid
         node.mtime = wall_ms
+        node.encoded_data = node.encoded_stat = node.jute_body = None
         return node
 
     def set_acl(self, path: str, acl: tuple[Acl, ...], aversion: int) -> Node:
@@ -277,17 +283,7 @@ class DataTree:
 
     def set_usage(self, node: Node, data: bytes) -> None:
         """Write what a quota counts into its znode: no version, time or zxid changes (B.10)."""
-        if self.snapshot is not None:
-            self.snapshot.save(node)
-        self._replace_data(node, data)
-
-    def _replace_data(self, node: Node, data: bytes | None) -> None:
-        old = node.data
-        self.data_bytes += (len(data) if data is not None else 0) - (
-            len(old) if old is not None else 0
-        )
-        node.data = data
-        self._forget_encoded(node)
+        self.set_data(node.path, data, node.version, node.mzxid, node.mtime)
 
     @staticmethod
     def _forget_encoded(node: Node) -> None:

@@ -211,7 +211,7 @@ class Preparer:
             _require_perm(entry, WRITE, path, connection)
         if version not in (-1, entry.version):
             raise _wrong_version(path, entry.version, version)
-        if self._state.quotas and self._config.enforce_quota:
+        if self._state.quotas.limited and self._config.enforce_quota:
             size = len(data) if data is not None else 0
             _require_quota(view, path, Usage(0, size - entry.data_bytes))
         following = entry.version + 1
@@ -256,7 +256,7 @@ class Preparer:
             raise Rejected(
                 ZkErrorCode.NO_CHILDREN_FOR_EPHEMERALS, f"{parent_path} is an ephemeral node"
             )
-        if self._state.quotas and self._config.enforce_quota:
+        if self._state.quotas.limited and self._config.enforce_quota:
             _require_quota(view, path, Usage(1, len(data) if data is not None else 0))
         special = int(ephemeral)
         if ephemeral:

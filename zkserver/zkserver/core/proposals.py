@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any, Final
 
 from duolog_protocol.txns import Body, TxnKind, encode_txn
-from duolog_protocol.types import ZXID_EPOCH_LAST, counter_of, epoch_of, make_zxid
+from duolog_protocol.types import ZXID_COUNTER_LAST, ZXID_EPOCH_LAST, epoch_of, make_zxid
 
 from .config import CoreConfig
 from .connection import Connection
@@ -25,7 +25,7 @@ class Proposals:
     """The outstanding Txns of one server."""
 
     def __init__(self, config: CoreConfig) -> None:
-        self._config = config
+        self._counter_last = config.zxid_counter_last
         self.last_logged_zxid = 0
         self.wall_ms = 0
         """Stamped into every Txn."""
@@ -44,7 +44,7 @@ class Proposals:
     def next_zxid(self) -> int:
         """The zxid of the next Txn; opens an epoch where the counter of this one is full."""
         last = self.last_logged_zxid
-        if counter_of(last) >= self._config.zxid_counter_last:
+        if last & ZXID_COUNTER_LAST >= self._counter_last:
             epoch = epoch_of(last) + 1
             if epoch > ZXID_EPOCH_LAST:
                 self.epochs_are_used_up = True
@@ -91,10 +91,10 @@ class Proposals:
         self._records = []
         return append
 
-    def on_applied(self, each: Pending) -> None:
-        """A Txn that was taken from `pending` is applied."""
-        self.count -= 1
-        self.bytes_count -= each.size_bytes
+    def on_applied(self, count: int, bytes_count: int) -> None:
+        """So many Txns that were taken from `pending` are applied."""
+        self.count -= count
+        self.bytes_count -= bytes_count
 
     def take_back(self, first_zxid: int, last_applied_zxid: int) -> list[Pending]:
         """Nothing from `first_zxid` on will ever be durable: forget it, zxids and all."""

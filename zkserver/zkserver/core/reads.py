@@ -21,6 +21,7 @@ from .auth import acl_allows, mask_digests, without_secrets
 from .config import CoreConfig
 from .connection import Connection
 from .datatree import ADMIN, READ, Node
+from .events import Request
 from .history import Gap, History
 from .prepare import Refused
 from .state import ReplicatedState
@@ -76,7 +77,9 @@ class Reads:
         """The request is one of those that are answered here."""
         return api_key in self._by_key
 
-    def serve_run(self, connection: Connection, requests: list[tuple[int, int, Any]]) -> int:
+    def serve_run(
+        self, connection: Connection, requests: list[Request], *, forced: bool = False
+    ) -> int:
         """Answer the reads that a batch begins with, as far as the socket takes the replies.
 
         Returns how many; nothing before them may be outstanding. Most batches are nothing else:
@@ -85,31 +88,30 @@ class Reads:
         find = self._by_key.get
         limit = self.max_backlog_bytes
         served = 0
-        for request in requests:
-            api_key, correlation_id, message = request
+        for api_key, correlation_id, message in requests:
             read = find(api_key)
-            if read is None or connection.backlog_bytes >= limit:
+            if read is None or (connection.backlog_bytes >= limit and not forced):
                 break
             try:
                 read(connection, correlation_id, message)
             except Refused as error:
-                zxid = self._state.last_applied_zxid
-                connection.out.append(
-                    connection.codec.error(correlation_id, error.code, zxid, error.message)
-                )
+                self._refuse(connection, correlation_id, error)
             served += 1
         return served
 
-    def serve(self, connection: Connection, request: tuple[int, int, Any]) -> None:
+    def serve(self, connection: Connection, request: Request) -> None:
         """Answer a request now, with the tree as it is."""
         api_key, correlation_id, message = request
         try:
             self._by_key[api_key](connection, correlation_id, message)
         except Refused as error:
-            zxid = self._state.last_applied_zxid
-            connection.out.append(
-                connection.codec.error(correlation_id, error.code, zxid, error.message)
-            )
+            self._refuse(connection, correlation_id, error)
+
+    def _refuse(self, connection: Connection, correlation_id: int, error: Refused) -> None:
+        zxid = self._state.last_applied_zxid
+        connection.out.append(
+            connection.codec.error(correlation_id, error.code, zxid, error.message)
+        )
 
     def _reply(
         self, connection: Connection, api_key: int, correlation_id: int, message: Any

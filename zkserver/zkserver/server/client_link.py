@@ -1,7 +1,8 @@
 """The connections of clients: who may stay, for how long without a session, and what they say.
 
 Owns the limits on connections and the time until a session is there. It decides nothing about
-requests: frames become requests in the codec and go to the engine, all of one read together.
+requests: frames become requests in the codec and go to the engine, all of one read together. A
+client that opens TLS gets a layer of it under its link, and is told apart again inside.
 Limits: reliability.md §11.2. A connection is *unknown* until the core has attached a session.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from duolog_protocol.errors import RemoteProtocolError
+from duolog_protocol.errors import DecodeError, RemoteProtocolError
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import MAX_FRAME_BYTES_WITHOUT_SESSION, JuteDecoder
 from duolog_protocol.preamble import Caller
@@ -18,7 +19,11 @@ from duolog_protocol.zk_codec import NativeCodec
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import Logger
+from duolog_runtime.tls import TlsLayer
+from duolog_runtime.tls_context import ServerTls
+from zkserver.core.auth import AuthProviders
 from zkserver.core.connection import Codec, Connection
+from zkserver.core.distinguished_name import subject_name
 from zkserver.core.events import ConnectionLost, Event, Received
 
 
@@ -52,12 +57,17 @@ class ClientLinks:
         limits: LinkLimits,
         log: Logger,
         answer_word: Callable[[str], str | None],
+        *,
+        auth: AuthProviders | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         self._inbox = inbox
         self._clock = clock
         self._limits = limits
         self._log = log
         self._answer_word = answer_word
+        self._auth = auth or AuthProviders()
+        self._tls = tls
         self._links: dict[ServerLink, Connection] = {}
         self._unknown: dict[Connection, int] = {}
         """Until when a connection has to have a session, oldest first (ms, monotonic)."""
@@ -88,7 +98,9 @@ class ClientLinks:
             return
         if len(self._unknown) >= limits.max_unknown_connections:
             self._drop(next(iter(self._unknown)), "too many connections without a session")
-        connection = Connection(NativeCodec(), link.peer, link, (("ip", address),))
+        connection = Connection(
+            NativeCodec(), link.peer, link, self._auth.at_connect(address, None)
+        )
         link.context = connection
         self._links[link] = connection
         self._per_address[address] = own + 1
@@ -104,13 +116,35 @@ class ClientLinks:
         self._inbox.step(Received(connection, requests, self._clock.wall_ms()))
 
     def on_foreign(self, link: ServerLink) -> None:
-        """Not a client of ours: answer a four-letter word, else close."""
+        """Not a client of ours: begin TLS, or answer a four-letter word, else close."""
         endpoint = link.endpoint
+        inside = isinstance(link.transport, TlsLayer)
+        if endpoint.caller is Caller.TLS and self._tls is not None and not inside:
+            self.secure(link, self._tls).take_over(endpoint.start_over())
+            return
         if endpoint.caller is Caller.FOUR_LETTER_WORD:
             text = self._answer_word(endpoint.first_bytes[:4].decode("ascii"))
             if text is not None:
                 link.write([text.encode()])
         link.close(RemoteProtocolError(f"the caller is {endpoint.caller.value}"))
+
+    def secure(self, link: ServerLink, tls: ServerTls) -> TlsLayer:
+        """A layer of TLS for a link."""
+        return TlsLayer(link, tls.context(), self._on_secured, tls.scratch)
+
+    def _on_secured(self, link: ServerLink) -> None:
+        """A client's handshake is over: its certificate says who it is."""
+        assert isinstance(link.transport, TlsLayer), link.transport
+        certificate = link.transport.peer_certificate()
+        if certificate is None:
+            return
+        try:
+            subject = subject_name(certificate)
+        except DecodeError as error:
+            link.close(RemoteProtocolError(f"the certificate names nobody: {error}"))
+            return
+        connection: Connection = link.context
+        connection.identities = self._auth.at_connect(_address(link), subject)
 
     def on_closed(self, link: ServerLink, reason: BaseException | None) -> None:
         """A connection ended, from either side."""

@@ -24,11 +24,13 @@ from duolog_runtime.connection import ServerLink, new_scratch
 from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
 from duolog_runtime.logs import Logger
+from duolog_runtime.tls import TlsLayer
 from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
 from zkserver.core.events import Drained
+from zkserver.security import load_auth, load_tls
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
@@ -57,11 +59,11 @@ class Node:
         log: Logger,
         on_halt: Callable[[], None],
     ) -> None:
-        """Take the data directory and recover from it. Blocks.
+        """Read the files that the settings name, take the data directory and recover. Blocks.
 
         `on_halt` is called when the server cannot go on; `failure` then says why.
 
-        Raises DirectoryLockedError, DataDirectoryError, CorruptRecordError, OSError.
+        Raises ConfigError, DirectoryLockedError, DataDirectoryError, CorruptRecordError, OSError.
         """
         self._config = config
         self._core_config = core_config
@@ -70,7 +72,8 @@ class Node:
         self._log = log
         self._started_ms = clock.now_ms()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        """Empty before `start` and from `stop` on."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         """When the timer fires (ms, monotonic); of meaning while there is one."""
@@ -81,6 +84,10 @@ class Node:
         """Why the server cannot go on, or empty."""
         self.port = config.port
         """The port it listens on, after `start`."""
+        self.tls_port = config.tls_port
+        """The port for TLS only that it listens on, after `start`; None where there is none."""
+        auth = load_auth(config, rng)
+        self._tls = load_tls(config, clock, log)
         self._data = DataDirectory(
             files,
             config.data_directory,
@@ -91,7 +98,7 @@ class Node:
         )
         try:
             self._engine = Engine(
-                ZkCore(core_config, rng),
+                ZkCore(core_config, rng, auth),
                 self._data,
                 disk=disk,
                 clock=clock,
@@ -117,6 +124,8 @@ class Node:
             ),
             log,
             self._answer_word,
+            auth=auth,
+            tls=self._tls,
         )
 
     async def start(self) -> None:
@@ -124,9 +133,9 @@ class Node:
         loop = self._loop = asyncio.get_running_loop()
         config = self._config
         scratch = new_scratch()
-        links = self._links
+        links, tls = self._links, self._tls
 
-        def factory() -> ServerLink:
+        def new_link() -> ServerLink:
             return ServerLink(
                 loop,
                 on_made=self._on_made,
@@ -138,25 +147,43 @@ class Node:
                 take_length_prefixed=take_jute,
             )
 
+        def new_layer() -> TlsLayer:
+            assert tls is not None
+            return links.secure(new_link(), tls)
+
+        plain = new_layer if config.tls_required else new_link
+        self.port = await self._listen("port", config.port, plain)
+        if config.tls_port is not None:
+            self.tls_port = await self._listen("tls_port", config.tls_port, new_layer)
+        self._engine.start()
+        await self._until_idle()
+        if self.failure:
+            raise LogOfflineError(self.failure)
+        for server in self._servers:
+            await server.start_serving()
+        self._log.info("server_started", host=config.host, port=self.port, tls_port=self.tls_port)
+
+    async def _listen(
+        self, field: str, port: int, factory: Callable[[], asyncio.BaseProtocol]
+    ) -> int:
+        """Take a port, without answering on it yet. Raises ConfigError."""
+        host = self._config.host
+        assert self._loop is not None
         try:
-            self._server = await loop.create_server(
-                factory, config.host, config.port, backlog=_BACKLOG, start_serving=False
+            server = await self._loop.create_server(
+                factory, host, port, backlog=_BACKLOG, start_serving=False
             )
-            self.port = self._server.sockets[0].getsockname()[1]
-            self._engine.start()
-            await self._until_idle()
-            if self.failure:
-                raise LogOfflineError(self.failure)
-            await self._server.start_serving()
         except OSError as error:
-            rule = f"cannot be listened on at {config.host}: {error.strerror or error}"
-            raise ConfigError("port", config.port, rule) from error
-        self._log.info("server_started", host=config.host, port=self.port)
+            rule = f"cannot be listened on at {host}: {error.strerror or error}"
+            raise ConfigError(field, port, rule) from error
+        self._servers.append(server)
+        taken: int = server.sockets[0].getsockname()[1]
+        return taken
 
     async def stop(self) -> None:
         """Stop accepting, finish what is on its way to the disk, answer, close. Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
+        servers, self._servers = self._servers, []
+        for server in servers:
             server.close()
         self._links.pause_all()
         try:
@@ -197,7 +224,7 @@ class Node:
 
     def resume_reading(self, connection: Connection) -> None:
         """Read on, unless the server stops."""
-        if self._server is not None:
+        if self._servers:
             connection.link.resume_reading()
 
     def await_drain(self, connection: Connection) -> None:
@@ -214,7 +241,7 @@ class Node:
         self._progress.set()
         deadlines = (self._engine.deadline_ms(), self._links.next_deadline_ms())
         known = [deadline for deadline in deadlines if deadline is not None]
-        if not known or self._loop is None or self._server is None:
+        if not known or self._loop is None or not self._servers:
             return
         deadline_ms = min(known)
         if self._timer is not None:
@@ -249,7 +276,7 @@ class Node:
 
     def _fire(self) -> None:
         self._timer = None
-        if self._server is None:
+        if not self._servers:
             return
         self._links.drop_late()
         deadline_ms = self._engine.deadline_ms()
@@ -277,7 +304,7 @@ class Node:
             data_directory=config.data_directory,
             host=config.host,
             port=self.port,
-            settings={**dataclasses.asdict(config), **dataclasses.asdict(self._core_config)},
+            settings={**config.visible_settings(), **dataclasses.asdict(self._core_config)},
         )
         return answer(word, facts)
 
