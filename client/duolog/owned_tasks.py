@@ -36,8 +36,11 @@ class OwnedTasks:
                 self._on_failure(error)
 
     async def stop(self) -> None:
-        """Cancel all tasks and wait for their end. Cancelling this leaves them cancelled."""
-        tasks = list(self._tasks)
+        """Cancel all tasks and wait for their end. Cancelling this leaves them cancelled.
+
+        A task that calls this itself is not waited for.
+        """
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         if tasks:

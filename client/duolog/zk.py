@@ -1,7 +1,7 @@
 """`ZkClient`: a session with zkserver. Names and meanings are kazoo's, in asyncio.
 
-Owns the operations and their names. The connection, and the order in which things are heard, are
-`zk_keeper`'s.
+Owns the life of the client and what it tells of its session. The operations are `zk_operations`',
+the connection, and the order in which things are heard, `zk_keeper`'s.
 
 Calls made while the connection is lost wait for the next one, up to their timeout. A call that was
 in flight fails with ConnectionLostError unless it only reads: reads are sent again, writes never,
@@ -15,27 +15,24 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from duolog_protocol import zk_messages as zk
-from duolog_protocol.error_codes import ZkErrorCode
-from duolog_protocol.errors import (
-    NodeExistsError,
-    NoNodeError,
-    NotEmptyError,
-    RequestTimeoutError,
-)
-from duolog_protocol.paths import parent_of, path_problem
-from duolog_protocol.types import Acl, Stat
+from duolog_protocol.errors import RequestTimeoutError
+from duolog_protocol.paths import path_problem
+from duolog_runtime.connection import connect as connect_link
 
 from .clock import Clock, SystemClock
 from .core.zk_session import Session, SessionState, parse_hosts
-from .core.zk_watches import WatchedEvent, Watcher, WatchKind
+from .core.zk_watches import WatchedEvent
+from .retry import Retry
 from .zk_events import WatchStream
-from .zk_keeper import ArmOn, Listener, SessionKeeper
-from .zk_transaction import Transaction, create_request
+from .zk_keeper import Connect, Listener, SessionKeeper
+from .zk_operations import ZkOperations
+from .zk_transaction import MultiRead, Transaction
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     import ssl
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
 DEFAULT_HOSTS: Final = "127.0.0.1:2181"
 
 __all__ = [
+    "MultiRead",
     "SessionState",
     "Transaction",
     "WatchStream",
@@ -51,7 +49,7 @@ __all__ = [
 ]
 
 
-class ZkClient:
+class ZkClient(ZkOperations):
     """A session with zkserver.
 
     ```
@@ -71,23 +69,26 @@ class ZkClient:
         *,
         session_timeout: float = 10.0,
         client_id: tuple[int, bytes] | None = None,
+        auth_data: Sequence[tuple[str, bytes | str]] = (),
         client_name: str = "duolog",
         ssl_context: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
         clock: Clock | None = None,
+        connect: Connect = connect_link,
     ) -> None:
         """`hosts`: HOST[:PORT][,HOST[:PORT]...][/chroot]. `session_timeout`: seconds, as wished;
         the server has the last word. `client_id`: (session id, password) of a session to attach
-        to. `ssl_context`: connect over TLS (`client_tls_context` makes one). Raises ConfigError.
+        to. `auth_data`: (scheme, credential) pairs, as for `add_auth`. `ssl_context`: connect over
+        TLS (`client_tls_context` makes one). `connect` opens a link to a server. Raises
+        ConfigError.
         """
         parsed = parse_hosts(hosts)
         problem = path_problem(parsed.chroot) if parsed.chroot else None
         if problem is not None:
             raise ValueError(f"chroot: {problem}")
         self.chroot = parsed.chroot
-        self._session = Session(
-            parsed, int(session_timeout * 1000), rng or random.Random(), client_id
-        )
+        self.rng = rng or random.Random()
+        self._session = Session(parsed, int(session_timeout * 1000), self.rng, client_id)
         self._keeper = SessionKeeper(
             self._session,
             chroot=parsed.chroot,
@@ -95,6 +96,11 @@ class ZkClient:
             clock=clock or SystemClock(),
             attach_only=client_id is not None,
             ssl_context=ssl_context,
+            credentials=[
+                (scheme, each.encode() if isinstance(each, str) else each)
+                for scheme, each in auth_data
+            ],
+            connect=connect,
         )
 
     # ---- life ----------------------------------------------------------------------------------
@@ -203,161 +209,15 @@ class ZkClient:
         finally:
             self.remove_listener(listener)
 
-    # ---- znodes --------------------------------------------------------------------------------
+    # ---- for recipes ---------------------------------------------------------------------------
 
-    async def create(
-        self,
-        path: str,
-        data: bytes | None = b"",
-        *,
-        acl: Sequence[Acl] | None = None,
-        ephemeral: bool = False,
-        sequence: bool = False,
-        makepath: bool = False,
-        include_data: bool = False,
-        timeout: float | None = None,
-    ) -> Any:
-        """Create a znode and return its path; with `include_data` (path, Stat).
+    def spawn(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine as a task of this client: it is cancelled when the client is closed.
 
-        `sequence` appends a ten-digit number; `makepath` creates missing parents. Raises
-        NodeExistsError, NoNodeError (the parent), NoChildrenForEphemeralsError.
+        What it raises goes to the loop's exception handler.
         """
-        request = create_request(self._keeper.real(path), data, acl, ephemeral, sequence)
-        try:
-            response = await self._keeper.call(zk.CREATE, request, timeout)
-        except NoNodeError:
-            if not makepath:
-                raise
-            await self.ensure_path(parent_of(path), timeout=timeout)
-            response = await self._keeper.call(zk.CREATE, request, timeout)
-        found = self._keeper.shown(response.path)
-        return (found, response.stat) if include_data else found
+        return self._keeper.tasks.spawn(name, work)
 
-    async def ensure_path(self, path: str, *, timeout: float | None = None) -> None:
-        """Create a znode and its parents where they are missing."""
-        if path == "/" or await self.exists(path, timeout=timeout) is not None:
-            return
-        await self.ensure_path(parent_of(path), timeout=timeout)
-        try:
-            await self.create(path, b"", timeout=timeout)
-        except NodeExistsError:
-            return
-
-    async def delete(
-        self,
-        path: str,
-        version: int = -1,
-        *,
-        recursive: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Delete a znode; `recursive` with everything below it, not in one transaction.
-
-        Raises NoNodeError, BadVersionError, NotEmptyError.
-        """
-        while True:
-            if recursive:
-                for name in await self.get_children(path, timeout=timeout):
-                    try:
-                        child = f"{path.rstrip('/')}/{name}"
-                        await self.delete(child, recursive=True, timeout=timeout)
-                    except NoNodeError:
-                        continue
-            try:
-                await self._keeper.call(
-                    zk.DELETE, zk.DeleteRequest(self._keeper.real(path), version), timeout
-                )
-                return
-            except NotEmptyError:
-                if not recursive:
-                    raise
-
-    async def exists(
-        self, path: str, watch: Watcher | None = None, *, timeout: float | None = None
-    ) -> Stat | None:
-        """The Stat of a znode, None where there is none.
-
-        `watch` is called once: when the znode is created, changed or deleted.
-        """
-
-        def arm(code: int) -> None:
-            if watch is not None:
-                kind = WatchKind.DATA if code == 0 else WatchKind.EXIST
-                self._keeper.watches.add(kind, path, watch)
-
-        request = zk.ExistsRequest(self._keeper.real(path), watch is not None)
-        try:
-            response = await self._keeper.call(
-                zk.EXISTS, request, timeout, reads=True, arm=arm, arm_on=(0, ZkErrorCode.NO_NODE)
-            )
-        except NoNodeError:
-            return None
-        stat: Stat = response.stat
-        return stat
-
-    async def get(
-        self, path: str, watch: Watcher | None = None, *, timeout: float | None = None
-    ) -> tuple[bytes | None, Stat]:
-        """Data and Stat. `watch` is called once: on the next change or the deletion.
-
-        Raises NoNodeError; then no watch is left.
-        """
-        request = zk.GetDataRequest(self._keeper.real(path), watch is not None)
-        arm = self._armer(WatchKind.DATA, path, watch)
-        response = await self._keeper.call(zk.GET_DATA, request, timeout, reads=True, arm=arm)
-        return response.data, response.stat
-
-    async def set(
-        self, path: str, data: bytes | None, version: int = -1, *, timeout: float | None = None
-    ) -> Stat:
-        """Replace the data; `version` -1 matches any. Raises NoNodeError, BadVersionError."""
-        request = zk.SetDataRequest(self._keeper.real(path), data, version)
-        stat: Stat = (await self._keeper.call(zk.SET_DATA, request, timeout)).stat
-        return stat
-
-    async def get_children(
-        self,
-        path: str,
-        watch: Watcher | None = None,
-        *,
-        include_data: bool = False,
-        timeout: float | None = None,
-    ) -> Any:
-        """Names of the children, in no order; with `include_data` (names, Stat of the parent).
-
-        `watch` is called once: when a child comes or goes, or the znode is deleted.
-        """
-        request = zk.GetChildrenRequest(self._keeper.real(path), watch is not None)
-        arm = self._armer(WatchKind.CHILD, path, watch)
-        response = await self._keeper.call(zk.GET_CHILDREN, request, timeout, reads=True, arm=arm)
-        return (response.children, response.stat) if include_data else response.children
-
-    async def sync(self, path: str = "/", *, timeout: float | None = None) -> str:
-        """Wait until the server has applied all that was committed when the call was made."""
-        response = await self._keeper.call(
-            zk.SYNC, zk.SyncRequest(self._keeper.real(path)), timeout, reads=True
-        )
-        return self._keeper.shown(response.path)
-
-    async def check(self, path: str, version: int = -1, *, timeout: float | None = None) -> None:
-        """Raise NoNodeError or BadVersionError unless the znode is there at that version."""
-        await self._keeper.call(
-            zk.CHECK, zk.CheckRequest(self._keeper.real(path), version), timeout
-        )
-
-    def transaction(self) -> Transaction:
-        """Collect operations that are applied all together or not at all."""
-        return Transaction(self._keeper)
-
-    def events(self, path: str, *, recursive: bool = False) -> WatchStream:
-        """Every change of a znode (and its children; `recursive`: of the subtree), as it happens.
-
-        `async for event in zk.events(path)`; use it as an async context manager to be sure that
-        the watch is armed before something else is done.
-        """
-        return WatchStream(self._keeper, path, recursive=recursive)
-
-    def _armer(self, kind: WatchKind, path: str, watch: Watcher | None) -> ArmOn | None:
-        if watch is None:
-            return None
-        return lambda _code: self._keeper.watches.add(kind, path, watch)
+    async def retry(self, func: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        """Call `func` again while it raises retriable errors: `Retry` without a bound."""
+        return await Retry(max_tries=None, rng=self.rng)(func, *args, **kwargs)

@@ -11,33 +11,55 @@ from collections import deque
 from typing import Final, Self
 
 from duolog_protocol import zk_messages as zk
-from duolog_protocol.errors import Error, SessionExpiredError, WatchOverflowError
-from duolog_protocol.types import AddWatchMode, EventType, KeeperState
+from duolog_protocol.errors import (
+    AuthFailedError,
+    Error,
+    SessionExpiredError,
+    WatchOverflowError,
+)
+from duolog_protocol.types import AddWatchMode, EventType, KeeperState, WatcherType
 
-from .core.zk_watches import WatchedEvent
+from .core.zk_watches import PersistentWatch, WatchedEvent
 from .zk_keeper import SessionKeeper
 
 MAX_BUFFERED_EVENTS: Final = 10_000
+_ENDS: Final[dict[KeeperState, type[Error]]] = {
+    KeeperState.EXPIRED: SessionExpiredError,
+    KeeperState.AUTH_FAILED: AuthFailedError,
+}
 
 
 class WatchStream:
     """The events of a persistent watch: an async iterator, and a context manager that arms it.
 
-    After a reconnect an event of type NONE and state SYNC_CONNECTED tells that changes may have
-    been missed meanwhile: read again. Iteration ends when the client is closed and raises
-    SessionExpiredError when the session is gone, WatchOverflowError when events came faster than
-    they were taken.
+    Every event comes once and in the order of the transactions, also over a reconnect: the server
+    tells what was missed meanwhile (ours; ZooKeeper loses it). Where it no longer knows all of it,
+    an event of type COMPACTED tells so: everything below the path may have changed up to that
+    event's zxid, so read it again; what follows is complete again. A reader must handle COMPACTED.
+
+    Iteration ends when the client is closed or the watch is removed. It raises
+    SessionExpiredError when the session is gone (another stream with `after_zxid=stream.zxid`
+    goes on where this one ended), WatchOverflowError when events came faster than they were
+    taken.
     """
 
-    def __init__(self, keeper: SessionKeeper, path: str, *, recursive: bool) -> None:
+    def __init__(
+        self, keeper: SessionKeeper, path: str, *, recursive: bool, after_zxid: int | None
+    ) -> None:
         self._keeper = keeper
-        self._path = path
-        self._recursive = recursive
+        self._watch = PersistentWatch(
+            path,
+            self._on_event,
+            recursive=recursive,
+            after_zxid=-1 if after_zxid is None else after_zxid,
+        )
         self._events: deque[WatchedEvent] = deque()
         self._news = asyncio.Event()
-        self._armed = False
+        self._arming: asyncio.Lock = asyncio.Lock()
         self._end: Error | None = None
         self._closed = False
+        self.zxid = self._watch.after_zxid
+        """zxid of the last event that was taken from this stream: `after_zxid` for the next."""
 
     async def __aenter__(self) -> Self:
         """Arm the watch: every later change is seen."""
@@ -50,34 +72,49 @@ class WatchStream:
 
     def close(self) -> None:
         """Stop listening; iteration ends. Idempotent."""
-        self._keeper.watches.remove_persistent(
-            self._path, self._on_event, recursive=self._recursive
-        )
+        was_armed = self._watch.armed
+        last = self._keeper.watches.remove_persistent(self._watch)
+        if last and was_armed:
+            recursive = self._watch.recursive
+            kind = WatcherType.PERSISTENT_RECURSIVE if recursive else WatcherType.PERSISTENT
+            path = self._keeper.real(self._watch.path)
+            self._keeper.post(zk.REMOVE_WATCHES, zk.WatchesRequest(path, kind))
         self._closed = True
         self._news.set()
 
     async def _arm(self) -> None:
-        if self._armed:
-            return
-        self._armed = True
-        mode = AddWatchMode.PERSISTENT_RECURSIVE if self._recursive else AddWatchMode.PERSISTENT
-        request = zk.AddWatchRequest(self._keeper.real(self._path), mode, -1)
+        async with self._arming:
+            if self._watch.armed or self._closed or self._end is not None:
+                return
+            watch, registry = self._watch, self._keeper.watches
+            mode = AddWatchMode.PERSISTENT_RECURSIVE if watch.recursive else AddWatchMode.PERSISTENT
+            path = self._keeper.real(watch.path)
+            request = zk.AddWatchRequest(path, mode, watch.after_zxid)
 
-        def arm(_code: int) -> None:
-            self._keeper.watches.add_persistent(
-                self._path, self._on_event, recursive=self._recursive
-            )
+            def arm(_code: int, zxid: int) -> None:
+                for watcher, event in registry.on_armed(watch, zxid):
+                    watcher(event)
 
-        await self._keeper.call(zk.ADD_WATCH, request, None, reads=True, arm=arm)
+            registry.add_persistent(watch)
+            try:
+                await self._keeper.call(zk.ADD_WATCH, request, None, reads=True, arm=arm)
+            except BaseException:
+                registry.remove_persistent(watch)
+                watch.armed = False
+                raise
 
     def _on_event(self, event: WatchedEvent) -> None:
-        if event.type is EventType.NONE and event.state is KeeperState.EXPIRED:
-            self._end = SessionExpiredError(f"the session ended, and the watch on {self._path}")
-        elif event.type is EventType.NONE and event.state is KeeperState.CLOSED:
+        if event.type is EventType.PERSISTENT_WATCH_REMOVED:
             self._closed = True
-        elif len(self._events) >= MAX_BUFFERED_EVENTS:
+        elif event.type is EventType.NONE:
+            error = _ENDS.get(event.state)
+            if error is not None:
+                self._end = error(f"the session ended, and with it the watch on {self._watch.path}")
+            self._closed = True
+        elif len(self._events) >= MAX_BUFFERED_EVENTS or self._watch.position.overflowed:
             self._end = WatchOverflowError(
-                f"over {MAX_BUFFERED_EVENTS} events of {self._path} were not taken: read again"
+                f"over {MAX_BUFFERED_EVENTS} events of {self._watch.path} were not taken: "
+                "read again"
             )
             self.close()
         else:
@@ -98,4 +135,6 @@ class WatchStream:
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
-        return self._events.popleft()
+        event = self._events.popleft()
+        self.zxid = max(self.zxid, event.zxid)
+        return event

@@ -11,8 +11,8 @@ Source: ZooKeeper `ClientCnxn`; zookeeper.md A.9-A.11, B.7, B.8.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import (
@@ -24,6 +24,7 @@ from duolog_protocol.apis import (
 from duolog_protocol.codec import cursor_of
 from duolog_protocol.connection import Push, Response
 from duolog_protocol.errors import (
+    AuthFailedError,
     ConnectionClosedError,
     ConnectionLostError,
     Error,
@@ -41,17 +42,35 @@ from duolog_runtime.version import VERSION
 
 from .clock import Clock
 from .core.zk_session import Session, SessionState
-from .core.zk_watches import WatchedEvent, WatchRegistry
+from .core.zk_watches import WatchedEvent, Watcher, WatchRegistry
+from .owned_tasks import OwnedTasks
 
 if TYPE_CHECKING:
     import ssl
 
 CLOSE_SECONDS: Final = 2.0
+_EVENT_TYPES: Final = frozenset(EventType)
 MAX_FRAME_BYTES: Final = zk.MAX_LIST_BYTES + MAX_HEADER_BYTES
 
 Listener = Callable[[SessionState], None]
-ArmOn = Callable[[int], None]
-"""Called with the error code of a reply, in the turn it arrives: registers a watch."""
+ArmOn = Callable[[int, int], None]
+"""Called with error code and zxid of a reply, in the turn it arrives: registers a watch."""
+
+
+class Connect(Protocol):
+    """How a link is opened: `duolog_runtime.connection.connect`, or a test's."""
+
+    def __call__(
+        self,
+        host: str,
+        port: int,
+        *,
+        max_frame_bytes: int,
+        on_push: Callable[[Push], None],
+        on_closed: Callable[[BaseException | None], None],
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> Coroutine[Any, Any, ClientLink]:
+        """Open a link. Raises ConnectionLostError."""
 
 
 class SessionKeeper:
@@ -65,7 +84,9 @@ class SessionKeeper:
         client_name: str,
         clock: Clock,
         attach_only: bool,
+        credentials: list[tuple[str, bytes]],
         ssl_context: ssl.SSLContext | None = None,
+        connect: Connect = connect,
     ) -> None:
         self.session = session
         self.watches = WatchRegistry()
@@ -73,6 +94,14 @@ class SessionKeeper:
         self.listeners: list[Listener] = []
         self.chroot = chroot
         self.closing = False
+        self.credentials = credentials
+        """(scheme, credential), sent on every connection before the watches are registered."""
+        self.tasks = OwnedTasks("zk", self._on_task_failed)
+        """What recipes run; ends with the client."""
+        self._connect_link = connect
+        self._refused: AuthFailedError | None = None
+        self._is_past = False
+        """The server tells what was missed: its events do not come in the order of zxids."""
         self._client_name = client_name
         self._clock = clock
         self._attach_only = attach_only
@@ -106,6 +135,7 @@ class SessionKeeper:
         Where the server cannot be reached the session is left to expire.
         """
         self.closing = True
+        await self.tasks.stop()
         link = self._link
         if link is not None and self._usable.is_set() and not link.closed:
             try:
@@ -134,7 +164,14 @@ class SessionKeeper:
         reads: bool = False,
         arm: ArmOn | None = None,
         arm_on: tuple[int, ...] = (0,),
+        session_id: int | None = None,
     ) -> Any:
+        """Send a request and return its response's message, or raise its error.
+
+        `reads`: it may be sent again when its answer was lost. `arm` is called for a reply whose
+        error code is in `arm_on`. `session_id`: it is sent in this session or not at all
+        (SessionExpiredError).
+        """
         if timeout is None:
             timeout = 2 * self.session.timeout_ms / 1000
         try:
@@ -145,6 +182,8 @@ class SessionKeeper:
                     if link is None or link.closed:
                         self._usable.clear()  # it has just ended; nothing was sent: wait on
                         continue
+                    if session_id is not None and session_id != self.session.session_id:
+                        raise SessionExpiredError(f"session {session_id:#x} has ended")
                     try:
                         return await self._send(link, api, message, arm, arm_on)
                     except ConnectionLostError:
@@ -172,7 +211,7 @@ class SessionKeeper:
             self.session.saw(header.context)
             self.session.on_heard(self._clock.now_ms())
             if arm is not None and header.error_code in arm_on:
-                arm(header.error_code)
+                arm(header.error_code, header.context)
             if answer.done():
                 return
             if header.error_code:
@@ -183,6 +222,19 @@ class SessionKeeper:
         link.send(api, message, on_response)
         self.session.on_sent(self._clock.now_ms())
         return await answer
+
+    def post(self, api: AnyApi, message: Any) -> None:
+        """Send a request whose answer does not matter; without a connection it is dropped."""
+        link = self._link
+        if link is not None and not link.closed and self._usable.is_set():
+            link.send(api, message, lambda _response: None)
+            self.session.on_sent(self._clock.now_ms())
+
+    def refuse_credential(self, error: AuthFailedError) -> None:
+        """The server refused a credential: the client ends, as ZooKeeper's do."""
+        self._refused = error
+        if self._link is not None:
+            self._link.abort(error)
 
     async def _until_usable(self, timeout: float | None) -> None:
         """Wait for a connection. Raises what ended the client, RequestTimeoutError."""
@@ -216,12 +268,22 @@ class SessionKeeper:
                 if await self._connect():
                     await self._watch_over()
                     self._on_link_ended()
+                    if self._refused is not None:
+                        raise self._refused
+                    delay_ms = self.session.reconnect_delay_ms()
+                    if delay_ms:
+                        await asyncio.sleep(delay_ms / 1000)
                 else:
                     await asyncio.sleep(self.session.retry_delay_ms() / 1000)
                 if self.session.is_overdue(self._clock.now_ms()):
                     self._on_expired()
         except Error as error:
             self._failure = error
+            self._usable.clear()
+            if isinstance(error, AuthFailedError):
+                if self.session.on_auth_failed():
+                    self._tell(SessionState.AUTH_FAILED)
+                self._forget_watches(KeeperState.AUTH_FAILED)
         finally:
             self._usable.clear()
 
@@ -229,15 +291,15 @@ class SessionKeeper:
         """Try one server. Raises SessionExpiredError when only one given session would do."""
         session = self.session
         host, port = session.next_address()
-        self._link_ended.clear()
+        ended = self._link_ended = asyncio.Event()  # the last link may yet report its own end
         try:
             async with asyncio.timeout(session.connect_timeout_ms() / 1000):
-                link = await connect(
+                link = await self._connect_link(
                     host,
                     port,
                     max_frame_bytes=MAX_FRAME_BYTES,
                     on_push=self._on_push,
-                    on_closed=lambda _reason: self._link_ended.set(),
+                    on_closed=lambda _reason: ended.set(),
                     ssl_context=self._ssl_context,
                 )
                 self._link = link
@@ -251,6 +313,8 @@ class SessionKeeper:
                 raise
             self._on_expired()
             return False
+        except AuthFailedError:
+            raise
         except (TransportError, TimeoutError, RemoteProtocolError, ZkError):
             return False  # among them a server that is behind what we have seen: the next one
         self._usable.set()
@@ -278,24 +342,38 @@ class SessionKeeper:
         link.endpoint.learn_versions(hello_response.message, zk.ZK_APIS)
         is_new = session.on_connected(connect_response.message, self._clock.now_ms())
         self._attach_only = False
+        for scheme, credential in self.credentials:
+            await link.call(zk.AUTH, zk.AuthRequest(scheme, credential), zk_error)
+        self.watches.hold_all()
+        zxid = connect_response.header.context
         if not is_new:
-            await self._register_watches_again(link)
-        session.saw(connect_response.header.context)
+            zxid = await self._register_watches_again(link, zxid)
+        session.saw(zxid)
 
-    async def _register_watches_again(self, link: ClientLink) -> None:
-        for request in self.watches.to_register(self.session.last_zxid_seen):
-            zxid, *lists, resume = request
-            data, exist, child, persistent, recursive = (
-                [self.real(path) for path in paths] for paths in lists
-            )
-            real = zk.SetWatchesRequest(zxid, data, exist, child, persistent, recursive, resume)
-            await link.call(zk.SET_WATCHES, real, zk_error)
-        for path, watcher in self.watches.persistent():
-            watcher(WatchedEvent(EventType.NONE, KeeperState.SYNC_CONNECTED, path))
+    async def _register_watches_again(self, link: ClientLink, zxid: int) -> int:
+        """Returns the zxid as of which all of them are registered."""
+        self._is_past = True
+        try:
+            for request in self.watches.to_register(self.session.told_zxid):
+                again = request._replace(
+                    data_watches=self._all_real(request.data_watches),
+                    exist_watches=self._all_real(request.exist_watches),
+                    child_watches=self._all_real(request.child_watches),
+                    persistent_watches=self._all_real(request.persistent_watches),
+                    persistent_recursive_watches=self._all_real(
+                        request.persistent_recursive_watches
+                    ),
+                )
+                zxid = (await link.call(zk.SET_WATCHES, again, zk_error)).header.context
+        finally:
+            self._is_past = False
+        for watcher, event in self.watches.release_all(zxid):
+            watcher(event)
+        return zxid
 
     async def _watch_over(self) -> None:
         """Ping in time, and give up a server that is silent; returns when the link has ended."""
-        session, link = self.session, self._link
+        session, link, ended = self.session, self._link, self._link_ended
         assert link is not None
         while not link.closed:
             now_ms = self._clock.now_ms()
@@ -307,7 +385,7 @@ class SessionKeeper:
             delay = max(session.next_look_ms() - now_ms, 1) / 1000
             try:
                 async with asyncio.timeout(delay):
-                    await self._link_ended.wait()
+                    await ended.wait()
             except TimeoutError:
                 continue
 
@@ -333,6 +411,21 @@ class SessionKeeper:
         for path, watcher in self.watches.take_all():
             watcher(WatchedEvent(EventType.NONE, state, path))
 
+    def tell_removed(self, path: str, removed: list[tuple[EventType, Watcher]]) -> None:
+        """Watches were removed on purpose: their watchers hear it from us."""
+        for event_type, watcher in removed:
+            watcher(WatchedEvent(event_type, self._keeper_state(), path))
+
+    def _keeper_state(self) -> KeeperState:
+        usable = self._usable.is_set()
+        return KeeperState.SYNC_CONNECTED if usable else KeeperState.DISCONNECTED
+
+    def _on_task_failed(self, error: BaseException) -> None:
+        """Nobody waits for such a task: the loop's handler tells."""
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "a task of a ZkClient failed", "exception": error}
+        )
+
     def _tell(self, state: SessionState) -> None:
         for listener in list(self.listeners):
             listener(state)
@@ -343,9 +436,17 @@ class SessionKeeper:
         if header.error_code != zk.WATCH_EVENT_KEY:
             return  # an event of a later version
         event = zk.WATCH_EVENT.decode(header.values[3:], 0, cursor_of(push.frame))
-        self.session.saw(header.context)
+        if event.type not in _EVENT_TYPES:
+            return
+        if self._is_past:
+            self.session.saw_past_event(header.context)
+        else:
+            self.session.saw_event(header.context)
         shown = WatchedEvent(
-            EventType(event.type), KeeperState(event.state), self.shown(event.path)
+            EventType(event.type),
+            KeeperState(event.state),
+            self.shown(event.path),
+            header.context,
         )
         for watcher in self.watches.on_event(shown):
             watcher(shown)
@@ -357,6 +458,9 @@ class SessionKeeper:
         if not self.chroot:
             return path
         return self.chroot if path == "/" else self.chroot + path
+
+    def _all_real(self, paths: list[str]) -> list[str]:
+        return [self.real(path) for path in paths]
 
     def shown(self, path: str) -> str:
         """The path as the client's user knows it."""

@@ -57,6 +57,12 @@ class WatchOverflowError(Error):
     """Watch events came faster than they were taken; some were dropped: read again."""
 
 
+class LockTimeoutError(Error):
+    """A recipe did not get what it waits for in time; it has withdrawn its claim."""
+
+    retriable = True
+
+
 class ProtocolError(Error):
     """A side broke the wire protocol."""
 
@@ -213,6 +219,78 @@ class AuthFailedError(ZkError):
     """The credentials were refused."""
 
     code = ZkErrorCode.AUTH_FAILED
+
+
+class SystemZkError(ZkError):
+    """The server met a fault of its own; the request may have happened."""
+
+    code = ZkErrorCode.SYSTEM_ERROR
+    definite = False
+
+
+class NewConfigNoQuorumError(ZkError):
+    """The new ensemble would have no quorum that is up to date."""
+
+    code = ZkErrorCode.NEW_CONFIG_NO_QUORUM
+    retriable = True
+
+
+class ReconfigInProgressError(ZkError):
+    """Another change of the ensemble's members is under way."""
+
+    code = ZkErrorCode.RECONFIG_IN_PROGRESS
+    retriable = True
+
+
+class ReconfigDisabledError(ZkError):
+    """The server does not allow its members to be changed."""
+
+    code = ZkErrorCode.RECONFIG_DISABLED
+
+
+class UnknownSessionError(ZkError):
+    """The connection has no session."""
+
+    code = ZkErrorCode.UNKNOWN_SESSION
+
+
+class NotReadOnlyError(ZkError):
+    """The server has no quorum and serves reads only: ask another one, or later."""
+
+    code = ZkErrorCode.NOT_READ_ONLY
+    retriable = True
+
+
+class EphemeralOnLocalSessionError(ZkError):
+    """A session that only one server knows cannot own ephemeral znodes."""
+
+    code = ZkErrorCode.EPHEMERAL_ON_LOCAL_SESSION
+
+
+class NoWatcherError(ZkError):
+    """There is no such watch."""
+
+    code = ZkErrorCode.NO_WATCHER
+
+
+class SaslAuthRequiredError(ZkError):
+    """The server serves nobody who has not authenticated; the session is closed."""
+
+    code = ZkErrorCode.SESSION_CLOSED_REQUIRE_SASL_AUTH
+
+
+class QuotaExceededError(ZkError):
+    """The request would pass a limit: of a quota, or of what one session may have."""
+
+    code = ZkErrorCode.QUOTA_EXCEEDED
+
+
+class ServerTimedOutError(ZkError):
+    """The server gave up on the request; it may have happened."""
+
+    code = ZkErrorCode.REQUEST_TIMEOUT
+    retriable = True
+    definite = False
 
 
 class RolledBackError(ZkError):

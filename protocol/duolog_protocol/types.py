@@ -103,6 +103,10 @@ class EventType(IntEnum):
     DELETED = 2
     CHANGED = 3
     CHILD = 4
+    DATA_WATCH_REMOVED = 5
+    """Never sent: a client tells its own watchers of a watch that it removed."""
+    CHILD_WATCH_REMOVED = 6
+    PERSISTENT_WATCH_REMOVED = 7
     COMPACTED = 100
     """Ours, native clients only: events between the zxid that was asked for and the event's are no
     longer known; look again."""

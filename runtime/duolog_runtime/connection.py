@@ -56,6 +56,7 @@ class Link(asyncio.BufferedProtocol):
         "closed",
         "max_unsent_bytes",
         "peer",
+        "sent_bytes",
         "transport",
     )
 
@@ -69,6 +70,8 @@ class Link(asyncio.BufferedProtocol):
         self.max_unsent_bytes = max_unsent_bytes
         """A reader that has left more than this unread when there is more to send is dropped; 0: no
         bound. One long message may pass it: its owner waits with the next (`when_drained`)."""
+        self.sent_bytes = 0
+        """Handed to the transport so far."""
         self._out: list[Piece] = []
         self._out_bytes = 0
         self._flush_scheduled = False
@@ -108,11 +111,13 @@ class Link(asyncio.BufferedProtocol):
             return
         self._out = []
         if len(out) == 1:
+            size = len(out[0])
             transport.write(out[0])
-        elif sum(map(len, out)) <= _JOIN_BYTES:
+        elif (size := sum(map(len, out))) <= _JOIN_BYTES:
             transport.write(b"".join(out))
         else:
             transport.writelines(out)
+        self.sent_bytes += size
 
     @property
     def unsent_bytes(self) -> int:
@@ -201,7 +206,15 @@ class Link(asyncio.BufferedProtocol):
 class ServerLink(Link):
     """A server's end. Subclass it, or give it callbacks."""
 
-    __slots__ = ("_on_closed", "_on_foreign", "_on_frames", "_on_made", "context", "endpoint")
+    __slots__ = (
+        "_on_closed",
+        "_on_foreign",
+        "_on_frames",
+        "_on_made",
+        "context",
+        "endpoint",
+        "received_bytes",
+    )
 
     def __init__(
         self,
@@ -220,6 +233,8 @@ class ServerLink(Link):
         self.endpoint = ServerConnection(scratch, take_length_prefixed)
         self.context: Any = None
         """The owner's own data about this connection."""
+        self.received_bytes = 0
+        """Read from the transport so far."""
         self._on_made = on_made
         self._on_frames = on_frames
         self._on_foreign = on_foreign
@@ -238,6 +253,7 @@ class ServerLink(Link):
         """Called by the loop."""
         if self.closed:
             return
+        self.received_bytes += nbytes
         try:
             frames = self.endpoint.buffer_updated(nbytes)
         except RemoteProtocolError as error:
@@ -258,6 +274,11 @@ class ServerLink(Link):
         """Stop reading: the peer's sends back up in its socket. Idempotent."""
         if self.transport is not None and not self.closed and self.transport.is_reading():
             self.transport.pause_reading()
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether what the peer sends is read."""
+        return self.transport is not None and not self.closed and self.transport.is_reading()
 
     def resume_reading(self) -> None:
         """Read on. Idempotent."""

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Final, Literal
 
 from duolog_runtime.config import require
 
 from .core.distinguished_name import is_name
 
 _MIB = 1024 * 1024
+FOUR_LETTER_WORDS: Final = (
+    "conf", "cons", "crst", "dirs", "dump", "envi", "gtmk", "hash", "isro", "mntr", "ruok", "srst",
+    "srvr", "stat", "stmk", "wchc", "wchp", "wchs",
+)  # fmt: skip
+"""All there are; `server.words` has their texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,12 @@ class ServerConfig:
     """Most connections of one address; 0 for no bound (`maxClientCnxns`)."""
     max_unknown_connections: int = 256
     """Most connections without a session; beyond it the oldest of them is dropped."""
+    connection_tokens: int = 0
+    """Connections that may come at once; beyond, they come at `connection_tokens_per_second`, and
+    what is faster is refused; 0: no bound (`zookeeper.connection_throttle_tokens`)."""
+    connection_tokens_per_second: int = 100
+    """New connections a second in the long run, where `connection_tokens` bounds them
+    (`zookeeper.connection_throttle_fill_time`, `..._fill_count`)."""
     handshake_timeout_ms: int = 10_000
     """Time a connection has until its session is there."""
     jute_max_frame_bytes: int = 1_048_575
@@ -55,6 +66,23 @@ class ServerConfig:
     """Size at which a new log file is begun."""
     preallocate_bytes: int = 4 * _MIB
     """Step in which disk space is reserved for the log (`preAllocSize`)."""
+    fsync_warning_ms: int = 1_000
+    """A sync of the log that takes longer is logged and counted (`fsync.warningthresholdms`)."""
+    four_letter_words: tuple[str, ...] = ("conf", "envi", "isro", "mntr", "ruok", "srvr", "stat")
+    """Four-letter words that are answered; * for all (`4lw.commands.whitelist`)."""
+    http_port: int = -1
+    """Port of metrics, health and commands over HTTP; -1: none, 0: any free one
+    (`metricsProvider.httpPort`, `admin.serverPort`)."""
+    http_host: str = "127.0.0.1"
+    """Address of that port; one that is not loopback needs --insecure
+    (`metricsProvider.httpHost`, `admin.serverAddress`)."""
+    max_listed: int = 10_000
+    """Most entries of a list that a word or command answers with: connections, sessions,
+    ephemerals, watches. A longer one ends early and says so."""
+    admin_snapshot: bool = False
+    """Take a snapshot when POST /commands/snapshot asks for it (`admin.snapshot.enabled`)."""
+    admin_snapshot_interval_ms: int = 300_000
+    """Least time between two such requests (`admin.snapshot.intervalInMS`)."""
     stop_timeout_ms: int = 10_000
     """Longest wait, at an orderly stop, for what is on its way to the disk and to clients."""
     tls_certificate_file: str = ""
@@ -105,10 +133,25 @@ class ServerConfig:
         )
         guarded = self.insecure or is_loopback(self.host) or self.knows_everybody
         require(guarded, "host", self.host, rule)
+        rule = "is not a loopback address; nobody is authenticated on it, so that needs --insecure"
+        guarded = self.insecure or is_loopback(self.http_host)
+        require(guarded, "http_host", self.http_host, rule)
+        require(
+            -1 <= self.http_port <= 65535, "http_port", self.http_port, "must be in [-1, 65535]"
+        )
+        for word in self.four_letter_words:
+            rule = f"{word!r} is not a four-letter word; there are * {' '.join(FOUR_LETTER_WORDS)}"
+            require(word == "*" or word in FOUR_LETTER_WORDS, "four_letter_words", word, rule)
         require(
             0 <= self.ensemble_id < 1 << 64, "ensemble_id", self.ensemble_id, "must be in [0, 2^64)"
         )
-        for name in ("max_connections", "max_connections_per_address"):
+        for name in (
+            "max_connections",
+            "max_connections_per_address",
+            "connection_tokens",
+            "fsync_warning_ms",
+            "admin_snapshot_interval_ms",
+        ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
         require(
             1024 <= self.jute_max_frame_bytes <= 64 * _MIB,
@@ -118,7 +161,9 @@ class ServerConfig:
         )
         for name, low in (
             ("max_unknown_connections", 1),
+            ("connection_tokens_per_second", 1),
             ("handshake_timeout_ms", 1),
+            ("max_listed", 1),
             ("max_unsent_bytes", 64 * 1024),
             ("snap_count", 2),
             ("snap_retain_count", 3),

@@ -7,7 +7,7 @@ Pure; time comes in as `now_ms`.
     SUSPENDED   -> CONNECTED   another connection was accepted with the same session
     SUSPENDED   -> LOST        a server said expired, or nobody was reached for 4/3 of the timeout
     LOST        -> CONNECTED   a new session was opened
-    any         -> CLOSED      the client was closed; nothing follows
+    any         -> AUTH_FAILED the server refused a credential; nothing follows
 
 Source: ZooKeeper `ClientCnxn`; the client's own verdict after 4/3 is ZOOKEEPER-4508; states as
 kazoo names them.
@@ -27,6 +27,8 @@ from .backoff import Backoff
 DEFAULT_PORT: Final = 2181
 RECONNECT_FIRST_MS: Final = 10
 RECONNECT_LAST_MS: Final = 1_000
+STABLE_MS: Final = 1_000
+"""A connection that lasted this long is replaced at once."""
 
 
 class SessionState(Enum):
@@ -37,6 +39,8 @@ class SessionState(Enum):
     """The connection is lost, the session may live."""
     LOST = "lost"
     """There is no session: ephemeral znodes and watches are gone."""
+    AUTH_FAILED = "auth_failed"
+    """A credential was refused: the client is of no more use."""
 
 
 class Hosts(NamedTuple):
@@ -79,11 +83,17 @@ class Session:
         """As negotiated."""
         self.session_id, self.password = client_id or (0, bytes(PASSWORD_BYTES))
         self.last_zxid_seen = 0
+        self.told_zxid = 0
+        """Every watch event up to here has come: from here the server goes on after a reconnect.
+        `told_zxid <= last_zxid_seen`."""
         self._addresses = list(hosts.addresses)
         rng.shuffle(self._addresses)
         self._next = 0
         self._failures = 0
         self._backoff = Backoff(RECONNECT_FIRST_MS, RECONNECT_LAST_MS, rng)
+        self._connected_ms = 0
+        self._short_lived = 0
+        """Connections in a row that ended soon after they were accepted."""
         self._last_heard_ms = 0
         self._last_sent_ms = 0
         self._lost_at_ms: int | None = None
@@ -107,6 +117,14 @@ class Session:
         rounds = self._failures // len(self._addresses)
         return self._backoff.delay_ms(rounds) if rounds else 0
 
+    def reconnect_delay_ms(self) -> int:
+        """How long to wait after a connection has ended: not at all, unless it is getting usual.
+
+        Two clients of one session would otherwise take it from each other without end.
+        """
+        again = self._short_lived - 1
+        return self._backoff.delay_ms(again) if again > 0 else 0
+
     def connect_request(self) -> ConnectRequest:
         """What to ask a server for."""
         return ConnectRequest(
@@ -119,7 +137,7 @@ class Session:
         self.session_id = response.session_id
         self.password = response.password
         self.timeout_ms = response.timeout_ms
-        self._last_heard_ms = self._last_sent_ms = now_ms
+        self._connected_ms = self._last_heard_ms = self._last_sent_ms = now_ms
         return is_new
 
     def on_usable(self) -> bool:
@@ -131,6 +149,8 @@ class Session:
 
     def on_disconnected(self, now_ms: int) -> bool:
         """The connection ended; true when the session is suspended by it."""
+        is_short = now_ms - self._connected_ms < STABLE_MS
+        self._short_lived = self._short_lived + 1 if is_short else 0
         if self.state is not SessionState.CONNECTED:
             return False
         self.state = SessionState.SUSPENDED
@@ -145,6 +165,13 @@ class Session:
         self.session_id, self.password = 0, bytes(PASSWORD_BYTES)
         self._lost_at_ms = None
         return was is not SessionState.LOST or had_session
+
+    def on_auth_failed(self) -> bool:
+        """A credential was refused; true when the state is news."""
+        was, self.state = self.state, SessionState.AUTH_FAILED
+        self.session_id, self.password = 0, bytes(PASSWORD_BYTES)
+        self._lost_at_ms = None
+        return was is not SessionState.AUTH_FAILED
 
     def is_overdue(self, now_ms: int) -> bool:
         """Whether a suspended session must be taken for lost by now."""
@@ -161,7 +188,18 @@ class Session:
         self._last_sent_ms = now_ms
 
     def saw(self, zxid: int) -> None:
-        """The server has shown us its state up to here."""
+        """A reply shows the server's state up to here; the events before it have come."""
+        if zxid > self.told_zxid:
+            self.told_zxid = zxid
+            self.last_zxid_seen = max(self.last_zxid_seen, zxid)
+
+    def saw_event(self, zxid: int) -> None:
+        """An event of this transaction came, in the order of zxids; more of it may follow."""
+        self.last_zxid_seen = max(self.last_zxid_seen, zxid)
+        self.told_zxid = max(self.told_zxid, zxid - 1)
+
+    def saw_past_event(self, zxid: int) -> None:
+        """An event came while the past is being told: others before it may be missing."""
         self.last_zxid_seen = max(self.last_zxid_seen, zxid)
 
     def must_ping(self, now_ms: int) -> bool:

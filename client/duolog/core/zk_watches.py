@@ -1,8 +1,10 @@
 """Which watches a client has, and what must be registered again after a reconnect.
 
-Pure. Owns the one-shot watches by kind and path and the persistent ones by path; an event removes
-the one-shot watches it fires, exactly as on the server. Source: ZooKeeper `ZKWatchManager`,
-zookeeper.md A.11, B.7.
+Pure. Owns the one-shot watches by kind and path and the persistent ones by path. An event removes
+the one-shot watches it fires, exactly as on the server. A persistent watch hears every event once
+and in order, also when the server tells some of them again: see `core/zk_resume.py`.
+
+Source: ZooKeeper `ZKWatchManager`, zookeeper.md A.11, B.7.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
-from duolog_protocol.types import EventType, KeeperState
+from duolog_protocol.types import EventType, KeeperState, WatcherType
 from duolog_protocol.zk_messages import SetWatchesRequest
+
+from .zk_resume import Position
 
 MAX_SET_WATCHES_BYTES: Final = 128 * 1024
 
@@ -23,9 +27,12 @@ class WatchedEvent(NamedTuple):
     type: EventType
     state: KeeperState
     path: str
+    zxid: int = -1
+    """The transaction that did it; -1 where the client itself tells."""
 
 
 Watcher = Callable[[WatchedEvent], None]
+Told = tuple[Watcher, WatchedEvent]
 
 
 class WatchKind(Enum):
@@ -42,6 +49,27 @@ _FIRED_BY: Final[dict[EventType, tuple[WatchKind, ...]]] = {
     EventType.DELETED: (WatchKind.DATA, WatchKind.EXIST, WatchKind.CHILD),
     EventType.CHILD: (WatchKind.CHILD,),
 }
+_REMOVED_WITH: Final[dict[WatcherType, tuple[WatchKind, ...]]] = {
+    WatcherType.CHILDREN: (WatchKind.CHILD,),
+    WatcherType.DATA: (WatchKind.DATA, WatchKind.EXIST),
+    WatcherType.ANY: tuple(WatchKind),
+}
+
+
+class PersistentWatch:
+    """One watcher of one path, and how far it was told."""
+
+    __slots__ = ("after_zxid", "armed", "path", "position", "recursive", "watcher")
+
+    def __init__(self, path: str, watcher: Watcher, *, recursive: bool, after_zxid: int) -> None:
+        self.path = path
+        self.recursive = recursive
+        self.watcher = watcher
+        self.after_zxid = after_zxid
+        """Where it begins; -1: when it is armed."""
+        self.position: Position[WatchedEvent] = Position(after_zxid)
+        self.armed = False
+        """The server knows it: it is registered again after a reconnect."""
 
 
 class WatchRegistry:
@@ -49,8 +77,12 @@ class WatchRegistry:
 
     def __init__(self) -> None:
         self._one_shot: dict[WatchKind, dict[str, list[Watcher]]] = {kind: {} for kind in WatchKind}
-        self._persistent: dict[str, list[Watcher]] = {}
-        self._recursive: dict[str, list[Watcher]] = {}
+        self._persistent: dict[str, list[PersistentWatch]] = {}
+        self._recursive: dict[str, list[PersistentWatch]] = {}
+        self._replaying = 0
+        """Watches whose past the server tells at the moment: other watches may hear it again."""
+
+    # ---- one-shot ------------------------------------------------------------------------------
 
     def add(self, kind: WatchKind, path: str, watcher: Watcher) -> None:
         """A one-shot watch was registered. The same watcher twice fires once."""
@@ -58,83 +90,162 @@ class WatchRegistry:
         if watcher not in watchers:
             watchers.append(watcher)
 
-    def add_persistent(self, path: str, watcher: Watcher, *, recursive: bool) -> None:
-        """A persistent watch was registered."""
-        (self._recursive if recursive else self._persistent).setdefault(path, []).append(watcher)
+    def forget(self, path: str, watcher: Watcher) -> None:
+        """Call a one-shot watcher of a path no more. Idempotent."""
+        for table in self._one_shot.values():
+            watchers = table.get(path)
+            if watchers is not None and watcher in watchers:
+                watchers.remove(watcher)
+                if not watchers:
+                    del table[path]
 
-    def remove_persistent(self, path: str, watcher: Watcher, *, recursive: bool) -> None:
-        """Forget a persistent watch; events for it that still come are dropped. Idempotent."""
-        table = self._recursive if recursive else self._persistent
-        watchers = table.get(path, [])
-        if watcher in watchers:
-            watchers.remove(watcher)
-        if not watchers:
-            table.pop(path, None)
+    # ---- persistent ----------------------------------------------------------------------------
+
+    def add_persistent(self, watch: PersistentWatch) -> None:
+        """A persistent watch will be asked for: from now on its events are held for it."""
+        table = self._recursive if watch.recursive else self._persistent
+        table.setdefault(watch.path, []).append(watch)
+        watch.position.hold()
+        self._replaying += 1
+
+    def on_armed(self, watch: PersistentWatch, zxid: int) -> list[Told]:
+        """The server has answered at `zxid`: what it was told meanwhile, in order."""
+        watch.armed = True
+        self._replaying -= 1
+        events = watch.position.release(zxid)
+        return [] if watch.after_zxid < 0 else [(watch.watcher, event) for event in events]
+
+    def remove_persistent(self, watch: PersistentWatch) -> bool:
+        """Forget a persistent watch; true when it was the last of its kind and path. Idempotent."""
+        table = self._recursive if watch.recursive else self._persistent
+        watches = table.get(watch.path, [])
+        if watch not in watches:
+            return False
+        watches.remove(watch)
+        if not watch.armed:
+            self._replaying -= 1
+        if watches:
+            return False
+        del table[watch.path]
+        return True
+
+    # ---- what the server tells -----------------------------------------------------------------
 
     def on_event(self, event: WatchedEvent) -> list[Watcher]:
-        """Whom an event of the server concerns; one-shot watches are gone after it."""
+        """Whom an event of the server concerns now; one-shot watches are gone after it."""
         found: list[Watcher] = []
         for kind in _FIRED_BY.get(event.type, ()):
             found += self._one_shot[kind].pop(event.path, ())
-        found += self._persistent.get(event.path, ())
-        if event.type is not EventType.CHILD:
-            for path in _self_and_ancestors(event.path):
-                found += self._recursive.get(path, ())
+        again = self._replaying > 0
+        for watch in self._persistent_for(event):
+            if watch.position.take(event, event.zxid, (event.type, event.path), again=again):
+                found.append(watch.watcher)
         return list(dict.fromkeys(found))
 
-    def take_all(self) -> list[tuple[str, Watcher]]:
-        """(path, watcher) of all watches, which are forgotten: the session is gone."""
-        found: list[tuple[str, Watcher]] = []
-        for table in (*self._one_shot.values(), self._persistent, self._recursive):
-            for path, watchers in table.items():
-                found += [(path, watcher) for watcher in watchers]
-            table.clear()
-        return found
+    def _persistent_for(self, event: WatchedEvent) -> Iterator[PersistentWatch]:
+        yield from self._persistent.get(event.path, ())
+        if event.type is EventType.COMPACTED:
+            yield from self._recursive.get(event.path, ())
+        elif event.type is not EventType.CHILD and self._recursive:
+            for path in _self_and_ancestors(event.path):
+                yield from self._recursive.get(path, ())
 
-    def persistent(self) -> list[tuple[str, Watcher]]:
-        """(path, watcher) of the persistent watches."""
+    # ---- reconnects ----------------------------------------------------------------------------
+
+    def hold_all(self) -> None:
+        """The connection is new: the server will tell what every persistent watch missed.
+
+        What the last connection had begun to tell, also for a watch that is not armed yet, will
+        be told again from the beginning.
+        """
+        for watch in self._all_persistent():
+            watch.position.hold()
+
+    def release_all(self, zxid: int) -> list[Told]:
+        """All watches are registered again, as of `zxid`: what they missed, each in order."""
         return [
-            (path, watcher)
-            for table in (self._persistent, self._recursive)
-            for path, watchers in table.items()
-            for watcher in watchers
+            (watch.watcher, event)
+            for watch in self._all_persistent()
+            if watch.armed
+            for event in watch.position.release(zxid)
         ]
 
-    def to_register(self, last_zxid_seen: int) -> Iterator[SetWatchesRequest]:
+    def to_register(self, relative_zxid: int) -> Iterator[SetWatchesRequest]:
         """Requests that register all watches again, each of a bounded size."""
-        tables = (
+        tables: tuple[Iterable[str], ...] = (
             self._one_shot[WatchKind.DATA],
             self._one_shot[WatchKind.EXIST],
             self._one_shot[WatchKind.CHILD],
-            self._persistent,
-            self._recursive,
+            _armed_paths(self._persistent),
+            _armed_paths(self._recursive),
         )
-        batch = _no_paths()
+        request = _empty_request(relative_zxid)
         size = 0
-        for at, path in _all_paths(tables):
-            if size and size + len(path) > MAX_SET_WATCHES_BYTES:
-                yield SetWatchesRequest(last_zxid_seen, *batch, False)
-                batch, size = _no_paths(), 0
-            batch[at].append(path)
-            size += 4 * len(path)
+        for at, paths in enumerate(tables):
+            for path in paths:
+                if size and size + len(path) > MAX_SET_WATCHES_BYTES:
+                    yield request
+                    request, size = _empty_request(relative_zxid), 0
+                request[1 + at].append(path)  # type: ignore[union-attr]
+                size += 4 * len(path)
         if size:
-            yield SetWatchesRequest(last_zxid_seen, *batch, False)
+            yield request
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    def take_all(self) -> list[tuple[str, Watcher]]:
+        """(path, watcher) of all armed watches, which are forgotten: the session is gone."""
+        found: list[tuple[str, Watcher]] = []
+        for one_shot in self._one_shot.values():
+            for path, watchers in one_shot.items():
+                found += [(path, watcher) for watcher in watchers]
+            one_shot.clear()
+        for watch in self._all_persistent():
+            if watch.armed:
+                found.append((watch.path, watch.watcher))
+                self.remove_persistent(watch)
+        return found
+
+    def take_removed(self, path: str, kind: WatcherType) -> list[tuple[EventType, Watcher]]:
+        """What the server was told to remove, and as what its watcher hears of it."""
+        found: list[tuple[EventType, Watcher]] = []
+        for each in _REMOVED_WITH.get(kind, ()):
+            child = each is WatchKind.CHILD
+            told = EventType.CHILD_WATCH_REMOVED if child else EventType.DATA_WATCH_REMOVED
+            found += [(told, watcher) for watcher in self._one_shot[each].pop(path, ())]
+        for of_kind, table in (
+            (WatcherType.PERSISTENT, self._persistent),
+            (WatcherType.PERSISTENT_RECURSIVE, self._recursive),
+        ):
+            if kind in (of_kind, WatcherType.ANY):
+                for watch in list(table.get(path, ())):
+                    found.append((EventType.PERSISTENT_WATCH_REMOVED, watch.watcher))
+                    self.remove_persistent(watch)
+        return found
 
     @property
     def count(self) -> int:
         """Watches in all."""
-        tables = (*self._one_shot.values(), self._persistent, self._recursive)
-        return sum(len(watchers) for table in tables for watchers in table.values())
+        one_shot = sum(len(each) for table in self._one_shot.values() for each in table.values())
+        return one_shot + len(self._all_persistent())
+
+    def _all_persistent(self) -> list[PersistentWatch]:
+        return [
+            watch
+            for table in (self._persistent, self._recursive)
+            for watches in table.values()
+            for watch in watches
+        ]
 
 
-def _no_paths() -> tuple[list[str], list[str], list[str], list[str], list[str]]:
-    return [], [], [], [], []
+def _empty_request(relative_zxid: int) -> SetWatchesRequest:
+    return SetWatchesRequest(relative_zxid, [], [], [], [], [], True)
 
 
-def _all_paths(tables: Iterable[dict[str, list[Watcher]]]) -> Iterator[tuple[int, str]]:
-    for at, table in enumerate(tables):
-        for path in table:
-            yield at, path
+def _armed_paths(table: dict[str, list[PersistentWatch]]) -> Iterator[str]:
+    for path, watches in table.items():
+        if any(watch.armed for watch in watches):
+            yield path
 
 
 def _self_and_ancestors(path: str) -> Iterator[str]:

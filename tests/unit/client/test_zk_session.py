@@ -101,3 +101,45 @@ def test_a_connection_that_dies_before_it_is_usable_does_not_reset_the_deadline(
     found.on_connected(ACCEPTED, 12_000)
     assert not found.on_disconnected(12_500)
     assert found.is_overdue(13_000)
+
+
+def test_connections_that_end_at_once_are_replaced_ever_more_slowly() -> None:
+    found = session()
+    for _ in range(2):
+        assert found.reconnect_delay_ms() == 0
+        found.on_connected(ACCEPTED, 1_000)
+        found.on_usable()
+        found.on_disconnected(1_001)
+    delays = []
+    for _ in range(12):
+        delays.append(found.reconnect_delay_ms())
+        found.on_connected(ACCEPTED, 1_000)
+        found.on_usable()
+        found.on_disconnected(1_001)
+    assert 8 <= delays[0] <= 12
+    assert 800 <= delays[-1] <= 1_200
+    found.on_connected(ACCEPTED, 1_000)
+    found.on_usable()
+    found.on_disconnected(2_000)
+    assert found.reconnect_delay_ms() == 0
+
+
+def test_events_move_the_place_to_resume_only_behind_whole_transactions() -> None:
+    found = session()
+    found.saw(5)
+    found.saw_event(9)
+    assert (found.told_zxid, found.last_zxid_seen) == (8, 9)
+    found.saw_past_event(20)
+    assert (found.told_zxid, found.last_zxid_seen) == (8, 20)
+    found.saw(12)
+    assert (found.told_zxid, found.last_zxid_seen) == (12, 20)
+
+
+def test_a_refused_credential_is_the_end_of_the_session() -> None:
+    found = session()
+    found.on_connected(ACCEPTED, 1_000)
+    found.on_usable()
+    assert found.on_auth_failed()
+    assert not found.on_auth_failed()
+    assert found.state is SessionState.AUTH_FAILED
+    assert found.connect_request().session_id == 0

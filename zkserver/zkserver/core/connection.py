@@ -57,6 +57,7 @@ class Connection:
         "closed",
         "codec",
         "completed",
+        "event_count",
         "identities",
         "last_request_taken",
         "link",
@@ -64,6 +65,7 @@ class Connection:
         "paused",
         "peer",
         "session",
+        "stats",
         "submitted",
         "waiting",
         "waiting_count",
@@ -105,6 +107,10 @@ class Connection:
         """It has too much outstanding and is not read."""
         self.last_request_taken = False
         """After a CloseSession or a request that cannot be trusted, nothing more is taken."""
+        self.event_count = 0
+        """Watch events it was ever told."""
+        self.stats: Any = None
+        """The shell's numbers about it; opaque here."""
         self.closed = False
         """It ended, or was told to: nothing it sends counts any more."""
 

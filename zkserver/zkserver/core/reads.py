@@ -341,11 +341,13 @@ class Reads:
             zxid = self._state.last_applied_zxid
             for path in (*lists[3], *lists[4]):
                 out.append(codec.event(zxid, EventType.COMPACTED, path))
+                connection.event_count += 1
             return lists[0], lists[1], lists[2]
         missed = gap.events(lists)
         for zxid, event_type, path, guard in missed.events:
             if guard is None or acl_allows(guard, READ, connection.identities):
                 out.append(codec.event(zxid, event_type, path))
+                connection.event_count += 1
         return missed.data, missed.exist, missed.child
 
     def _check_watches(self, connection: Connection, correlation_id: int, message: Any) -> None:
@@ -376,6 +378,7 @@ class Reads:
         if node is None or node.perms & READ or acl_allows(node.acl, READ, connection.identities):
             zxid = self._state.last_applied_zxid
             connection.out.append(connection.codec.event(zxid, event_type, path))
+            connection.event_count += 1
 
     def _tell_api_versions(self, connection: Connection, correlation_id: int, message: Any) -> None:
         zxid = self._state.last_applied_zxid

@@ -95,14 +95,12 @@ def _load(items: Iterator[Item]) -> ReplicatedState:
     state.last_applied_zxid = zxid
     state.secret = reader.take(secret_size)
     reader.done()
-    last_id = 0
     for _ in range(session_count):
         reader, (session_id, timeout_ms) = _open(items, SESSION, SESSION_TAG)
         reader.done()
-        if not last_id < session_id <= zxid or timeout_ms <= 0:
+        if session_id == 0 or session_id in state.sessions or timeout_ms <= 0:
             raise DecodeError(f"session {session_id:#x} with timeout {timeout_ms} is impossible")
         state.sessions[session_id] = Session(session_id, timeout_ms)
-        last_id = session_id
     for _ in range(node_count):
         item = next(items, None)
         if item is None:

@@ -11,10 +11,8 @@ pausing the sockets.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from random import Random
-from typing import Final
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import ConfigError, LogOfflineError
@@ -34,11 +32,10 @@ from zkserver.security import load_auth, load_tls
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
-from .admin import ServerFacts, answer
+from .admin import Admin
 from .client_link import ClientLinks, LinkLimits, take_jute
 from .engine import Engine, EngineOptions
-
-_BACKLOG: Final = 1024
+from .view import LISTEN_BACKLOG, ServerView
 
 
 class Node:
@@ -70,7 +67,6 @@ class Node:
         self._clock = clock
         self._disk = disk
         self._log = log
-        self._started_ms = clock.now_ms()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._servers: list[asyncio.Server] = []
         """Empty before `start` and from `stop` on."""
@@ -105,7 +101,9 @@ class Node:
                 rng=Random(rng.getrandbits(64)),
                 shell=self,
                 log=log,
-                options=EngineOptions(config.snap_count, config.snap_retain_count),
+                options=EngineOptions(
+                    config.snap_count, config.snap_retain_count, config.fsync_warning_ms
+                ),
             )
             self._engine.recover()
         except BaseException:
@@ -121,12 +119,17 @@ class Node:
                 config.handshake_timeout_ms,
                 MAX_FRAME_BYTES,
                 config.jute_max_frame_bytes,
+                config.connection_tokens,
+                config.connection_tokens_per_second,
             ),
             log,
-            self._answer_word,
+            lambda: self._engine.core.last_applied_zxid,
             auth=auth,
             tls=self._tls,
         )
+        view = ServerView(self._engine, self._links, config, core_config, clock)
+        self._admin = Admin(view, self._data, disk, log, lambda: self.serving)
+        self._links.words = self._admin
 
     async def start(self) -> None:
         """Open the epoch and the port. Raises ConfigError (port in use), LogOfflineError."""
@@ -159,6 +162,8 @@ class Node:
         await self._until_idle()
         if self.failure:
             raise LogOfflineError(self.failure)
+        self._admin.view.port = self.port
+        await self._admin.start()
         for server in self._servers:
             await server.start_serving()
         self._log.info("server_started", host=config.host, port=self.port, tls_port=self.tls_port)
@@ -171,7 +176,7 @@ class Node:
         assert self._loop is not None
         try:
             server = await self._loop.create_server(
-                factory, host, port, backlog=_BACKLOG, start_serving=False
+                factory, host, port, backlog=LISTEN_BACKLOG, start_serving=False
             )
         except OSError as error:
             rule = f"cannot be listened on at {host}: {error.strerror or error}"
@@ -179,6 +184,20 @@ class Node:
         self._servers.append(server)
         taken: int = server.sockets[0].getsockname()[1]
         return taken
+
+    @property
+    def http_port(self) -> int:
+        """The port of metrics and commands, after `start`; -1: there is none."""
+        return self._admin.view.http_port
+
+    @property
+    def serving(self) -> bool:
+        """Clients are taken and answered."""
+        return (
+            bool(self._servers)
+            and all(server.is_serving() for server in self._servers)
+            and not self.failure
+        )
 
     async def stop(self) -> None:
         """Stop accepting, finish what is on its way to the disk, answer, close. Idempotent."""
@@ -198,6 +217,7 @@ class Node:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = None
+            await self._admin.close()
             await run_on_disk(self._disk, _nothing)  # what was submitted before has ended
             self._engine.close()
             await run_on_disk(self._disk, self._data.close)
@@ -291,22 +311,6 @@ class Node:
         while not condition():
             self._progress.clear()
             await self._progress.wait()
-
-    def _answer_word(self, word: str) -> str | None:
-        config = self._config
-        facts = ServerFacts(
-            version=self._core_config.server_version,
-            status=self._engine.core.status(),
-            latency=self._engine.latency,
-            connection_count=len(self._links),
-            peers=self._links.peers,
-            uptime_ms=self._clock.now_ms() - self._started_ms,
-            data_directory=config.data_directory,
-            host=config.host,
-            port=self.port,
-            settings={**config.visible_settings(), **dataclasses.asdict(self._core_config)},
-        )
-        return answer(word, facts)
 
 
 def _nothing() -> None:

@@ -1,0 +1,178 @@
+"""What becomes of calls and watches when connections and sessions end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from duolog import SessionState, WatchedEvent, ZkClient
+from duolog_protocol.errors import (
+    ConnectionClosedError,
+    ConnectionLostError,
+    RequestTimeoutError,
+    SessionExpiredError,
+)
+from duolog_protocol.types import EventType, KeeperState
+
+from .zk_support import FaultyConnect, Zk, fault_at, no_faults
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+async def test_a_read_is_sent_again_and_a_write_is_not(kind: str) -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client(connect=FaultyConnect(fault_at(0, kind)))
+        assert await zk.exists("/a") is None
+        zk = await server.client(connect=FaultyConnect(fault_at(0, kind)))
+        with pytest.raises(ConnectionLostError):
+            await zk.create("/a")
+        assert (await zk.exists("/a") is not None) == (kind == "after")
+
+
+async def test_a_call_waits_for_the_connection_up_to_its_timeout() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        await server.kill(server.zk)
+        await zk.wait_for(SessionState.SUSPENDED)
+        with pytest.raises(RequestTimeoutError, match="Exists"):
+            await zk.exists("/", timeout=0.01)
+        waiting = asyncio.ensure_future(zk.create("/a"))
+        await asyncio.sleep(0)
+        await server.start_zk()
+        assert await waiting == "/a"
+
+
+async def test_watches_outlive_the_connection() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk, other = await server.client(connect=faults), await server.client()
+        await other.create("/a")
+        heard: list[tuple[EventType, str]] = []
+
+        def hear(event: WatchedEvent) -> None:
+            heard.append((event.type, event.path))
+
+        await zk.get("/a", hear)
+        await zk.get_children("/", hear)
+        await zk.exists("/b", hear)
+        faults.cut()
+        await other.set("/a", b"1")
+        await other.create("/b")
+        await zk.sync()
+        assert set(heard) == {
+            (EventType.CHANGED, "/a"),
+            (EventType.CREATED, "/b"),
+            (EventType.CHILD, "/"),
+        }
+        assert len(heard) == 3
+
+
+async def test_the_end_of_the_session_is_told_to_watches_and_the_next_one_opens_by_itself() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        states: list[SessionState] = []
+        zk.add_listener(states.append)
+        heard: list[WatchedEvent] = []
+        await zk.exists("/a", heard.append)
+        first = zk.client_id
+        await zk.create("/e", ephemeral=True)
+        await server.expire(zk)
+        assert await zk.exists("/e") is None
+        assert zk.client_id != first
+        assert [(each.type, each.state) for each in heard] == [
+            (EventType.NONE, KeeperState.EXPIRED)
+        ]
+        assert states == [SessionState.SUSPENDED, SessionState.LOST, SessionState.CONNECTED]
+        zk.remove_listener(states.append)
+
+
+async def test_what_belongs_to_a_session_is_not_sent_in_the_next_one() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        assert zk.client_id is not None
+        session_id = zk.client_id[0]
+        assert await zk.transaction().create("/a").commit(session_id=session_id) == ["/a"]
+        await server.expire(zk)
+        with pytest.raises(SessionExpiredError):
+            await zk.transaction().create("/b").commit(session_id=session_id)
+        assert await zk.exists("/b") is None
+
+
+async def test_a_session_can_be_taken_over_and_only_that_one() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        await zk.create("/e", ephemeral=True)
+        client_id = zk.client_id
+        assert zk._keeper._task is not None
+        zk._keeper._task.cancel()  # it died
+        async with ZkClient(server.zookeeper, client_id=client_id) as heir:
+            assert heir.client_id == client_id
+            assert await heir.exists("/e") is not None
+        with pytest.raises(SessionExpiredError):
+            await ZkClient(server.zookeeper, client_id=(1, b"x" * 16)).start()
+
+
+async def test_tasks_of_a_client_end_with_it() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        task = zk.spawn("wait", asyncio.Event().wait())
+        closing = zk.spawn("close", zk.close())
+        await closing
+        assert task.cancelled()
+        with pytest.raises(ConnectionClosedError):
+            await zk.exists("/")
+        assert zk.client_id is None
+        assert not zk.connected
+
+
+async def test_a_client_that_reaches_nobody_says_so() -> None:
+    zk = ZkClient("127.0.0.1:1")
+    with pytest.raises(RequestTimeoutError, match="accepted"):
+        await zk.start(0.05)
+
+
+async def test_states_are_told_until_the_end() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk = await server.client(connect=faults)
+        states = zk.states()
+        assert await anext(states) is SessionState.CONNECTED
+        faults.cut()
+        assert await anext(states) is SessionState.SUSPENDED
+        assert await anext(states) is SessionState.CONNECTED
+        await states.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 3))
+async def test_connections_that_break_at_any_moment_of_a_reconnect_do_not_hold_the_loop(
+    turns: int,
+) -> None:
+    """The end of a link that is told late was once taken for the end of the next one."""
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk = await server.client(connect=faults)
+        await zk.exists("/a", lambda _event: None)
+        for _ in range(5):
+            faults.cut()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert await zk.sync() == "/"
+
+
+async def test_an_error_of_a_task_goes_to_the_loops_handler() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        told: list[BaseException] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        task = zk.spawn("fail", fail())
+        await asyncio.wait({task})
+        await asyncio.sleep(0)
+        loop.set_exception_handler(None)
+        assert [type(each) for each in told] == [ZeroDivisionError]
+
+
