@@ -351,7 +351,7 @@ def _closes(name: str | None, last: Frame) -> bool:
 
 
 def too_large(step: Step) -> bool:
-    """The request is near the limit of a frame; over it the server closes the connection at once."""
+    """The request is near the limit of a frame; over it the server closes the connection."""
     return step.kind == "call" and _data_bytes(step.arguments) > MAX_BUFFER - 1_000
 
 
