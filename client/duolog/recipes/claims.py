@@ -24,6 +24,7 @@ from duolog_protocol.errors import (
     SessionExpiredError,
 )
 from duolog_protocol.paths import name_of
+from duolog_protocol.types import EventType
 
 PAUSE_FIRST_MS: Final = 10
 PAUSE_LAST_MS: Final = 1_000
@@ -203,6 +204,8 @@ class Change:
         self._zk = zk
         self._happened = asyncio.Event()
         self._paths: set[str] = set()
+        self.seen: set[EventType] = set()
+        """Types of the events so far."""
 
     async def __aenter__(self) -> Change:
         """Begin."""
@@ -218,7 +221,8 @@ class Change:
         self._paths.add(path)
         return self._on_event
 
-    def _on_event(self, _event: WatchedEvent) -> None:
+    def _on_event(self, event: WatchedEvent) -> None:
+        self.seen.add(event.type)
         self._happened.set()
 
     async def wait(self) -> None:
