@@ -49,6 +49,17 @@ class Pauses:
         await asyncio.sleep(self._backoff.delay_ms(self._failed) / 1000)
 
 
+async def ensure_path(zk: ZkClient, path: str) -> None:
+    """Create a znode and its parents where they are missing, over lost connections."""
+    pauses = Pauses(zk)
+    while True:
+        try:
+            await zk.ensure_path(path)
+            return
+        except Error as error:
+            await pauses.after(error)
+
+
 def session_of(zk: ZkClient) -> int:
     """Id of the current session, 0 while there is none."""
     client_id = zk.client_id
@@ -106,13 +117,16 @@ class Claim:
                 self._tried = True
                 await self._create_once()
             except NoNodeError:
-                if self._guard is not None and await self._zk.exists(self._guard) is None:
+                if await self._guard_is_gone():
                     raise
-                await self._zk.ensure_path(self._parent or "/")
+                await ensure_path(self._zk, self._parent or "/")
             except NodeExistsError:
                 continue  # it is ours, the answer was lost: find it
             except Error as error:
                 await pauses.after(error)
+
+    async def _guard_is_gone(self) -> bool:
+        return self._guard is not None and await self._zk.exists(self._guard) is None
 
     async def _create_once(self) -> None:
         transaction = self._zk.transaction()

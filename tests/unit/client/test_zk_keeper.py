@@ -174,5 +174,3 @@ async def test_an_error_of_a_task_goes_to_the_loops_handler() -> None:
         await asyncio.sleep(0)
         loop.set_exception_handler(None)
         assert [type(each) for each in told] == [ZeroDivisionError]
-
-
