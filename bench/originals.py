@@ -74,19 +74,31 @@ def missing(arguments: argparse.Namespace, names: list[str]) -> list[str]:
 
 
 class ApacheZooKeeper(Process):
-    """A standalone Apache ZooKeeper with its defaults; every write is synced before its reply."""
+    """A standalone Apache ZooKeeper; every write is synced before its reply.
 
-    def __init__(self, java: str, classpath: str, directory: Path) -> None:
+    Its defaults, unless a test asks for other `settings` (of its configuration file) or more flags
+    of Java.
+    """
+
+    def __init__(
+        self,
+        java: str,
+        classpath: str,
+        directory: Path,
+        *,
+        settings: str = "",
+        flags: tuple[str, ...] = (),
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         config = directory / "zoo.cfg"
         config.write_text(
-            f"tickTime=2000\ndataDir={directory}/data\nclientPort={self.port}\n"
+            f"dataDir={directory}/data\nclientPort={self.port}\n{settings or 'tickTime=2000'}\n"
             "clientPortAddress=127.0.0.1\nmaxClientCnxns=0\nadmin.enableServer=false\n"
             "4lw.commands.whitelist=ruok\n"
         )
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-        super().__init__([java, "-cp", classpath, main, str(config)], directory / "log")
+        super().__init__([java, *flags, "-cp", classpath, main, str(config)], directory / "log")
         try:
             self.wait_for(self._is_ok)
         except StartError:

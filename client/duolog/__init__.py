@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TopicPartition,
         WatcherType,
     )
+    from duolog_runtime.tls_context import client_tls_context
 
     from .acls import (
         CREATOR_ALL_ACL,
@@ -95,6 +96,7 @@ _HOMES = {
     "WatcherType": "duolog_protocol.types",
     "WriteLock": "duolog.recipes.lock",
     "ZkClient": "duolog.zk",
+    "client_tls_context": "duolog_runtime.tls_context",
     "make_acl": "duolog.acls",
     "make_digest_acl": "duolog.acls",
     "make_digest_acl_credential": "duolog.acls",
@@ -148,6 +150,7 @@ __all__ = [
     "WatcherType",
     "WriteLock",
     "ZkClient",
+    "client_tls_context",
     "make_acl",
     "make_digest_acl",
     "make_digest_acl_credential",

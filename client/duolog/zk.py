@@ -17,7 +17,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from duolog_protocol.errors import RequestTimeoutError
 from duolog_protocol.paths import path_problem
@@ -33,6 +33,9 @@ from .zk_operations import ZkOperations
 from .zk_transaction import MultiRead, Transaction
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    import ssl
 
 DEFAULT_HOSTS: Final = "127.0.0.1:2181"
 
@@ -68,14 +71,16 @@ class ZkClient(ZkOperations):
         client_id: tuple[int, bytes] | None = None,
         auth_data: Sequence[tuple[str, bytes | str]] = (),
         client_name: str = "duolog",
+        ssl_context: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
         clock: Clock | None = None,
         connect: Connect = connect_link,
     ) -> None:
         """`hosts`: HOST[:PORT][,HOST[:PORT]...][/chroot]. `session_timeout`: seconds, as wished;
         the server has the last word. `client_id`: (session id, password) of a session to attach
-        to. `auth_data`: (scheme, credential) pairs, as for `add_auth`. `connect` opens a link to
-        a server. Raises ConfigError.
+        to. `auth_data`: (scheme, credential) pairs, as for `add_auth`. `ssl_context`: connect over
+        TLS (`client_tls_context` makes one). `connect` opens a link to a server. Raises
+        ConfigError.
         """
         parsed = parse_hosts(hosts)
         problem = path_problem(parsed.chroot) if parsed.chroot else None
@@ -90,6 +95,7 @@ class ZkClient(ZkOperations):
             client_name=client_name,
             clock=clock or SystemClock(),
             attach_only=client_id is not None,
+            ssl_context=ssl_context,
             credentials=[
                 (scheme, each.encode() if isinstance(each, str) else each)
                 for scheme, each in auth_data

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import (
@@ -45,6 +45,9 @@ from .core.zk_session import Session, SessionState
 from .core.zk_watches import WatchedEvent, Watcher, WatchRegistry
 from .owned_tasks import OwnedTasks
 
+if TYPE_CHECKING:
+    import ssl
+
 CLOSE_SECONDS: Final = 2.0
 _EVENT_TYPES: Final = frozenset(EventType)
 MAX_FRAME_BYTES: Final = zk.MAX_LIST_BYTES + MAX_HEADER_BYTES
@@ -65,6 +68,7 @@ class Connect(Protocol):
         max_frame_bytes: int,
         on_push: Callable[[Push], None],
         on_closed: Callable[[BaseException | None], None],
+        ssl_context: ssl.SSLContext | None = None,
     ) -> Coroutine[Any, Any, ClientLink]:
         """Open a link. Raises ConnectionLostError."""
 
@@ -81,6 +85,7 @@ class SessionKeeper:
         clock: Clock,
         attach_only: bool,
         credentials: list[tuple[str, bytes]],
+        ssl_context: ssl.SSLContext | None = None,
         connect: Connect = connect,
     ) -> None:
         self.session = session
@@ -100,6 +105,7 @@ class SessionKeeper:
         self._client_name = client_name
         self._clock = clock
         self._attach_only = attach_only
+        self._ssl_context = ssl_context
         self._link: ClientLink | None = None
         self._usable = asyncio.Event()
         """Set while a connection with a session and re-registered watches is there."""
@@ -294,6 +300,7 @@ class SessionKeeper:
                     max_frame_bytes=MAX_FRAME_BYTES,
                     on_push=self._on_push,
                     on_closed=lambda _reason: ended.set(),
+                    ssl_context=self._ssl_context,
                 )
                 self._link = link
                 try:

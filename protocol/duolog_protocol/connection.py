@@ -1,10 +1,13 @@
-"""The two ends of a native connection, sans-I/O.
+"""The two ends of a connection, sans-I/O.
 
     client                               server
     PREAMBLE, ApiVersions  ------->      EXPECT_PREAMBLE -> OPEN
     <-------                             ApiVersions response
     requests, pipelined    ------->
     <-------                             responses; events in between
+
+A server's end may also take clients of another protocol whose frames begin with their length: it is
+given the decoder for them and is OPEN from their first bytes on.
 
 Owns correlation ids, the negotiated api versions and the states of the connection; never touches
 a socket. Requests may be sent before the answer to ApiVersions has come, at the version the
@@ -13,8 +16,9 @@ caller names. The shape is h11's and websockets': bytes in, events out, bytes to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from .apis import (
     CORRELATION_ID_LAST,
@@ -37,38 +41,76 @@ MAX_FRAME_BYTES_UNKNOWN_PEER: Final = 16 * 1024
 
 
 class ServerState(Enum):
-    """States of a server's end; each only follows the one before it."""
+    """States of a server's end; each only follows the one before it (but see `start_over`)."""
 
     EXPECT_PREAMBLE = 1
     OPEN = 2
+    """`ServerConnection.caller` tells what kind of client it is."""
     FOREIGN = 3
-    """Not a native client; `ServerConnection.first_bytes` holds what it sent."""
+    """Not a client of this server; `ServerConnection.first_bytes` holds what it sent."""
+
+
+class Decoder(Protocol):
+    """What cuts the bytes of one kind of client: `FrameDecoder`, or another in its place."""
+
+    max_frame_bytes: int
+
+    def get_buffer(self) -> memoryview | bytearray:
+        """Where the next bytes go; never empty."""
+
+    def buffer_updated(self, count: int) -> list[Any]:
+        """`count` bytes were written to the buffer: return what is now complete."""
+
+    def feed(self, data: bytes) -> list[Any]:
+        """As `get_buffer` and `buffer_updated`, for bytes that are already here."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes received of something incomplete."""
 
 
 class ServerConnection:
-    """A server's end: tells native clients from others and cuts frames."""
+    """A server's end: tells the kinds of clients apart and cuts frames."""
 
-    __slots__ = ("_decoder", "_preamble_view", "caller", "first_bytes", "state")
+    __slots__ = (
+        "_preamble_view",
+        "_take_length_prefixed",
+        "caller",
+        "decoder",
+        "first_bytes",
+        "state",
+    )
 
-    def __init__(self, scratch: memoryview | None = None) -> None:
+    def __init__(
+        self,
+        scratch: memoryview | None = None,
+        take_length_prefixed: Callable[[memoryview], Decoder] | None = None,
+    ) -> None:
+        """`take_length_prefixed` makes the decoder of a client that opens with a length, from the
+        view it may read into; without it such a client is FOREIGN."""
         view = scratch if scratch is not None else memoryview(bytearray(READ_BYTES))
         self.state = ServerState.EXPECT_PREAMBLE
         self.caller = Caller.UNKNOWN_YET
         self.first_bytes = b""
         """All bytes received until the caller is told; for a foreign one its first words."""
-        self._decoder = FrameDecoder(MAX_FRAME_BYTES_UNKNOWN_PEER, view)
+        self.decoder: Decoder = FrameDecoder(MAX_FRAME_BYTES_UNKNOWN_PEER, view)
+        """Replaced once the caller is known to be of another kind."""
+        self._take_length_prefixed = take_length_prefixed
         self._preamble_view = view
 
     def get_buffer(self) -> memoryview | bytearray:
         """Where the next bytes go; never empty."""
         if self.state is ServerState.OPEN:
-            return self._decoder.get_buffer()
+            return self.decoder.get_buffer()
         return self._preamble_view
 
-    def buffer_updated(self, count: int) -> list[Frame]:
-        """`count` bytes came: return the complete frames. Raises RemoteProtocolError."""
+    def buffer_updated(self, count: int) -> list[Any]:
+        """`count` bytes came: return the complete frames, or what another decoder makes of them.
+
+        Raises RemoteProtocolError.
+        """
         if self.state is ServerState.OPEN:
-            return self._decoder.buffer_updated(count)
+            return self.decoder.buffer_updated(count)
         received = bytes(self._preamble_view[:count])
         self.first_bytes += received
         if self.state is ServerState.FOREIGN:
@@ -76,6 +118,10 @@ class ServerConnection:
         self.caller = classify(self.first_bytes)
         if self.caller is Caller.UNKNOWN_YET:
             return []
+        take = self._take_length_prefixed
+        if self.caller is Caller.LENGTH_PREFIXED and take is not None:
+            self.decoder = take(self._preamble_view)
+            return self._open(0)
         if self.caller is not Caller.NATIVE:
             self.state = ServerState.FOREIGN
             return []
@@ -84,19 +130,30 @@ class ServerConnection:
         problem = preamble_problem(self.first_bytes[:PREAMBLE_BYTES])
         if problem is not None:
             raise RemoteProtocolError(problem)
+        return self._open(PREAMBLE_BYTES)
+
+    def _open(self, used_bytes: int) -> list[Any]:
         self.state = ServerState.OPEN
-        rest, self.first_bytes = self.first_bytes[PREAMBLE_BYTES:], b""
-        return self._decoder.feed(rest) if rest else []
+        rest, self.first_bytes = self.first_bytes[used_bytes:], b""
+        return self.decoder.feed(rest) if rest else []
+
+    def start_over(self) -> bytes:
+        """The caller opened TLS: expect a caller inside it. The result is all that came so far."""
+        assert self.state is ServerState.FOREIGN, self.state
+        first, self.first_bytes = self.first_bytes, b""
+        self.caller = Caller.UNKNOWN_YET
+        self.state = ServerState.EXPECT_PREAMBLE
+        return first
 
     def raise_limit(self, max_frame_bytes: int) -> None:
         """The peer is known now: accept longer frames from it."""
-        self._decoder.max_frame_bytes = max_frame_bytes
+        self.decoder.max_frame_bytes = max_frame_bytes
 
     @property
     def pending_bytes(self) -> int:
         """Bytes received of something incomplete: a peer that stays there is slow or hostile."""
         if self.state is ServerState.OPEN:
-            return self._decoder.pending_bytes
+            return self.decoder.pending_bytes
         return len(self.first_bytes)
 
 

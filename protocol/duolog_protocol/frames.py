@@ -67,10 +67,7 @@ class FrameDecoder:
         if large is None:
             return self._view
         if self._filled == len(large):
-            # Doubled, never beyond the frame: a peer that only claims a length gets no memory.
-            # In small steps, since the zeros are memory, too.
-            for _ in range(0, len(large), _GROWTH_BYTES):
-                large.extend(_ZEROS[: self._large_end - len(large)])
+            grow_buffer(large, self._large_end)
         return memoryview(large)[self._filled :]
 
     def buffer_updated(self, count: int) -> list[Frame]:
@@ -151,6 +148,19 @@ class FrameDecoder:
         if header_end > end or header_bytes > MAX_HEADER_BYTES or header_bytes == 0:
             raise _bad_header(length, header_bytes)
         return buffer, header_start, header_end, end
+
+
+def grow_buffer(buffer: bytearray, end: int) -> None:
+    """Double the buffer of a frame that ends at `end`, never beyond it.
+
+    A peer that only claims a length gets no memory. In small steps, since the zeros are memory,
+    too.
+    """
+    left = min(len(buffer), end - len(buffer))
+    while left:
+        step = min(left, _GROWTH_BYTES)
+        buffer.extend(_ZEROS[:step])
+        left -= step
 
 
 def _bad_header(length: int, header_bytes: int) -> RemoteProtocolError:

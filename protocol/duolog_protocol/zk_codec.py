@@ -49,6 +49,8 @@ class Refusal(NamedTuple):
     message: str
     closes: bool
     """The connection ends with it: a client that sends such a request is broken."""
+    zxid: int | None = None
+    """What the answer names as its zxid; None: the last one that was processed."""
 
 
 class ZnodeView(Protocol):
@@ -59,6 +61,8 @@ class ZnodeView(Protocol):
     """Slot of the codec: the reply to GetData without its prefix, or None."""
     encoded_stat: bytes | None
     """Slot of the codec: the Stat as it stands in a reply, or None."""
+    jute_body: bytes | None
+    """Slot of the jute codec: the reply to getData without its header, or None."""
 
     def stat(self) -> Stat:
         """The Stat of the node."""

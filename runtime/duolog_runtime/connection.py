@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from duolog_protocol.apis import AnyApi, error_message
 from duolog_protocol.codec import Piece
 from duolog_protocol.connection import (
     ClientConnection,
+    Decoder,
     Push,
     Response,
     ServerConnection,
     ServerState,
 )
 from duolog_protocol.errors import ConnectionLostError, Error, RemoteProtocolError
-from duolog_protocol.frames import READ_BYTES, Frame
+from duolog_protocol.frames import READ_BYTES
+
+if TYPE_CHECKING:
+    import ssl
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 WRITE_LOW_BYTES: Final = 256 * 1024
@@ -52,6 +56,7 @@ class Link(asyncio.BufferedProtocol):
         "closed",
         "max_unsent_bytes",
         "peer",
+        "sent_bytes",
         "transport",
     )
 
@@ -65,6 +70,8 @@ class Link(asyncio.BufferedProtocol):
         self.max_unsent_bytes = max_unsent_bytes
         """A reader that has left more than this unread when there is more to send is dropped; 0: no
         bound. One long message may pass it: its owner waits with the next (`when_drained`)."""
+        self.sent_bytes = 0
+        """Handed to the transport so far."""
         self._out: list[Piece] = []
         self._out_bytes = 0
         self._flush_scheduled = False
@@ -104,11 +111,13 @@ class Link(asyncio.BufferedProtocol):
             return
         self._out = []
         if len(out) == 1:
+            size = len(out[0])
             transport.write(out[0])
-        elif sum(map(len, out)) <= _JOIN_BYTES:
+        elif (size := sum(map(len, out))) <= _JOIN_BYTES:
             transport.write(b"".join(out))
         else:
             transport.writelines(out)
+        self.sent_bytes += size
 
     @property
     def unsent_bytes(self) -> int:
@@ -181,6 +190,7 @@ class Link(asyncio.BufferedProtocol):
         """Called by the transport, once."""
         self.closed = True
         self._out.clear()
+        self._on_drained = None
         self.close_reason = self.close_reason or exc
         if self._drained is not None:
             self._drained.set_exception(ConnectionLostError("the connection ended"))
@@ -196,23 +206,35 @@ class Link(asyncio.BufferedProtocol):
 class ServerLink(Link):
     """A server's end. Subclass it, or give it callbacks."""
 
-    __slots__ = ("_on_closed", "_on_foreign", "_on_frames", "_on_made", "context", "endpoint")
+    __slots__ = (
+        "_on_closed",
+        "_on_foreign",
+        "_on_frames",
+        "_on_made",
+        "context",
+        "endpoint",
+        "received_bytes",
+    )
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         *,
         on_made: Callable[[ServerLink], None],
-        on_frames: Callable[[ServerLink, list[Frame]], None],
+        on_frames: Callable[[ServerLink, list[Any]], None],
         on_foreign: Callable[[ServerLink], None],
         on_closed: Callable[[ServerLink, BaseException | None], None],
         max_unsent_bytes: int,
         scratch: memoryview | None = None,
+        take_length_prefixed: Callable[[memoryview], Decoder] | None = None,
     ) -> None:
+        """`on_frames` gets what `ServerConnection.buffer_updated` returned."""
         super().__init__(loop, max_unsent_bytes)
-        self.endpoint = ServerConnection(scratch)
+        self.endpoint = ServerConnection(scratch, take_length_prefixed)
         self.context: Any = None
         """The owner's own data about this connection."""
+        self.received_bytes = 0
+        """Read from the transport so far."""
         self._on_made = on_made
         self._on_frames = on_frames
         self._on_foreign = on_foreign
@@ -231,13 +253,20 @@ class ServerLink(Link):
         """Called by the loop."""
         if self.closed:
             return
+        self.received_bytes += nbytes
         try:
             frames = self.endpoint.buffer_updated(nbytes)
         except RemoteProtocolError as error:
             self.abort(error)
             return
         if frames:
-            self._on_frames(self, frames)
+            # What is answered on the spot leaves on the spot: no extra turn of the loop.
+            scheduled, self._flush_scheduled = self._flush_scheduled, True
+            try:
+                self._on_frames(self, frames)
+                self.flush()
+            finally:
+                self._flush_scheduled = scheduled
         elif self.endpoint.state is ServerState.FOREIGN:
             self._on_foreign(self)
 
@@ -245,6 +274,11 @@ class ServerLink(Link):
         """Stop reading: the peer's sends back up in its socket. Idempotent."""
         if self.transport is not None and not self.closed and self.transport.is_reading():
             self.transport.pause_reading()
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether what the peer sends is read."""
+        return self.transport is not None and not self.closed and self.transport.is_reading()
 
     def resume_reading(self) -> None:
         """Read on. Idempotent."""
@@ -281,15 +315,22 @@ class ClientLink(Link):
         message: Any,
         on_response: Callable[[Response | None], None] | None,
         version: int | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Send a request; `on_response` is called once, with None when the connection ends first.
 
-        `on_response` None is for requests that have no response. Raises LocalProtocolError,
-        ConnectionLostError.
+        `on_response` None is for requests that have no response. `at_once` does not wait for the
+        end of the loop turn. Raises LocalProtocolError, ConnectionLostError.
         """
         if self.closed:
             raise ConnectionLostError(f"the connection to {self.peer} is closed")
-        self.write(self.endpoint.request(api, message, on_response, version))
+        pieces = self.endpoint.request(api, message, on_response, version)
+        if at_once and not self._flush_scheduled:
+            self._out += pieces
+            self.flush()
+        else:
+            self.write(pieces)
 
     async def call(
         self,
@@ -356,8 +397,12 @@ async def connect(
     on_push: Callable[[Push], None],
     on_closed: Callable[[BaseException | None], None],
     scratch: memoryview | None = None,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> ClientLink:
-    """Open a client link. Put `asyncio.timeout` around it. Raises ConnectionLostError."""
+    """Open a client link, over TLS where a context is given.
+
+    Put `asyncio.timeout` around it. Raises ConnectionLostError.
+    """
     loop = asyncio.get_running_loop()
 
     def factory() -> ClientLink:
@@ -370,7 +415,7 @@ async def connect(
         )
 
     try:
-        _, link = await loop.create_connection(factory, host, port)
+        _, link = await loop.create_connection(factory, host, port, ssl=ssl_context)
     except OSError as error:
         raise ConnectionLostError(f"cannot connect to {host}:{port}: {error}") from error
     return link

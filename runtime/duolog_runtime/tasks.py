@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from duolog_protocol.errors import ConfigError, Error
 
+from .heap import set_survivors_aside
 from .logs import DaemonLogs
 
 LOOPS: Final = ("auto", "uvloop", "asyncio")
@@ -69,6 +70,7 @@ def run_daemon(main: Main, *, logs: DaemonLogs, loop: str = "auto") -> int:
     cancels everything, with 130. An assertion that fails in a callback of the loop ends it too.
     """
     log = logs.logger()
+    set_survivors_aside()
     try:
         with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
             return runner.run(_run_root(main, logs))

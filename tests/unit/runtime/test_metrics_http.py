@@ -1,18 +1,18 @@
-"""Metrics over HTTP: the text Prometheus reads, and nothing a hostile peer could hold on to."""
+"""Metrics over HTTP: the text that Prometheus reads, made when it is asked for."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
 
-import pytest
 import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
 
-from duolog_runtime import metrics_http
 from duolog_runtime.logs import RecordingLogger
-from duolog_runtime.metrics_http import MAX_REQUEST_BYTES, MetricRow, MetricsServer
+from duolog_runtime.metrics_http import MetricRow, MetricsServer, SummaryValue, exposition
 
 
 class Daemon:
@@ -85,67 +85,40 @@ async def test_health(daemon: Daemon) -> None:
     assert "Content-Length: 3" in head and body == b""
 
 
-@pytest.mark.parametrize(
-    ("request_bytes", "status"),
-    [
-        (b"GET / HTTP/1.1\r\n\r\n", b"404"),
-        (b"POST /metrics HTTP/1.1\r\n\r\n", b"405"),
-        (b"hello\r\n\r\n", b"400"),
-        (b"GET /metrics SPDY/3\r\n\r\n", b"400"),
-        (b"\x00\xff\r\n\r\n", b"400"),
-        (b"GET /" + b"a" * MAX_REQUEST_BYTES, b"431"),
-    ],
-)
-async def test_a_bad_request_is_answered(
-    daemon: Daemon, request_bytes: bytes, status: bytes
-) -> None:
-    assert (await daemon.send(request_bytes)).startswith(b"HTTP/1.1 " + status)
-
-
-async def test_a_request_may_come_in_pieces(daemon: Daemon) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
-    for piece in (b"GET /hea", b"lth HTTP/1.1\r\n", b"Host: x\r\n\r", b"\n"):
-        writer.write(piece)
-        await writer.drain()
-        await asyncio.sleep(0)
-    assert (await reader.read()).endswith(b"ok\n")
-    writer.close()
-
-
-async def test_a_peer_that_says_nothing_is_dropped(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metrics_http, "CONNECTION_SECONDS", 0.01)
-    with contextlib.suppress(ConnectionResetError):  # as which an abort may show
-        assert await daemon.send(b"GET /health") == b""
-
-
-async def test_connections_are_bounded(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_http, "MAX_CONNECTIONS", 1)
-    _, first = await asyncio.open_connection("127.0.0.1", daemon.port)
-    assert (await daemon.send(b"")).startswith(b"HTTP/1.1 503")
-    first.close()
-
-
 async def test_a_metric_that_fails_stops_no_daemon(daemon: Daemon) -> None:
     daemon.broken = True
     head, _ = await daemon.get("/metrics")
     assert head.startswith("HTTP/1.1 500")
-    assert daemon.log.events == ["metrics_failed"]
+    assert daemon.log.events == ["http_request_failed"]
     daemon.broken = False
     assert (await daemon.get("/metrics"))[0].startswith("HTTP/1.1 200")
 
 
-async def test_closing_drops_who_still_waits(daemon: Daemon) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
-    await daemon.get("/health")  # so that the first one has been accepted as well
-    await daemon.server.close()
-    with contextlib.suppress(ConnectionResetError):
-        assert await reader.read() == b""
-    writer.close()
+def test_summaries_and_counters_with_a_given_name_survive_the_text() -> None:
+    value = SummaryValue(3, 12.0, {0.5: 4, 0.99: 6})
+    rows: list[MetricRow] = [
+        ("fsynctime", "Syncs.", "summary", [({}, value)]),
+        ("snap_count", "Snapshots.", "unknown", [({}, 2)]),
+    ]
+    summary, unknown = text_string_to_metric_families(exposition(rows).decode())
+    assert (summary.name, summary.type) == ("fsynctime", "summary")
+    assert [(each.name, each.labels, each.value) for each in summary.samples] == [
+        ("fsynctime", {"quantile": "0.5"}, 4.0),
+        ("fsynctime", {"quantile": "0.99"}, 6.0),
+        ("fsynctime_count", {}, 3.0),
+        ("fsynctime_sum", {}, 12.0),
+    ]
+    assert [(each.name, each.value) for each in unknown.samples] == [("snap_count", 2.0)]
 
 
-def test_the_text_library_is_not_loaded_before_it_is_needed() -> None:
-    server: Any = MetricsServer(list, RecordingLogger())
-    with pytest.raises(AssertionError, match="start"):
-        server.exposition()
+def test_the_text_library_is_loaded_by_the_first_scrape() -> None:
+    program = (
+        "import sys\n"
+        "from duolog_runtime.metrics_http import MetricsServer, exposition\n"
+        "server = MetricsServer(list, None)\n"
+        "assert 'prometheus_client' not in sys.modules\n"
+        "exposition([])\n"
+        "assert 'prometheus_client' in sys.modules\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)

@@ -1,7 +1,7 @@
 """The engine between a core and a simulated disk: group commit, refusals, halts, power loss.
 
 The core here is the smallest one that has a state: each request adds its id, and the reply tells
-that it is durable. The real core is driven the same way in `test_node.py` and by the simulation.
+that it is durable. The simulation drives the real core the same way.
 """
 
 from __future__ import annotations

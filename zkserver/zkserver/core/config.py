@@ -49,6 +49,9 @@ class CoreConfig:
     """Changes that are remembered for watches that a native client resumes."""
     max_reply_backlog_bytes: int = 1024 * 1024
     """Replies of one connection that may wait for its socket; beyond, its reads wait."""
+    max_unread_reply_bytes: int = 64 * 1024 * 1024
+    """As `max_reply_backlog_bytes`, for reads that cannot wait because the same connection's writes
+    come behind them; beyond, it is dropped."""
     max_txn_bytes: int = MAX_FRAME_BYTES
     """A log record: checked on the resulting Txn (`jute.maxbuffer`, ZOOKEEPER-2101, -4306)."""
     max_children_reply_bytes: int = 16 * 1024 * 1024
@@ -86,6 +89,7 @@ class CoreConfig:
         self._require("never_used_container_ms", 0, 365 * 24 * 3_600_000)
         self._require("max_history_events", 0, 10_000_000)
         self._require("max_reply_backlog_bytes", 1, 1 << 30)
+        self._require("max_unread_reply_bytes", self.max_reply_backlog_bytes, 1 << 40)
         self._require("max_txn_bytes", self.max_data_bytes + TXN_OVERHEAD_BYTES, 64 * 1024 * 1024)
         self._require("max_children_reply_bytes", 1024, MAX_LIST_BYTES)
         self._require("max_watches_per_connection", 1, 10_000_000)

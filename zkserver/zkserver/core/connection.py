@@ -11,7 +11,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from duolog_protocol.frames import Frame
     from duolog_protocol.zk_codec import ZnodeView
 
     from .session_tracker import Session
@@ -23,8 +22,8 @@ class Codec(Protocol):
     known_peer: bool
     """The client has a session: larger requests may be decoded."""
 
-    def decode(self, frames: list[Frame]) -> list[tuple[int, int, Any]]:
-        """The requests of some frames."""
+    def decode(self, frames: list[Any]) -> list[tuple[int, int, Any]]:
+        """The requests of what the connection's decoder has cut."""
 
     def append_data(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView
@@ -58,6 +57,7 @@ class Connection:
         "closed",
         "codec",
         "completed",
+        "event_count",
         "identities",
         "last_request_taken",
         "link",
@@ -65,8 +65,10 @@ class Connection:
         "paused",
         "peer",
         "session",
+        "stats",
         "submitted",
         "waiting",
+        "waiting_count",
         "watched",
     )
 
@@ -92,7 +94,9 @@ class Connection:
         self.completed = 0
         """Those of them that were answered; completed <= submitted."""
         self.waiting: deque[tuple[int, Any]] = deque()
-        """(submitted when it came, request): answered once `completed` has reached that."""
+        """What waits for its turn: see `turns`."""
+        self.waiting_count = 0
+        """Requests in it."""
         self.barrier_count = 0
         """Requests in `waiting` that no write may overtake."""
         self.backlog_bytes = 0
@@ -103,12 +107,16 @@ class Connection:
         """It has too much outstanding and is not read."""
         self.last_request_taken = False
         """After a CloseSession or a request that cannot be trusted, nothing more is taken."""
+        self.event_count = 0
+        """Watch events it was ever told."""
+        self.stats: Any = None
+        """The shell's numbers about it; opaque here."""
         self.closed = False
         """It ended, or was told to: nothing it sends counts any more."""
 
     def outstanding_count(self) -> int:
         """Requests that were taken and not answered."""
-        return self.submitted - self.completed + len(self.waiting)
+        return self.submitted - self.completed + self.waiting_count
 
     def __repr__(self) -> str:
         session_id = self.session.session_id if self.session is not None else 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hmac
 import random
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -24,8 +23,8 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import API_VERSIONS
 from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import DecodeError, StorageError
-from duolog_protocol.txns import Body, CloseReason, TxnKind, decode_txn, encode_txn
-from duolog_protocol.types import ZXID_EPOCH_LAST, counter_of, epoch_of, make_zxid
+from duolog_protocol.txns import Body, CloseReason, TxnKind, decode_txn
+from duolog_protocol.types import epoch_of, make_zxid
 from duolog_protocol.zk_codec import REFUSED, Refusal
 
 from .auth import AuthProviders
@@ -33,7 +32,6 @@ from .config import CoreConfig
 from .connection import Connection
 from .credentials import Credentials
 from .events import (
-    Append,
     AppendRefused,
     AwaitDrain,
     Close,
@@ -55,10 +53,12 @@ from .flow import Flow
 from .history import History
 from .pending import Pending, failure_reply, write_reply
 from .prepare import Preparer, Refused, Rejected, session_of
+from .proposals import Proposals
 from .reads import Reads
 from .reaper import Reaper
 from .session_tracker import Session, SessionTracker, session_password
-from .snapshot import Snapshot, load_snapshot
+from .snapshot import Snapshot
+from .snapshot_loading import load_snapshot
 from .state import ReplicatedState
 from .status import Status
 from .turns import ANSWERED, Turns
@@ -84,15 +84,9 @@ class ZkCore:
         self._reaper = Reaper(config)
         self._watches = Watches()
         self._use(ReplicatedState())
-        self._last_logged_zxid = 0
-        self._pending: deque[Pending] = deque()
-        """In zxid order; what is at the left is applied next."""
-        self._flow = Flow(config)
+        self._proposals = Proposals(config)
+        self._flow = Flow(config, self._proposals)
         self._now_ms = 0
-        self._wall_ms = 0
-        self._records: list[bytes] = []
-        self._first_zxid = 0
-        """Of `_records`, the Append of this step."""
         self._dirty: dict[Connection, None] = {}
         """Connections with something to send, in the order in which they got it."""
         self._closing: dict[Connection, str] = {}
@@ -114,15 +108,16 @@ class ZkCore:
             zk.SET_ACL.key: preparer.set_acl,
             zk.CHECK.key: preparer.check,
             zk.MULTI.key: preparer.multi,
+            zk.RECONFIG_KEY: preparer.reconfig,
         }
 
     # ---- recovery ------------------------------------------------------------------------------
 
     def load_snapshot(self, chunks: Iterable[bytes]) -> None:
         """Begin with a snapshot. Raises StorageError."""
-        assert self._last_logged_zxid == 0, "a snapshot comes before any record"
+        assert self._proposals.last_logged_zxid == 0, "a snapshot comes before any record"
         self._use(load_snapshot(chunks))
-        self._last_logged_zxid = self.state.last_applied_zxid
+        self._proposals.last_logged_zxid = self.state.last_applied_zxid
 
     def replay(self, record: bytes) -> int:
         """Apply a record of the log and return its zxid. Raises StorageError."""
@@ -131,18 +126,21 @@ class ZkCore:
         except DecodeError as error:
             raise StorageError(f"a log record cannot be decoded: {error}") from error
         self.state.replay(txn)
-        self._last_logged_zxid = txn.zxid
+        self._proposals.last_logged_zxid = txn.zxid
         self._history.take(self.state.changes)
         return txn.zxid
 
     def start(self, epoch: int, now_ms: int, wall_ms: int) -> list[Effect]:
         """Open an epoch; every session gets its full timeout again."""
-        assert epoch > epoch_of(self._last_logged_zxid), (epoch, self._last_logged_zxid)
-        self._now_ms, self._wall_ms = now_ms, wall_ms
+        assert epoch > epoch_of(self._proposals.last_logged_zxid), (
+            epoch,
+            self._proposals.last_logged_zxid,
+        )
+        self._now_ms, self._proposals.wall_ms = now_ms, wall_ms
         for session in self.state.sessions.values():
             self._tracker.touch(session, now_ms)
         secret = b"" if self.state.secret else self._rng.randbytes(SECRET_BYTES)
-        self._log_txn(make_zxid(epoch, 0), 0, (TxnKind.NEW_EPOCH, secret))
+        self._proposals.add(make_zxid(epoch, 0), 0, (TxnKind.NEW_EPOCH, secret))
         return self._effects()
 
     # ---- the way in ----------------------------------------------------------------------------
@@ -171,7 +169,7 @@ class ZkCore:
     def _on_rare(self, event: Event) -> None:
         match event:
             case TimerFired(wall_ms=wall_ms):
-                self._wall_ms = wall_ms
+                self._proposals.wall_ms = wall_ms
                 limit = self.config.max_expirations_per_step
                 for session in self._tracker.take_expired(self._now_ms, limit):
                     self._close_session(session, CloseReason.EXPIRED, None, 0)
@@ -187,9 +185,9 @@ class ZkCore:
 
     def _effects(self) -> list[Effect]:
         effects: list[Effect] = []
-        if self._records:
-            effects.append(Append(self._records, self._first_zxid, self._last_logged_zxid))
-            self._records = []
+        append = self._proposals.take_append()
+        if append is not None:
+            effects.append(append)
         for connection in self._dirty:
             out = connection.out
             if out:
@@ -197,6 +195,8 @@ class ZkCore:
                 effects.append(Send(connection, out))
                 connection.out = []
         self._dirty.clear()
+        if self._proposals.epochs_are_used_up:
+            effects.append(Halt("no epoch is left"))
         if self._reads.crowded:
             effects += map(AwaitDrain, self._reads.crowded)
             self._reads.crowded.clear()
@@ -214,20 +214,39 @@ class ZkCore:
         connection = event.connection
         if connection.closed:
             return
-        self._wall_ms = event.wall_ms
+        self._proposals.wall_ms = event.wall_ms
         requests = event.requests
         self._received_count += len(requests)
         session = connection.session
         if session is not None and not session.closing:
             self._tracker.touch(session, self._now_ms)
         self._dirty[connection] = None
-        take = self._take
-        for request in requests:
-            take(connection, request)
-            if connection.last_request_taken:
-                break
+        self._take_batch(connection, requests)
         if self._flow.must_pause(connection):
             self._later.append(PauseReading(connection))
+
+    def _take_batch(self, connection: Connection, requests: list[Request]) -> None:
+        """Take requests in order: reads that follow each other as one run, the others one by one.
+
+        A run is answered at once, or waits as a whole behind the connection's writes.
+        """
+        turns, knows, take = self._turns, self._reads.knows, self._take
+        position, end = 0, len(requests)
+        if connection.session is not None and not turns.must_wait(connection):
+            position = self._reads.serve_run(connection, requests)
+        while position < end:
+            request = requests[position]
+            if knows(request[0]) and turns.must_wait(connection):
+                first = position
+                position += 1
+                while position < end and knows(requests[position][0]):
+                    position += 1
+                turns.add_reads(connection, requests[first:position])
+                continue
+            take(connection, request)
+            position += 1
+            if connection.last_request_taken:
+                return
 
     def _take(self, connection: Connection, request: Request) -> None:
         """Answer a request, log it, or let it wait behind what the connection asked before.
@@ -237,8 +256,10 @@ class ZkCore:
         """
         api_key, correlation_id, message = request
         write = self._write.get(api_key)
-        if write is not None and connection.session is not None and not connection.barrier_count:
+        if write is not None and self._may_log(connection):
             self._submit(connection, api_key, correlation_id, message, write)
+        elif api_key == zk.SYNC.key and self._proposals.pending and self._may_log(connection):
+            self._wait_for_sync(connection, correlation_id, message)
         elif self._turns.must_wait(connection):
             if self._credentials.knows(api_key):
                 # Who the client is counts from now on; only the answer waits for its turn.
@@ -267,21 +288,19 @@ class ZkCore:
             refusal = Refusal(ZkErrorCode.UNKNOWN_SESSION, text, True)
             self._refuse(connection, correlation_id, refusal)
         elif api_key == zk.SYNC.key:
-            self._sync(connection, correlation_id, message)
+            self._answer_sync(connection, correlation_id, message)
         elif api_key == zk.CLOSE_SESSION.key:
             connection.last_request_taken = True
             self._close_session(connection.session, CloseReason.CLOSED, connection, correlation_id)
-        elif api_key == zk.RECONFIG_KEY:
-            refusal = Refusal(
-                ZkErrorCode.RECONFIG_DISABLED, "a standalone server has no members to change", False
-            )
-            self._refuse(connection, correlation_id, refusal)
         else:
-            raise AssertionError(f"api {api_key} is in the table and nobody takes it")
+            text = f"api {api_key} is not served yet"
+            self._refuse(
+                connection, correlation_id, Refusal(ZkErrorCode.UNIMPLEMENTED, text, False)
+            )
 
     def _refuse(self, connection: Connection, correlation_id: int, refusal: Refusal) -> None:
         if refusal.code:
-            zxid = self.state.last_applied_zxid
+            zxid = self.state.last_applied_zxid if refusal.zxid is None else refusal.zxid
             connection.out.append(
                 connection.codec.error(correlation_id, refusal.code, zxid, refusal.message)
             )
@@ -312,28 +331,19 @@ class ZkCore:
             note = error
             body = (TxnKind.ERROR, error.code)
         connection.submitted += 1
-        self._log_txn(
-            self._next_zxid(),
-            session.session_id,
-            body,
-            connection,
-            correlation_id,
-            api_key,
-            note,
-        )
+        proposals = self._proposals
+        session_id = session.session_id
+        zxid = proposals.next_zxid()
+        proposals.add(zxid, session_id, body, connection, correlation_id, api_key, note)
 
-    def _sync(self, connection: Connection, correlation_id: int, message: Any) -> None:
-        """Answered when everything that is logged now is applied (standalone: a quorum of one)."""
-        if not self._pending:
-            self._answer_sync(connection, correlation_id, message)
-            return
+    def _may_log(self, connection: Connection) -> bool:
+        """What it asks now may go before what it asked and still waits."""
+        return connection.session is not None and not connection.barrier_count
+
+    def _wait_for_sync(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        """A sync is answered when all that is logged now is applied (alone: a quorum of one)."""
         connection.submitted += 1
-        self._pending.append(
-            Pending(
-                self._last_logged_zxid,
-                *(0, 0, None, connection, correlation_id, zk.SYNC.key, message, 0),
-            )
-        )
+        self._proposals.add_sync(connection, correlation_id, zk.SYNC.key, message)
 
     def _answer_sync(self, connection: Connection, correlation_id: int, message: Any) -> None:
         reply = zk.SyncResponse(message.path)
@@ -360,11 +370,11 @@ class ZkCore:
         if message.session_id:
             self._attach_again(connection, correlation_id, message, timeout_ms)
             return
-        zxid = self._next_zxid()
+        zxid = self._proposals.next_zxid()
         self.state.opening[zxid] = Session(zxid, timeout_ms)
         connection.submitted += 1
         body = (TxnKind.CREATE_SESSION, timeout_ms)
-        self._log_txn(zxid, zxid, body, connection, correlation_id, zk.CONNECT.key)
+        self._proposals.add(zxid, zxid, body, connection, correlation_id, zk.CONNECT.key)
 
     def _attach_again(
         self, connection: Connection, correlation_id: int, message: Any, timeout_ms: int
@@ -411,8 +421,8 @@ class ZkCore:
         body = self._preparer.close_session(session, reason)
         if connection is not None:
             connection.submitted += 1
-        self._log_txn(
-            self._next_zxid(),
+        self._proposals.add(
+            self._proposals.next_zxid(),
             session.session_id,
             body,
             connection,
@@ -427,7 +437,7 @@ class ZkCore:
     def _forget_connection(self, connection: Connection) -> None:
         """It has ended, or is about to: its watches go, its session stays (A.9)."""
         connection.closed = True
-        connection.waiting.clear()
+        self._turns.forget(connection)
         self._watches.remove_connection(connection)
         self._flow.forget(connection)
         session = connection.session
@@ -441,92 +451,45 @@ class ZkCore:
         self._forget_connection(connection)
         self._dirty[connection] = None
 
-    # ---- logging -------------------------------------------------------------------------------
-
-    def _next_zxid(self) -> int:
-        last = self._last_logged_zxid
-        if counter_of(last) >= self.config.zxid_counter_last:
-            epoch = epoch_of(last) + 1
-            if epoch > ZXID_EPOCH_LAST:
-                self._later.append(Halt("no epoch is left"))
-            self._log_txn(make_zxid(epoch, 0), 0, (TxnKind.NEW_EPOCH, b""))
-            last = self._last_logged_zxid
-        return last + 1
-
-    def _log_txn(
-        self,
-        zxid: int,
-        session_id: int,
-        body: Body,
-        connection: Connection | None = None,
-        correlation_id: int = 0,
-        api_key: int = 0,
-        note: Any = None,
-    ) -> None:
-        assert zxid > self._last_logged_zxid, (zxid, self._last_logged_zxid)
-        wall_ms = self._wall_ms
-        record = encode_txn(zxid, session_id, correlation_id & _U32_LAST, wall_ms, body)
-        size = len(record)
-        if not self._records:
-            self._first_zxid = zxid
-        self._records.append(record)
-        self._last_logged_zxid = zxid
-        self._flow.outstanding_count += 1
-        self._flow.outstanding_bytes += size
-        self._pending.append(
-            _make_pending(
-                Pending,
-                (
-                    zxid,
-                    session_id,
-                    wall_ms,
-                    body,
-                    connection,
-                    correlation_id,
-                    api_key,
-                    note,
-                    size,
-                ),
-            )
-        )
-
     # ---- applying ------------------------------------------------------------------------------
 
     def _on_durable(self, zxid: int) -> None:
-        assert zxid <= self._last_logged_zxid, (zxid, self._last_logged_zxid)
-        pending, state, watches = self._pending, self.state, self._watches
-        apply, changes, dirty, flow = state.apply, state.changes, self._dirty, self._flow
-        while pending and pending[0].zxid <= zxid:
+        assert zxid <= self._proposals.last_logged_zxid, (zxid, self._proposals.last_logged_zxid)
+        proposals, state, watches = self._proposals, self.state, self._watches
+        pending = proposals.pending
+        apply, changes, dirty = state.apply, state.changes, self._dirty
+        applied_count = applied_bytes = 0
+        while pending and pending[0][0] <= zxid:
             each = pending.popleft()
-            body, connection = each.body, each.connection
+            own_zxid, session_id, wall_ms, body, connection, correlation_id, api_key, note, size = (
+                each
+            )
+            if connection is not None and connection.waiting:
+                self._serve_before_write(connection)
             if body is None:
                 assert connection is not None
                 if not connection.closed:
-                    self._answer_sync(connection, each.correlation_id, each.note)
+                    self._answer_sync(connection, correlation_id, note)
             else:
-                flow.outstanding_count -= 1
-                flow.outstanding_bytes -= each.size_bytes
+                applied_count += 1
+                applied_bytes += size
                 seen = len(changes)
-                result = apply(each.zxid, each.session_id, each.wall_ms, body)
+                result = apply(own_zxid, session_id, wall_ms, body)
                 if watches.count and len(changes) > seen:
                     watches.announce(changes[seen:], dirty)
-                held = None
-                if connection is not None and connection.backlog_bytes and connection.waiting:
-                    held = len(connection.out)
-                if each.api_key == 1005 and connection is not None and each.note is None:
+                if api_key == 1005 and note is None and connection is not None:
                     if not connection.closed:
                         connection.codec.append_stat(
-                            connection.out, each.correlation_id, each.zxid, result
+                            connection.out, correlation_id, own_zxid, result
                         )
-                elif each.api_key:
+                elif api_key:
                     self._answer(each, result)
-                if held is not None and connection is not None:
-                    self._turns.hold_answer(connection, held)
             if connection is not None:
                 connection.completed += 1
                 dirty[connection] = None
                 if connection.waiting:
                     self._turns.serve(connection)
+        proposals.on_applied(applied_count, applied_bytes)
         self._history.take(changes)
         assert state.last_applied_zxid <= zxid, (state.last_applied_zxid, zxid)
         if not pending:
@@ -538,7 +501,9 @@ class ZkCore:
 
     def _rebuild_overlay(self) -> None:
         self._preparer.rebuild(
-            (each.session_id, each.body) for each in self._pending if each.body is not None
+            (each.session_id, each.body)
+            for each in self._proposals.pending
+            if each.body is not None
         )
 
     def _answer(self, each: Pending, result: Any) -> None:
@@ -572,6 +537,13 @@ class ZkCore:
         elif connection is not None and not connection.closed:
             self._close(connection, "the session has expired")
 
+    def _serve_before_write(self, connection: Connection) -> None:
+        """Reads that still wait for the socket must not see a write that came after them."""
+        self._turns.serve(connection, forced=True)
+        limit = self.config.max_unread_reply_bytes
+        if connection.backlog_bytes > limit and not connection.closed:
+            self._close(connection, f"over {limit} bytes of replies were not read: it is too slow")
+
     def _on_drained(self, connection: Connection) -> None:
         connection.backlog_bytes = 0
         if not connection.closed:
@@ -584,34 +556,28 @@ class ZkCore:
 
     def _reap(self) -> None:
         """Delete containers and TTL nodes that have had their time, each in a Txn of its own."""
-        for path in self._reaper.take(self.state.tree, self._now_ms, self._wall_ms):
+        for path in self._reaper.take(self.state.tree, self._now_ms, self._proposals.wall_ms):
             body = self._preparer.reap(path)
             if body is not None:
-                self._log_txn(self._next_zxid(), 0, body)
+                self._proposals.add(self._proposals.next_zxid(), 0, body)
 
     # ---- a full disk ---------------------------------------------------------------------------
 
     def _on_append_refused(self, first_zxid: int) -> None:
         """Take everything from `first_zxid` on back, exactly as if it had not come."""
-        pending = list(self._pending)
-        self._pending.clear()
-        assert self.state.last_applied_zxid < first_zxid, (self.state.last_applied_zxid, first_zxid)
-        self._last_logged_zxid = self.state.last_applied_zxid
-        self._flow.outstanding_count = self._flow.outstanding_bytes = 0
+        pending = self._proposals.take_back(first_zxid, self.state.last_applied_zxid)
         self._preparer.outstanding.clear()
         for each in pending:
             if each.body is not None:
-                assert each.zxid >= first_zxid, f"{each.zxid:#x} is durable and was not applied"
                 self._take_back(each)
         # Only now the answers, in order with the reads between them, which may log anew.
         for each in pending:
             connection = each.connection
             if connection is None:
                 continue
-            first_piece = len(connection.out)
+            self._serve_before_write(connection)
             if not connection.closed:
                 self._answer_refused(each, connection)
-            self._turns.hold_answer(connection, first_piece)
             connection.completed += 1
             self._dirty[connection] = None
             if connection.waiting and not connection.closed:
@@ -661,12 +627,12 @@ class ZkCore:
         state = self.state
         return Status(
             zxid=state.last_applied_zxid,
-            epoch=epoch_of(self._last_logged_zxid),
+            epoch=epoch_of(self._proposals.last_logged_zxid),
             node_count=len(state.tree.nodes),
             watch_count=self._watches.count,
             sessions=len(state.sessions),
             ephemerals=state.ephemeral_count,
-            outstanding=len(self._pending),
+            outstanding=len(self._proposals.pending),
             packets_received=self._received_count,
             packets_sent=self._sent_count,
             data_bytes=state.tree.data_bytes,
@@ -676,12 +642,4 @@ class ZkCore:
         """Compare everything that is kept twice; for tests and the simulator."""
         self.state.check_invariants()
         self._watches.check_invariants()
-        zxids = [each.zxid for each in self._pending if each.body is not None]
-        assert zxids == sorted(set(zxids)), zxids
-        assert not zxids or zxids[0] > self.state.last_applied_zxid, zxids
-        assert not zxids or zxids[-1] == self._last_logged_zxid, zxids
-        sizes = sum(each.size_bytes for each in self._pending)
-        assert sizes == self._flow.outstanding_bytes, (sizes, self._flow.outstanding_bytes)
-
-
-_make_pending: Any = tuple.__new__
+        self._proposals.check_invariants(self.state.last_applied_zxid)

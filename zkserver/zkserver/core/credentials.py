@@ -39,6 +39,6 @@ class Credentials:
 
     def _add(self, connection: Connection, correlation_id: int, message: Any) -> list[bytes]:
         scheme, credential = message
-        found = self._providers.authenticate(scheme, credential, connection.identities)
-        connection.identities = tuple(dict.fromkeys((*connection.identities, *found)))
+        held = connection.identities
+        connection.identities = self._providers.authenticate(scheme, credential, held)
         return [connection.codec.empty(correlation_id, 0)]

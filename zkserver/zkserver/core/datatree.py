@@ -24,7 +24,8 @@ CREATE: Final = int(Perms.CREATE)
 DELETE: Final = int(Perms.DELETE)
 ADMIN: Final = int(Perms.ADMIN)
 READ_ONLY_ACL: Final = (Acl(READ, "world", "anyone"),)
-SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config")
+CONFIG_PATH: Final = "/zookeeper/config"
+SYSTEM_PATHS: Final = ("/", "/zookeeper", "/zookeeper/quota", CONFIG_PATH)
 """They exist from the start and are never deleted."""
 
 _SIGN: Final = 1 << 31
@@ -100,6 +101,7 @@ class Node:
         "encoded_data",
         "encoded_stat",
         "ephemeral_owner",
+        "jute_body",
         "mtime",
         "mzxid",
         "path",
@@ -123,7 +125,7 @@ class Node:
         self.path = path
         self.data = data
         self.acl = acl
-        self.perms = world_perms(acl)
+        self.perms = 31 if acl is OPEN_ACL_UNSAFE else world_perms(acl)
         """What the ACL list grants to everybody."""
         self.ephemeral_owner = ephemeral_owner
         """Session id, or 0."""
@@ -140,6 +142,7 @@ class Node:
         """Their paths in order of creation; None where there never were any."""
         self.encoded_data: Any = None
         self.encoded_stat: bytes | None = None
+        self.jute_body: bytes | None = None
         """Slots of the codecs; dropped by every change of the node."""
         self.saved_by: Snapshot | None = None
         """The running snapshot that has this node already."""
@@ -150,21 +153,31 @@ class Node:
 
     def stat(self) -> Stat:
         """The Stat, with ZooKeeper's cversion: creations plus deletions of children."""
-        count = len(self.children) if self.children is not None else 0
-        data = self.data
-        return Stat(
-            self.czxid,
-            self.mzxid,
-            self.ctime,
-            self.mtime,
-            self.version,
-            wrap_int32(2 * self.creates - count),
-            self.aversion,
-            self.ephemeral_owner,
-            len(data) if data is not None else 0,
-            count,
-            self.pzxid,
+        children, data = self.children, self.data
+        count = len(children) if children is not None else 0
+        cversion = 2 * self.creates - count
+        if cversion >= _SIGN or cversion < -_SIGN:
+            cversion = wrap_int32(cversion)
+        stat: Stat = _make_stat(
+            Stat,
+            (
+                self.czxid,
+                self.mzxid,
+                self.ctime,
+                self.mtime,
+                self.version,
+                cversion,
+                self.aversion,
+                self.ephemeral_owner,
+                len(data) if data is not None else 0,
+                count,
+                self.pzxid,
+            ),
         )
+        return stat
+
+
+_make_stat: Any = tuple.__new__
 
 
 class DataTree:
@@ -181,11 +194,16 @@ class DataTree:
         """The running snapshot; it is told of a node before the node changes."""
 
     def add_system_nodes(self) -> None:
-        """A new tree: built-in children do not count as creations (`/` shows cversion -1)."""
+        """A new tree, to the field as ZooKeeper 3.8.0 has it.
+
+        Built-in children do not count as creations (`/` shows cversion -1); quotas are anybody's to
+        set; the configuration is not, and its ACL list has the version -1.
+        """
         assert not self.nodes, len(self.nodes)
         for path in SYSTEM_PATHS:
-            acl = OPEN_ACL_UNSAFE if path == "/" else READ_ONLY_ACL
+            acl = READ_ONLY_ACL if path == CONFIG_PATH else OPEN_ACL_UNSAFE
             self.insert(Node(path, b"", acl, 0, 0, 0))
+        self.nodes[CONFIG_PATH].aversion = -1
 
     def insert(self, node: Node) -> None:
         """Put a node into its place; its parent is there."""
@@ -238,10 +256,16 @@ class DataTree:
         node = self.nodes[path]
         if self.snapshot is not None:
             self.snapshot.save(node)
-        self._replace_data(node, data)
+        old = node.data
+        if old is not None:
+            self.data_bytes -= len(old)
+        if data is not None:
+            self.data_bytes += len(data)
+        node.data = data
         node.version = version
         node.mzxid = zxid
         node.mtime = wall_ms
+        node.encoded_data = node.encoded_stat = node.jute_body = None
         return node
 
     def set_acl(self, path: str, acl: tuple[Acl, ...], aversion: int) -> Node:
@@ -259,18 +283,8 @@ class DataTree:
 
     def set_usage(self, node: Node, data: bytes) -> None:
         """Write what a quota counts into its znode: no version, time or zxid changes (B.10)."""
-        if self.snapshot is not None:
-            self.snapshot.save(node)
-        self._replace_data(node, data)
-
-    def _replace_data(self, node: Node, data: bytes | None) -> None:
-        old = node.data
-        self.data_bytes += (len(data) if data is not None else 0) - (
-            len(old) if old is not None else 0
-        )
-        node.data = data
-        self._forget_encoded(node)
+        self.set_data(node.path, data, node.version, node.mzxid, node.mtime)
 
     @staticmethod
     def _forget_encoded(node: Node) -> None:
-        node.encoded_data = node.encoded_stat = None
+        node.encoded_data = node.encoded_stat = node.jute_body = None

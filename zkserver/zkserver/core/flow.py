@@ -11,18 +11,16 @@ from collections.abc import Iterator
 
 from .config import CoreConfig
 from .connection import Connection
+from .proposals import Proposals
 
 
 class Flow:
     """The connections that are not read for now."""
 
-    def __init__(self, config: CoreConfig) -> None:
+    def __init__(self, config: CoreConfig, proposals: Proposals) -> None:
         self._config = config
+        self._proposals = proposals
         self._paused: dict[Connection, None] = {}
-        self.outstanding_count = 0
-        """Txns that are logged and not applied."""
-        self.outstanding_bytes = 0
-        """Their records."""
 
     def __bool__(self) -> bool:
         """Whether anybody is paused."""
@@ -57,6 +55,6 @@ class Flow:
         """Whether as much is outstanding as the limits allow, divided by `share`."""
         config = self._config
         return (
-            share * self.outstanding_count >= config.max_outstanding_requests
-            or share * self.outstanding_bytes >= config.max_outstanding_bytes
+            share * self._proposals.count >= config.max_outstanding_requests
+            or share * self._proposals.bytes_count >= config.max_outstanding_bytes
         )

@@ -123,7 +123,7 @@ class Outstanding:
         data = body[2]
         size = len(data) if data is not None else 0
         entry.version = body[3]
-        if self._state.quotas:
+        if self._state.quotas.limited:
             self._note_usage(body[1], Usage(0, size - entry.data_bytes))
         entry.data_bytes = size
 
@@ -141,7 +141,7 @@ class Outstanding:
         self.entries[path] = entry
         if owner:
             self._note_ephemeral(owner, path, created=True)
-        if self._state.quotas:
+        if self._state.quotas.limited:
             self._note_usage(path, Usage(1, entry.data_bytes))
 
     def _note_delete(self, path: str) -> None:
@@ -153,7 +153,7 @@ class Outstanding:
         entry.exists = False
         if entry.ephemeral_owner:
             self._note_ephemeral(entry.ephemeral_owner, path, created=False)
-        if self._state.quotas:
+        if self._state.quotas.limited:
             self._note_usage(path, Usage(-1, -entry.data_bytes))
 
     def _note_ephemeral(self, owner: int, path: str, *, created: bool) -> None:

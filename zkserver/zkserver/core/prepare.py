@@ -159,6 +159,11 @@ class Preparer:
         self.outstanding.note(session.session_id, whole)
         return whole
 
+    def reconfig(self, connection: Connection, message: Any) -> Body:
+        """A standalone server has no members to change; the attempt takes a zxid all the same."""
+        text = "a standalone server has no members to change"
+        raise Rejected(ZkErrorCode.RECONFIG_DISABLED, text)
+
     def close_session(self, session: Session, reason: int) -> Body:
         """Note the end of a session, with all ephemerals it will have had by then."""
         paths = dict(session.ephemerals)
@@ -206,11 +211,11 @@ class Preparer:
             _require_perm(entry, WRITE, path, connection)
         if version not in (-1, entry.version):
             raise _wrong_version(path, entry.version, version)
-        if self._state.quotas and self._config.enforce_quota:
+        if self._state.quotas.limited and self._config.enforce_quota:
             size = len(data) if data is not None else 0
             _require_quota(view, path, Usage(0, size - entry.data_bytes))
         following = entry.version + 1
-        if following == 0 or following > 0x7FFFFFFF:
+        if following == -1 or following > 0x7FFFFFFF:
             following = next_version(entry.version)
         return (5, path, data, following)
 
@@ -251,7 +256,7 @@ class Preparer:
             raise Rejected(
                 ZkErrorCode.NO_CHILDREN_FOR_EPHEMERALS, f"{parent_path} is an ephemeral node"
             )
-        if self._state.quotas and self._config.enforce_quota:
+        if self._state.quotas.limited and self._config.enforce_quota:
             _require_quota(view, path, Usage(1, len(data) if data is not None else 0))
         special = int(ephemeral)
         if ephemeral:

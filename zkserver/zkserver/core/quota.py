@@ -82,20 +82,16 @@ class Quotas:
 
     def __init__(self, tree: DataTree) -> None:
         self._tree = tree
-        self._limited: set[str] = set()
-        """Paths that have a quota."""
+        self.limited: set[str] = set()
+        """Paths that have a quota; mostly none, and nothing here costs anything then."""
         for path in tree.nodes:
             subject = _subject(path, _LIMITS)
             if subject is not None:
-                self._limited.add(subject)
-
-    def __bool__(self) -> bool:
-        """Whether there is any."""
-        return bool(self._limited)
+                self.limited.add(subject)
 
     def covering(self, path: str) -> str | None:
         """The deepest path with a quota that is `path` or above it; never the root."""
-        limited = self._limited
+        limited = self.limited
         while path != "/":
             if path in limited:
                 return path
@@ -118,7 +114,7 @@ class Quotas:
         if path.startswith(QUOTA_ROOT):
             subject = _subject(path, _LIMITS)
             if subject is not None:
-                self._limited.add(subject)
+                self.limited.add(subject)
             subject = _subject(path, _STATS)
             if subject is not None:
                 self._tree.set_usage(node, _usage_text(self._count(subject)))
@@ -128,7 +124,7 @@ class Quotas:
         """A node was deleted."""
         subject = _subject(node.path, _LIMITS)
         if subject is not None:
-            self._limited.discard(subject)
+            self.limited.discard(subject)
         self._add(node.path, -1, -_size(node))
 
     def on_changed(self, path: str, more_bytes: int) -> None:
@@ -136,7 +132,7 @@ class Quotas:
         self._add(path, 0, more_bytes)
 
     def _add(self, path: str, count: int, data_bytes: int) -> None:
-        if not self._limited:
+        if not self.limited:
             return
         subject = self.covering(path)
         if subject is None:

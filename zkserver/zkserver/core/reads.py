@@ -21,6 +21,7 @@ from .auth import acl_allows, mask_digests, without_secrets
 from .config import CoreConfig
 from .connection import Connection
 from .datatree import ADMIN, READ, Node
+from .events import Request
 from .history import Gap, History
 from .prepare import Refused
 from .state import ReplicatedState
@@ -76,16 +77,41 @@ class Reads:
         """The request is one of those that are answered here."""
         return api_key in self._by_key
 
-    def serve(self, connection: Connection, request: tuple[int, int, Any]) -> None:
+    def serve_run(
+        self, connection: Connection, requests: list[Request], *, forced: bool = False
+    ) -> int:
+        """Answer the reads that a batch begins with, as far as the socket takes the replies.
+
+        Returns how many; nothing before them may be outstanding. Most batches are nothing else:
+        the way through the checks of a single request would cost as much as the answer.
+        """
+        find = self._by_key.get
+        limit = self.max_backlog_bytes
+        served = 0
+        for api_key, correlation_id, message in requests:
+            read = find(api_key)
+            if read is None or (connection.backlog_bytes >= limit and not forced):
+                break
+            try:
+                read(connection, correlation_id, message)
+            except Refused as error:
+                self._refuse(connection, correlation_id, error)
+            served += 1
+        return served
+
+    def serve(self, connection: Connection, request: Request) -> None:
         """Answer a request now, with the tree as it is."""
         api_key, correlation_id, message = request
         try:
             self._by_key[api_key](connection, correlation_id, message)
         except Refused as error:
-            zxid = self._state.last_applied_zxid
-            connection.out.append(
-                connection.codec.error(correlation_id, error.code, zxid, error.message)
-            )
+            self._refuse(connection, correlation_id, error)
+
+    def _refuse(self, connection: Connection, correlation_id: int, error: Refused) -> None:
+        zxid = self._state.last_applied_zxid
+        connection.out.append(
+            connection.codec.error(correlation_id, error.code, zxid, error.message)
+        )
 
     def _reply(
         self, connection: Connection, api_key: int, correlation_id: int, message: Any
@@ -315,11 +341,13 @@ class Reads:
             zxid = self._state.last_applied_zxid
             for path in (*lists[3], *lists[4]):
                 out.append(codec.event(zxid, EventType.COMPACTED, path))
+                connection.event_count += 1
             return lists[0], lists[1], lists[2]
         missed = gap.events(lists)
         for zxid, event_type, path, guard in missed.events:
             if guard is None or acl_allows(guard, READ, connection.identities):
                 out.append(codec.event(zxid, event_type, path))
+                connection.event_count += 1
         return missed.data, missed.exist, missed.child
 
     def _check_watches(self, connection: Connection, correlation_id: int, message: Any) -> None:
@@ -350,6 +378,7 @@ class Reads:
         if node is None or node.perms & READ or acl_allows(node.acl, READ, connection.identities):
             zxid = self._state.last_applied_zxid
             connection.out.append(connection.codec.event(zxid, event_type, path))
+            connection.event_count += 1
 
     def _tell_api_versions(self, connection: Connection, correlation_id: int, message: Any) -> None:
         zxid = self._state.last_applied_zxid

@@ -64,7 +64,7 @@ class ReplicatedState:
         self.tree = DataTree()
         self.tree.add_system_nodes()
         self.sessions: dict[int, Session] = {}
-        """Open sessions in order of their ids, which is order of creation."""
+        """Open sessions in order of creation. Their ids ascend, but for those of an import."""
         self.opening: dict[int, Session] = {}
         """Sessions whose CreateSession is logged and not applied: `apply` takes them over."""
         self.secret = b""
@@ -106,13 +106,15 @@ class ReplicatedState:
 
     def _apply_set(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
         _, path, data, version = body
-        if self.quotas:
+        limited = self.quotas.limited
+        if limited:
             old = self.tree.nodes[path].data
-            more = (len(data) if data is not None else 0) - (len(old) if old is not None else 0)
         node = self.tree.set_data(path, data, version, zxid, wall_ms)
-        if self.quotas:
-            self.quotas.on_changed(path, more)
-        self.changes.append((zxid, (_CHANGED, path, _guard(node), None)))
+        if limited:
+            before = len(old) if old is not None else 0
+            self.quotas.on_changed(path, (len(data) if data is not None else 0) - before)
+        guard = None if node.perms & 1 else node.acl
+        self.changes.append((zxid, (3, path, guard, None)))
         return node
 
     def _apply_set_acl(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
@@ -138,7 +140,7 @@ class ReplicatedState:
             session.ephemerals[path] = None
             session.ephemeral_bytes += close_session_path_bytes(path)
             self.ephemeral_count += 1
-        if self.quotas or path.startswith(QUOTA_ROOT):
+        if self.quotas.limited or path.startswith(QUOTA_ROOT):
             self.quotas.on_created(node)
         self._note(zxid, _CREATED, node)
         return node
@@ -152,7 +154,7 @@ class ReplicatedState:
             del session.ephemerals[path]
             session.ephemeral_bytes -= close_session_path_bytes(path)
             self.ephemeral_count -= 1
-        if self.quotas:
+        if self.quotas.limited:
             self.quotas.on_deleted(node)
         self._note(zxid, _DELETED, node)
         return node
@@ -255,4 +257,3 @@ class ReplicatedState:
             expected = sum(map(close_session_path_bytes, paths))
             assert session.ephemeral_bytes == expected, (session_id, session.ephemeral_bytes)
         assert self.ephemeral_count == sum(map(len, owned.values())), self.ephemeral_count
-        assert list(self.sessions) == sorted(self.sessions), "sessions out of order"

@@ -5,9 +5,11 @@ as they come; a read waits until the writes before it are answered, and what has
 comes behind it (a session's end, for one) until everything before it is. Owns who waits, for what,
 and the serving of what waits; who answers is the core's.
 
-    waiting = (ordinal, request)*      answered once `completed` has reached the ordinal
-    plain requests                     reads and ready answers: nothing behind them depends on them
-    the others are barriers            while one waits, writes wait behind it, too
+    waiting = (ordinal, run of reads | request)*    its turn comes once `completed` is the ordinal
+    reads, ready answers                            nothing behind them depends on them
+    the others are barriers                         while one waits, writes wait behind it, too
+
+Reads that wait for the same write wait as one run, and are answered as one.
 """
 
 from __future__ import annotations
@@ -45,51 +47,72 @@ class Turns:
 
     def add(self, connection: Connection, request: Request) -> None:
         """Let a request wait behind everything that the connection asked before."""
-        connection.waiting.append((connection.submitted, request))
-        if not self._is_plain(request):
-            connection.barrier_count += 1
+        waiting = connection.waiting
+        if self._reads.knows(request[0]):
+            self.add_reads(connection, [request])
+        else:
+            waiting.append((connection.submitted, request))
+            connection.waiting_count += 1
+            if not _is_plain(request):
+                connection.barrier_count += 1
 
-    def serve(self, connection: Connection) -> None:
-        """Take the requests whose turn has come, as far as the socket takes the replies."""
+    def add_reads(self, connection: Connection, run: list[Request]) -> None:
+        """As `add`, for reads that came one after another."""
+        waiting, ordinal = connection.waiting, connection.submitted
+        connection.waiting_count += len(run)
+        if waiting:
+            last_ordinal, last = waiting[-1]
+            if last_ordinal == ordinal and type(last) is list:
+                last += run
+                return
+        waiting.append((ordinal, run))
+
+    def serve(self, connection: Connection, *, forced: bool = False) -> None:
+        """Take the requests whose turn has come, as far as the socket takes the replies.
+
+        `forced` does not wait for the socket: a write of the connection is about to be applied,
+        and what was asked before it must not see it.
+        """
         waiting, reads = connection.waiting, self._reads
         while waiting and waiting[0][0] <= connection.completed:
-            if connection.backlog_bytes >= reads.max_backlog_bytes:
+            if connection.backlog_bytes >= reads.max_backlog_bytes and not forced:
                 return
-            _, request = waiting.popleft()
-            if not self._is_plain(request):
-                self._retake(connection, request)
-                return
-            if reads.knows(request[0]):
-                reads.serve(connection, request)
+            ordinal, found = waiting.popleft()
+            if type(found) is list:
+                served = reads.serve_run(connection, found, forced=forced)
+                connection.waiting_count -= served
+                if served < len(found):
+                    waiting.appendleft((ordinal, found[served:]))
+                    return
+            elif _is_plain(found):
+                connection.waiting_count -= 1
+                self._take_rare(connection, found)
             else:
-                self._take_rare(connection, request)
-
-    def hold_answer(self, connection: Connection, first_piece: int) -> None:
-        """A write was answered by `out` from `first_piece` on; it is about to be completed.
-
-        Where reads before it still wait for the socket, its answer waits behind them.
-        """
-        out, waiting = connection.out, connection.waiting
-        if not waiting or waiting[0][0] > connection.completed:
-            return
-        answer = (ANSWERED, 0, out[first_piece:])
-        del out[first_piece:]
-        ordinal = connection.completed + 1
-        at = next((at for at, each in enumerate(waiting) if each[0] >= ordinal), len(waiting))
-        waiting.insert(at, (connection.completed, answer))
+                self._retake(connection, found)
+                return
 
     def _retake(self, connection: Connection, request: Request) -> None:
         """A barrier falls: take it, then everything behind it anew."""
-        rest = [each for _, each in connection.waiting]
-        connection.waiting.clear()
-        connection.barrier_count = 0
-        for each in (request, *rest):
+        rest = [request]
+        for _, found in connection.waiting:
+            if type(found) is list:
+                rest += found
+            else:
+                rest.append(found)
+        self.forget(connection)
+        for each in rest:
             self._take(connection, each)
             if connection.last_request_taken:
                 return
 
-    def _is_plain(self, request: Request) -> bool:
-        api_key, _, message = request
-        if api_key == REFUSED:
-            return not message.closes
-        return api_key == ANSWERED or self._reads.knows(api_key)
+    def forget(self, connection: Connection) -> None:
+        """Nothing waits any more."""
+        connection.waiting.clear()
+        connection.waiting_count = connection.barrier_count = 0
+
+
+def _is_plain(request: Request) -> bool:
+    api_key, _, message = request
+    if api_key == REFUSED:
+        return not message.closes
+    return api_key == ANSWERED

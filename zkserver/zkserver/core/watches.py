@@ -15,7 +15,7 @@ A connection is told once of one event on one path, however many watches it has 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from duolog_protocol.paths import parent_of
@@ -25,11 +25,13 @@ from .auth import acl_allows
 from .connection import Connection
 from .datatree import READ
 from .state import AclList, Change
+from .tally import Tally
 
 DATA: Final = 0
 CHILD: Final = 1
 PERSISTENT: Final = 2
 RECURSIVE: Final = 3
+_CREATED: Final = int(EventType.CREATED)
 _DELETED: Final = int(EventType.DELETED)
 _CHANGED: Final = int(EventType.CHANGED)
 _CHILDREN: Final = int(EventType.CHILD)
@@ -44,6 +46,8 @@ class Watches:
     def __init__(self) -> None:
         self._tables: tuple[dict[str, Watchers], ...] = ({}, {}, {}, {})
         self.count = 0
+        self.fired: Final = {kind: Tally() for kind in (_CREATED, _DELETED, _CHANGED, _CHILDREN)}
+        """Connections told, by kind of event."""
 
     def add(self, kind: int, path: str, connection: Connection) -> None:
         """Register a watch; the same one twice is one."""
@@ -126,12 +130,30 @@ class Watches:
         for zxid, (event_type, path, guard, parent_guard) in changes:
             told = self.take_node(path, deleted=event_type == _DELETED)
             if told:
-                _tell(told, zxid, event_type, path, guard, dirty)
+                told_count = _tell(told, zxid, event_type, path, guard, dirty)
+                self.fired[event_type].add(told_count)
             if event_type != _CHANGED:
                 parent = parent_of(path)
                 told = self.take_children(parent)
                 if told:
-                    _tell(told, zxid, _CHILDREN, parent, parent_guard, dirty)
+                    told_count = _tell(told, zxid, _CHILDREN, parent, parent_guard, dirty)
+                    self.fired[_CHILDREN].add(told_count)
+
+    @property
+    def path_count(self) -> int:
+        """Watched paths; one counts for each kind of watch on it."""
+        return sum(map(len, self._tables))
+
+    def by_path(self) -> Iterator[tuple[str, Watchers]]:
+        """Every watched path once, with all who watch it. Walked no further than it is read."""
+        for kind, table in enumerate(self._tables):
+            earlier = self._tables[:kind]
+            for path in table:
+                if not any(path in each for each in earlier):
+                    watchers: Watchers = {}
+                    for each in self._tables[kind:]:
+                        watchers.update(each.get(path, {}))
+                    yield path, watchers
 
     def check_invariants(self) -> None:
         """Both directions agree. For tests and the simulator."""
@@ -153,12 +175,13 @@ def _tell(
     path: str,
     guard: AclList | None,
     dirty: dict[Connection, None],
-) -> None:
-    """One event to many connections; encoded once for each kind of client.
+) -> int:
+    """One event to many connections, encoded once for each kind of client; how many were told.
 
     `guard` is the ACL list of the node when not everybody may read it (CVE-2024-23944).
     """
     encoded: dict[type, bytes] = {}
+    told_count = 0
     for connection in watchers:
         if guard is not None and not acl_allows(guard, READ, connection.identities):
             continue
@@ -167,4 +190,7 @@ def _tell(
         if event is None:
             event = encoded[kind] = connection.codec.event(zxid, event_type, path)
         connection.out.append(event)
+        connection.event_count += 1
+        told_count += 1
         dirty[connection] = None
+    return told_count

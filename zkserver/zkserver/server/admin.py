@@ -1,131 +1,170 @@
-"""The four-letter words on the client port: ruok, srvr, stat, mntr, isro, envi, conf.
+"""The operators' two doors: four-letter words on the client port, and HTTP.
 
-Owns their texts, in the shapes that monitoring tools and kazoo parse (ZooKeeper 3.9
-`org.apache.zookeeper.server.command`). It reads, and changes nothing.
+Owns what is allowed and the order of things: the allow list of words, the routes, the question to
+the disk before an answer that shows sizes. It knows no text and no value of an answer.
+
+Nobody is authenticated here, so that HTTP listens on loopback unless --insecure, no header that a
+proxy may add is looked at (CVE-2024-51504), what changes something is refused to a web page, and
+no answer is longer, or costs more, than `max_listed` allows (CVE-2017-5637).
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+import json
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Final
 
-from zkserver.core.status import Status
+from duolog_protocol.errors import ConfigError
+from duolog_runtime.disk import DiskClosedError, DiskExecutor, DiskQueueFullError
+from duolog_runtime.http_server import (
+    HttpRequest,
+    HttpResponse,
+    HttpServer,
+    Respond,
+    Route,
+    method_refused,
+)
+from duolog_runtime.logs import Logger
+from duolog_runtime.metrics_http import health_route, metrics_route
+from zkserver.metrics import collect
+from zkserver.storage.recovery import DataDirectory
 
-from .engine import Latency
+from .client_link import Reply
+from .commands import BY_NAME, COMMANDS, Command, CommandRefused
+from .view import DirectorySizes, ServerView
+from .words import NOT_ALLOWED, WORDS
 
-VERSION_TEXT: Final = "3.9.0-duolog-{version}, built on 2026-11-24 00:00 GMT"
-"""kazoo takes the first three numbers for the version of the protocol's features."""
-
-
-class ServerFacts(NamedTuple):
-    """What the words tell about the server."""
-
-    version: str
-    status: Status
-    latency: Latency
-    connection_count: int
-    peers: Iterable[str]
-    uptime_ms: int
-    data_directory: str
-    host: str
-    port: int
-    settings: dict[str, Any]
-
-
-def answer(word: str, facts: ServerFacts) -> str | None:
-    """The text for a word, None for one that is not known: then the connection just closes."""
-    command = _COMMANDS.get(word)
-    return None if command is None else command(facts)
+_PREFIX: Final = "/commands"
+_JSON: Final = "application/json"
 
 
-def _ruok(_facts: ServerFacts) -> str:
-    return "imok"
+class Admin:
+    """Answers operators of one server."""
+
+    def __init__(
+        self,
+        view: ServerView,
+        data: DataDirectory,
+        disk: DiskExecutor,
+        log: Logger,
+        ready: Callable[[], bool],
+    ) -> None:
+        """`ready` tells whether clients are served at this moment."""
+        self.view: Final = view
+        self._data = data
+        self._disk = disk
+        self._log = log
+        allowed = view.config.four_letter_words
+        self._allowed = frozenset(WORDS if "*" in allowed else allowed)
+        self._waiting: list[Callable[[], None]] = []
+        """Answers that wait for the sizes; asking the disk once does for all of them."""
+        routes = {
+            "/health": health_route(),
+            "/ready": health_route(ready),
+            "/metrics": metrics_route(lambda: collect(view)),
+            _PREFIX: Route(_list_commands),
+            f"{_PREFIX}/*": Route(self._on_command, ("GET", "POST")),
+        }
+        self._http = HttpServer(routes, log)
+
+    async def start(self) -> None:
+        """Serve HTTP where that is wanted. Raises ConfigError."""
+        config = self.view.config
+        if config.http_port < 0:
+            return
+        try:
+            self.view.http_port = await self._http.start(config.http_host, config.http_port)
+        except OSError as error:
+            rule = f"cannot be listened on at {config.http_host}: {error.strerror or error}"
+            raise ConfigError("http_port", config.http_port, rule) from error
+        self._log.info("http_served", host=config.http_host, port=self.view.http_port)
+
+    async def close(self) -> None:
+        """Serve HTTP no more. Idempotent."""
+        await self._http.close()
+
+    # Four-letter words
+
+    def argument_bytes(self, word: str) -> int:
+        """Bytes that belong to the word and follow it."""
+        return WORDS[word].argument_bytes if word in self._allowed else 0
+
+    def answer_word(self, word: str, argument: bytes, reply: Reply) -> None:
+        """Answer a word; `reply(None)` for one that nobody knows."""
+        known = WORDS.get(word)
+        if known is None:
+            reply(None)
+        elif word not in self._allowed:
+            reply(NOT_ALLOWED.format(word=word))
+        elif known.measured:
+            self._measure(lambda: reply(known.text(self.view, argument)))
+        else:
+            reply(known.text(self.view, argument))
+
+    # HTTP
+
+    def _on_command(self, request: HttpRequest, respond: Respond) -> None:
+        name = request.path.removeprefix(f"{_PREFIX}/")
+        command = BY_NAME.get(name)
+        method = "GET" if request.method == "HEAD" else request.method
+        if command is None:
+            values = {"command": name, "error": f"Unknown command: {name}"}
+            respond(_json(values, HTTPStatus.NOT_FOUND))
+        elif method not in command.methods:
+            respond(method_refused(command.methods))
+        elif "POST" in command.methods and _is_from_a_web_page(request):
+            values = {"command": command.names[0], "error": "a web page may not ask for this"}
+            respond(_json(values, HTTPStatus.FORBIDDEN))
+        elif command.measured:
+            self._measure(lambda: respond(self._carry_out(command, request)))
+        else:
+            respond(self._carry_out(command, request))
+
+    def _carry_out(self, command: Command, request: HttpRequest) -> HttpResponse:
+        name = command.names[0]
+        try:
+            values = command.answer(self.view, request.query)
+        except CommandRefused as refusal:
+            return _json({"error": str(refusal), "command": name}, refusal.status)
+        if "POST" in command.methods:
+            self._log.info("admin_command", command=name)
+        return _json({**values, "command": name, "error": None})
+
+    # The disk
+
+    def _measure(self, then: Callable[[], None]) -> None:
+        """Ask the disk for the sizes of its files, then answer."""
+        self._waiting.append(then)
+        if len(self._waiting) > 1:
+            return
+        try:
+            self._disk.submit(self._data.sizes, self._measured)
+        except (DiskClosedError, DiskQueueFullError):  # the sizes of last time must do
+            self._measured(None, None)
+
+    def _measured(self, sizes: tuple[int, int] | None, error: BaseException | None) -> None:
+        if sizes is not None:
+            self.view.sizes = DirectorySizes(*sizes)
+        elif error is not None:
+            self._log.warning("sizes_unknown", reason=str(error))
+        waiting, self._waiting = self._waiting, []
+        for answer in waiting:
+            answer()
 
 
-def _isro(_facts: ServerFacts) -> str:
-    return "rw"
+def _list_commands(_request: HttpRequest, respond: Respond) -> None:
+    """A page with a link to each, as in ZooKeeper."""
+    names = [command.names[0] for command in COMMANDS]
+    lines = [f'<a href="{_PREFIX}/{name}">{name}</a>\n<br/>\n' for name in names]
+    respond(HttpResponse("".join(lines).encode(), kind="text/html; charset=utf-8"))
 
 
-def _version(facts: ServerFacts) -> str:
-    return VERSION_TEXT.format(version=facts.version)
+def _is_from_a_web_page(request: HttpRequest) -> bool:
+    """A browser says so; a page of somebody else must not reach through it to this machine."""
+    site = request.headers.get("sec-fetch-site", "none")
+    return "origin" in request.headers or site not in {"none", "same-origin"}
 
 
-def _srvr(facts: ServerFacts) -> str:
-    return f"Zookeeper version: {_version(facts)}\n" + _server_lines(facts)
-
-
-def _stat(facts: ServerFacts) -> str:
-    clients = "".join(f" /{peer}[1]\n" for peer in facts.peers)
-    return f"Zookeeper version: {_version(facts)}\nClients:\n{clients}\n" + _server_lines(facts)
-
-
-def _server_lines(facts: ServerFacts) -> str:
-    status = facts.status
-    low, average, high = _latencies(facts.latency)
-    return (
-        f"Latency min/avg/max: {low}/{average}/{high}\n"
-        f"Received: {status.packets_received}\n"
-        f"Sent: {status.packets_sent}\n"
-        f"Connections: {facts.connection_count}\n"
-        f"Outstanding: {status.outstanding}\n"
-        f"Zxid: {status.zxid:#x}\n"
-        "Mode: standalone\n"
-        f"Node count: {status.node_count}\n"
-    )
-
-
-def _mntr(facts: ServerFacts) -> str:
-    status = facts.status
-    low, average, high = _latencies(facts.latency)
-    metrics = {
-        "version": _version(facts),
-        "server_state": "standalone",
-        "avg_latency": average,
-        "max_latency": high,
-        "min_latency": low,
-        "packets_received": status.packets_received,
-        "packets_sent": status.packets_sent,
-        "num_alive_connections": facts.connection_count,
-        "outstanding_requests": status.outstanding,
-        "uptime": facts.uptime_ms,
-        "znode_count": status.node_count,
-        "watch_count": status.watch_count,
-        "ephemerals_count": status.ephemerals,
-        "approximate_data_size": status.data_bytes,
-        "global_sessions": status.sessions,
-        "local_sessions": 0,
-    }
-    return "".join(f"zk_{name}\t{value}\n" for name, value in metrics.items())
-
-
-def _envi(facts: ServerFacts) -> str:
-    return (
-        "Environment:\n"
-        f"zookeeper.version={_version(facts)}\n"
-        f"host.name={facts.host}\n"
-        f"python.version={sys.version.split()[0]}\n"
-        f"os.name={sys.platform}\n"
-    )
-
-
-def _conf(facts: ServerFacts) -> str:
-    lines = [f"clientPort={facts.port}", f"dataDir={facts.data_directory}"]
-    lines += [f"{name}={value}" for name, value in facts.settings.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _latencies(latency: Latency) -> tuple[int, str, int]:
-    average = latency.total_ms / latency.count if latency.count else 0.0
-    return latency.min_ms, f"{average:.4g}" if average else "0.0", latency.max_ms
-
-
-_COMMANDS: Final[dict[str, Callable[[ServerFacts], str]]] = {
-    "ruok": _ruok,
-    "srvr": _srvr,
-    "stat": _stat,
-    "mntr": _mntr,
-    "isro": _isro,
-    "envi": _envi,
-    "conf": _conf,
-}
+def _json(values: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> HttpResponse:
+    return HttpResponse(json.dumps(values, indent=2).encode() + b"\n", status, _JSON)

@@ -1,24 +1,33 @@
 """The connections of clients: who may stay, for how long without a session, and what they say.
 
 Owns the limits on connections and the time until a session is there. It decides nothing about
-requests: frames become requests in the codec and go to the engine, all of one read together.
+requests: frames become requests in the codec and go to the engine, all of one read together. A
+client that opens TLS gets a layer of it under its link, and is told apart again inside.
 Limits: reliability.md §11.2. A connection is *unknown* until the core has attached a session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple, Protocol
 
-from duolog_protocol.errors import RemoteProtocolError
-from duolog_protocol.frames import Frame
+from duolog_protocol.errors import DecodeError, RemoteProtocolError
+from duolog_protocol.jute_codec import JuteCodec
+from duolog_protocol.jute_decoder import MAX_FRAME_BYTES_WITHOUT_SESSION, JuteDecoder
 from duolog_protocol.preamble import Caller
 from duolog_protocol.zk_codec import NativeCodec
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import Logger
-from zkserver.core.connection import Connection
+from duolog_runtime.tls import TlsLayer
+from duolog_runtime.tls_context import ServerTls
+from zkserver.core.auth import AuthProviders
+from zkserver.core.connection import Codec, Connection
+from zkserver.core.distinguished_name import subject_name
 from zkserver.core.events import ConnectionLost, Event, Received
+
+from .stats import ConnectionStats, ServerStats
+from .token_bucket import TokenBucket
 
 
 class LinkLimits(NamedTuple):
@@ -29,6 +38,25 @@ class LinkLimits(NamedTuple):
     max_unknown_connections: int
     handshake_timeout_ms: int
     max_frame_bytes: int
+    """Of a native client that has a session."""
+    max_jute_frame_bytes: int
+    """Of a ZooKeeper client that has a session."""
+    connection_tokens: int = 0
+    connection_tokens_per_second: int = 1
+
+
+Reply = Callable[[str | None], None]
+"""Takes the text for a four-letter word, None where there is none to send."""
+
+
+class Words(Protocol):
+    """Who answers four-letter words."""
+
+    def argument_bytes(self, word: str) -> int:
+        """Bytes that belong to the word and follow it."""
+
+    def answer_word(self, word: str, argument: bytes, reply: Reply) -> None:
+        """Call `reply` once, now or when the disk has answered."""
 
 
 class Inbox(Protocol):
@@ -39,7 +67,12 @@ class Inbox(Protocol):
 
 
 class ClientLinks:
-    """All connections of clients; its methods are the callbacks of their `ServerLink`s."""
+    """All connections of clients; its methods are the callbacks of their `ServerLink`s.
+
+    `words` is set before the first connection comes.
+    """
+
+    words: Words
 
     def __init__(
         self,
@@ -47,13 +80,22 @@ class ClientLinks:
         clock: Clock,
         limits: LinkLimits,
         log: Logger,
-        answer_word: Callable[[str], str | None],
+        last_applied_zxid: Callable[[], int],
+        *,
+        auth: AuthProviders | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         self._inbox = inbox
         self._clock = clock
         self._limits = limits
         self._log = log
-        self._answer_word = answer_word
+        self._auth = auth or AuthProviders()
+        self._tls = tls
+        self._last_applied_zxid = last_applied_zxid
+        self.stats: Final = ServerStats()
+        self._bucket = TokenBucket(
+            limits.connection_tokens, limits.connection_tokens_per_second, clock.now_ms()
+        )
         self._links: dict[ServerLink, Connection] = {}
         self._unknown: dict[Connection, int] = {}
         """Until when a connection has to have a session, oldest first (ms, monotonic)."""
@@ -63,10 +105,34 @@ class ClientLinks:
     def __len__(self) -> int:
         return len(self._links)
 
+    def items(self) -> Iterable[tuple[ServerLink, Connection]]:
+        """All connections, oldest first; not to be kept."""
+        return self._links.items()
+
+    def deadline_of(self, connection: Connection) -> int:
+        """Until when a connection has to have a session (ms, monotonic); 0: it has one."""
+        return self._unknown.get(connection, 0)
+
     @property
-    def peers(self) -> list[str]:
-        """Addresses of all clients."""
-        return [link.peer for link in self._links]
+    def bytes_received(self) -> int:
+        """From all clients, also those that have gone."""
+        return self.stats.bytes_received + sum(link.received_bytes for link in self._links)
+
+    @property
+    def bytes_sent(self) -> int:
+        """To all clients, also those that have gone."""
+        return self.stats.bytes_sent + sum(link.sent_bytes for link in self._links)
+
+    def reset_server_stats(self) -> None:
+        """The server's numbers begin anew."""
+        self.stats.clear()
+        self.stats.bytes_received = -self.bytes_received
+        self.stats.bytes_sent = -self.bytes_sent
+
+    def reset_connection_stats(self) -> None:
+        """The numbers of every connection begin anew."""
+        for connection in self._links.values():
+            connection.stats.clear()
 
     def on_made(self, link: ServerLink) -> None:
         """A client connected: it stays where the limits allow it."""
@@ -77,39 +143,82 @@ class ClientLinks:
             link.abort()
             return
         if limits.max_connections and len(self._links) >= limits.max_connections:
+            self.stats.connections_rejected += 1
             self._refuse(link, f"all {limits.max_connections} connections are taken")
             return
         if limits.max_connections_per_address and own >= limits.max_connections_per_address:
+            self.stats.connections_rejected += 1
             self._refuse(link, f"{address} has {own} connections already")
+            return
+        now_ms = self._clock.now_ms()
+        if not self._bucket.take(now_ms):
+            self.stats.connections_throttled += 1
+            self._refuse(link, "connections come too fast")
             return
         if len(self._unknown) >= limits.max_unknown_connections:
             self._drop(next(iter(self._unknown)), "too many connections without a session")
-        connection = Connection(NativeCodec(), link.peer, link, (("ip", address),))
+        connection = Connection(
+            NativeCodec(), link.peer, link, self._auth.at_connect(address, None)
+        )
+        connection.stats = ConnectionStats(self.stats, self._clock.wall_ms())
         link.context = connection
         self._links[link] = connection
         self._per_address[address] = own + 1
-        self._unknown[connection] = self._clock.now_ms() + limits.handshake_timeout_ms
+        self._unknown[connection] = now_ms + limits.handshake_timeout_ms
 
-    def on_frames(self, link: ServerLink, frames: list[Frame]) -> None:
+    def on_frames(self, link: ServerLink, frames: list[Any]) -> None:
         """A read of a client brought these frames."""
         connection: Connection = link.context
-        requests = connection.codec.decode(frames)
+        codec = connection.codec
+        if not codec.known_peer:
+            codec = _choose_codec(link, connection)
+        requests = codec.decode(frames)
+        connection.stats.took(connection, requests, self._clock.now_ms())
         self._inbox.step(Received(connection, requests, self._clock.wall_ms()))
 
     def on_foreign(self, link: ServerLink) -> None:
-        """Not a client of ours: answer a four-letter word, else close."""
+        """Not a client of ours: begin TLS, or answer a four-letter word, else close."""
         endpoint = link.endpoint
-        if endpoint.caller is Caller.FOUR_LETTER_WORD:
-            text = self._answer_word(endpoint.first_bytes[:4].decode("ascii"))
-            if text is not None:
-                link.write([text.encode()])
-        link.close(RemoteProtocolError(f"the caller is {endpoint.caller.value}"))
+        inside = isinstance(link.transport, TlsLayer)
+        if endpoint.caller is Caller.TLS and self._tls is not None and not inside:
+            self.secure(link, self._tls).take_over(endpoint.start_over())
+            return
+        if endpoint.caller is not Caller.FOUR_LETTER_WORD:
+            link.close(RemoteProtocolError(f"the caller is {endpoint.caller.value}"))
+            return
+        word, rest = endpoint.first_bytes[:4].decode("ascii"), endpoint.first_bytes[4:]
+        wanted = self.words.argument_bytes(word)
+        if len(rest) < wanted:
+            return  # it comes with the next read, or `drop_late` ends the wait
+        link.pause_reading()
+        link.context.stats.asked_a_word()
+        self.words.answer_word(word, rest[:wanted], lambda text: _reply_word(link, text))
+
+    def secure(self, link: ServerLink, tls: ServerTls) -> TlsLayer:
+        """A layer of TLS for a link."""
+        return TlsLayer(link, tls.context(), self._on_secured, tls.scratch)
+
+    def _on_secured(self, link: ServerLink) -> None:
+        """A client's handshake is over: its certificate says who it is."""
+        assert isinstance(link.transport, TlsLayer), link.transport
+        certificate = link.transport.peer_certificate()
+        if certificate is None:
+            return
+        try:
+            subject = subject_name(certificate)
+        except DecodeError as error:
+            link.close(RemoteProtocolError(f"the certificate names nobody: {error}"))
+            return
+        connection: Connection = link.context
+        connection.identities = self._auth.at_connect(_address(link), subject)
 
     def on_closed(self, link: ServerLink, reason: BaseException | None) -> None:
         """A connection ended, from either side."""
         connection = self._links.pop(link, None)
         if connection is None:
             return
+        self.stats.bytes_received += link.received_bytes
+        self.stats.bytes_sent += link.sent_bytes
         address = _address(link)
         left = self._per_address[address] - 1
         if left:
@@ -120,17 +229,22 @@ class ClientLinks:
         if reason is not None:
             self._log.info("connection_dropped", peer=link.peer, reason=str(reason))
         self._inbox.step(ConnectionLost(connection))
+        link.context = None  # no cycle is left behind (`duolog_runtime.heap`)
 
     def send(self, connection: Connection, pieces: list[bytes | bytearray | memoryview]) -> None:
         """Write to a client."""
         link: ServerLink = connection.link
         link.write(pieces)
+        connection.stats.sent(connection, self._last_applied_zxid(), self._clock.now_ms())
 
     def session_attached(self, connection: Connection) -> None:
         """The client has a session: it may stay, and send long frames."""
         if self._unknown.pop(connection, None) is not None:
-            link: ServerLink = connection.link
-            link.endpoint.raise_limit(self._limits.max_frame_bytes)
+            self.stats.connections_attached += 1
+            endpoint = connection.link.endpoint
+            limits = self._limits
+            is_jute = isinstance(connection.codec, JuteCodec)
+            endpoint.raise_limit(limits.max_jute_frame_bytes if is_jute else limits.max_frame_bytes)
 
     def next_deadline_ms(self) -> int | None:
         """When `drop_late` has something to do."""
@@ -143,6 +257,7 @@ class ClientLinks:
             connection, deadline_ms = next(iter(self._unknown.items()))
             if deadline_ms > now_ms:
                 return
+            self.stats.sessionless_expired += 1
             self._drop(connection, f"no session after {self._limits.handshake_timeout_ms} ms")
 
     def pause_all(self) -> None:
@@ -169,6 +284,25 @@ class ClientLinks:
         del self._unknown[connection]
         link: ServerLink = connection.link
         link.abort(RemoteProtocolError(reason))
+
+
+def take_jute(scratch: memoryview) -> JuteDecoder:
+    """The decoder of a ZooKeeper client that has just opened its connection."""
+    return JuteDecoder(MAX_FRAME_BYTES_WITHOUT_SESSION, scratch)
+
+
+def _choose_codec(link: ServerLink, connection: Connection) -> Codec:
+    """Give a connection the codec of its kind of client, which its first bytes have told."""
+    decoder = link.endpoint.decoder
+    if isinstance(decoder, JuteDecoder) and not isinstance(connection.codec, JuteCodec):
+        connection.codec = JuteCodec(decoder)
+    return connection.codec
+
+
+def _reply_word(link: ServerLink, text: str | None) -> None:
+    if text is not None:
+        link.write([text.encode()])
+    link.close()
 
 
 def _address(link: ServerLink) -> str:

@@ -43,6 +43,7 @@ from zkserver.core.events import (
 from zkserver.storage.recovery import DataDirectory
 
 from .snapshotting import Snapshotting
+from .stats import DiskStats
 
 if TYPE_CHECKING:
     from zkserver.core.core import ZkCore
@@ -90,25 +91,8 @@ class EngineOptions(NamedTuple):
 
     snap_count: int = 100_000
     snap_retain_count: int = 3
-
-
-class Latency:
-    """Times of writes from the queue to the disk, in ms, weighted by records."""
-
-    __slots__ = ("count", "max_ms", "min_ms", "total_ms")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.total_ms = 0
-        self.min_ms = 0
-        self.max_ms = 0
-
-    def add(self, elapsed_ms: int, count: int) -> None:
-        """`count` writes took `elapsed_ms` each."""
-        self.min_ms = elapsed_ms if self.count == 0 else min(self.min_ms, elapsed_ms)
-        self.max_ms = max(self.max_ms, elapsed_ms)
-        self.count += count
-        self.total_ms += elapsed_ms * count
+    fsync_warning_ms: int = 1_000
+    """A sync that takes longer is worth a line in the log."""
 
 
 class Engine:
@@ -133,17 +117,23 @@ class Engine:
         self._shell = shell
         self._log = log
         options = options or EngineOptions()
+        self._fsync_warning_ms = options.fsync_warning_ms
+        self.stats: Final = DiskStats()
         self._snapshotting = Snapshotting(
             data,
             disk,
             rng,
             log,
+            clock,
+            self.stats,
             begin=core.begin_snapshot,
             halt=self._halt_for_disk,
             snap_count=options.snap_count,
             retain_count=options.snap_retain_count,
         )
         self._queue: list[Append] = []
+        self._queued_count = 0
+        """Records in the queue."""
         self._queued_since_ms = 0
         self._writing = False
         self._events: deque[Event] = deque()
@@ -152,23 +142,29 @@ class Engine:
         self._turn_scheduled = False
         self.halted = ""
         """Why the server stopped, or empty; then nothing happens any more."""
-        self.latency = Latency()
 
     def recover(self) -> None:
         """Bring the core to the state that the disk holds. Blocks; before `start`.
 
         Raises CorruptRecordError, DataDirectoryError, StorageError, OSError.
         """
-        data = self._data
+        data, stats, now_ms = self._data, self.stats, self._clock.now_ms
+        begun_ms = now_ms()
         for error in data.damaged_snapshots:
             self._log.warning("snapshot_damaged", reason=str(error))
         if data.snapshot_zxid:
             self.core.load_snapshot(data.snapshot_chunks())
+        loaded_ms = now_ms()
+        stats.last_snapshot_zxid = data.snapshot_zxid
+        stats.snapshot_load_time.add(loaded_ms - begun_ms)
         count = 0
         replay = self.core.replay
         for record in data.records():
             replay(record)
             count += 1
+        stats.log_load_time.add(now_ms() - loaded_ms)
+        stats.records_loaded.add(count)
+        stats.init_time.add(now_ms() - begun_ms)
         self._snapshotting.count(count)
         self._log.info(
             "state_recovered",
@@ -220,6 +216,10 @@ class Engine:
         """The core's deadline has come."""
         self.step(TimerFired(self._clock.wall_ms()))
 
+    def begin_snapshot(self) -> int | None:
+        """Take a snapshot now; the zxid it will stand at, None while one is under way."""
+        return None if self.halted else self._snapshotting.begin()
+
     def end_turn(self) -> None:
         """The loop turn ends: what it brought goes to the disk together."""
         self._turn_scheduled = False
@@ -232,6 +232,7 @@ class Engine:
         if not self.halted:
             self.halted = reason
             self._queue.clear()
+            self._queued_count = 0
             self._events.clear()
             self._shell.halt(reason)
 
@@ -245,8 +246,8 @@ class Engine:
         if not self.halted and not out_of_means:
             try:
                 self._data.mark_failed_sync()
-            except OSError as error:
-                self._log.error("failed_sync_not_marked", reason=str(error))
+            except OSError as unmarked:
+                self._log.error("failed_sync_not_marked", reason=str(unmarked))
         self.halt(reason)
 
     def close(self) -> None:
@@ -287,6 +288,7 @@ class Engine:
         if not self._queue:
             self._queued_since_ms = self._clock.now_ms()
         self._queue.append(append)
+        self._queued_count += len(append.records)
         if not self._turn_scheduled and not self._writing:
             self._turn_scheduled = True
             self._shell.call_soon()
@@ -309,54 +311,75 @@ class Engine:
         last_zxid = queue[taken - 1].last_zxid
         since_ms = self._queued_since_ms
         del queue[:taken]
-        self._queued_since_ms = self._clock.now_ms()
+        now_ms = self._queued_since_ms = self._clock.now_ms()
         self._writing = True
         count = len(records)
+        stats = self.stats
+        stats.records += count
+        stats.batch_size.add(count)
+        stats.queue_size.add(self._queued_count)
+        stats.queue_time.add(now_ms - since_ms)
+        self._queued_count -= count
+        group = _Group(first_zxid, last_zxid, count, since_ms, now_ms)
         self._disk.submit(
             lambda: self._write_group(records, last_zxid),
-            lambda _, error: self._written(first_zxid, last_zxid, count, since_ms, error),
+            lambda sync_ms, error: self._written(group, sync_ms, error),
         )
 
-    def _write_group(self, records: list[bytes], last_zxid: int) -> None:
-        """In the disk thread: durable when it returns."""
+    def _write_group(self, records: list[bytes], last_zxid: int) -> int:
+        """In the disk thread: durable when it returns. The result is the time of the sync, ms."""
         epochs = self._data.epochs
         if epoch_of(last_zxid) > epochs.current_epoch:
             epochs.advance(epoch_of(last_zxid))  # before any record of it is in the log
         self._data.log.append(records, last_zxid)
+        begun_ms = self._clock.now_ms()
         self._data.log.sync()
+        return self._clock.now_ms() - begun_ms
 
-    def _written(
-        self,
-        first_zxid: int,
-        last_zxid: int,
-        count: int,
-        since_ms: int,
-        error: BaseException | None,
-    ) -> None:
+    def _written(self, group: _Group, sync_ms: int | None, error: BaseException | None) -> None:
         self._writing = False
         if not self.halted:
-            self._take_outcome(first_zxid, last_zxid, count, since_ms, error)
+            self._take_outcome(group, sync_ms, error)
         self._shell.arm()
 
     def _take_outcome(
-        self,
-        first_zxid: int,
-        last_zxid: int,
-        count: int,
-        since_ms: int,
-        error: BaseException | None,
+        self, group: _Group, sync_ms: int | None, error: BaseException | None
     ) -> None:
+        first_zxid = group.first_zxid
         if isinstance(error, DiskFullError):
             self._log.warning("append_refused", reason=str(error), first_zxid=f"{first_zxid:#x}")
             self._queue.clear()
+            self._queued_count = 0
             self.step(AppendRefused(first_zxid))
             return
         if error is not None:
             self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
             return
         self._write()  # the disk works on while the core applies
-        self.latency.add(self._clock.now_ms() - since_ms, count)
-        self.step(Durable(last_zxid))
+        assert sync_ms is not None
+        self._measure(group, sync_ms)
+        self.step(Durable(group.last_zxid))
         if not self.halted:
-            self._snapshotting.count(count)
+            self._snapshotting.count(group.records)
             self._snapshotting.maybe_begin()
+
+    def _measure(self, group: _Group, sync_ms: int) -> None:
+        stats, now_ms = self.stats, self._clock.now_ms()
+        stats.fsync_time.add(sync_ms)
+        stats.flush_time.add(now_ms - group.taken_ms)
+        stats.queue_and_flush_time.add(now_ms - group.since_ms)
+        if sync_ms > self._fsync_warning_ms:
+            stats.slow_fsyncs += 1
+            self._log.warning("fsync_slow", elapsed_ms=sync_ms, records=group.records)
+
+
+class _Group(NamedTuple):
+    """What one disk job writes."""
+
+    first_zxid: int
+    last_zxid: int
+    records: int
+    since_ms: int
+    """When its first record came."""
+    taken_ms: int
+    """When the job was submitted."""

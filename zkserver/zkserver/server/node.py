@@ -11,10 +11,8 @@ pausing the sockets.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from random import Random
-from typing import Final
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import ConfigError, LogOfflineError
@@ -24,19 +22,20 @@ from duolog_runtime.connection import ServerLink, new_scratch
 from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
 from duolog_runtime.logs import Logger
+from duolog_runtime.tls import TlsLayer
 from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
 from zkserver.core.events import Drained
+from zkserver.security import load_auth, load_tls
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
-from .admin import ServerFacts, answer
-from .client_link import ClientLinks, LinkLimits
+from .admin import Admin
+from .client_link import ClientLinks, LinkLimits, take_jute
 from .engine import Engine, EngineOptions
-
-_BACKLOG: Final = 1024
+from .view import LISTEN_BACKLOG, ServerView
 
 
 class Node:
@@ -57,20 +56,20 @@ class Node:
         log: Logger,
         on_halt: Callable[[], None],
     ) -> None:
-        """Take the data directory and recover from it. Blocks.
+        """Read the files that the settings name, take the data directory and recover. Blocks.
 
         `on_halt` is called when the server cannot go on; `failure` then says why.
 
-        Raises DirectoryLockedError, DataDirectoryError, CorruptRecordError, OSError.
+        Raises ConfigError, DirectoryLockedError, DataDirectoryError, CorruptRecordError, OSError.
         """
         self._config = config
         self._core_config = core_config
         self._clock = clock
         self._disk = disk
         self._log = log
-        self._started_ms = clock.now_ms()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        """Empty before `start` and from `stop` on."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         """When the timer fires (ms, monotonic); of meaning while there is one."""
@@ -81,6 +80,10 @@ class Node:
         """Why the server cannot go on, or empty."""
         self.port = config.port
         """The port it listens on, after `start`."""
+        self.tls_port = config.tls_port
+        """The port for TLS only that it listens on, after `start`; None where there is none."""
+        auth = load_auth(config, rng)
+        self._tls = load_tls(config, clock, log)
         self._data = DataDirectory(
             files,
             config.data_directory,
@@ -91,14 +94,16 @@ class Node:
         )
         try:
             self._engine = Engine(
-                ZkCore(core_config, rng),
+                ZkCore(core_config, rng, auth),
                 self._data,
                 disk=disk,
                 clock=clock,
                 rng=Random(rng.getrandbits(64)),
                 shell=self,
                 log=log,
-                options=EngineOptions(config.snap_count, config.snap_retain_count),
+                options=EngineOptions(
+                    config.snap_count, config.snap_retain_count, config.fsync_warning_ms
+                ),
             )
             self._engine.recover()
         except BaseException:
@@ -113,19 +118,27 @@ class Node:
                 config.max_unknown_connections,
                 config.handshake_timeout_ms,
                 MAX_FRAME_BYTES,
+                config.jute_max_frame_bytes,
+                config.connection_tokens,
+                config.connection_tokens_per_second,
             ),
             log,
-            self._answer_word,
+            lambda: self._engine.core.last_applied_zxid,
+            auth=auth,
+            tls=self._tls,
         )
+        view = ServerView(self._engine, self._links, config, core_config, clock)
+        self._admin = Admin(view, self._data, disk, log, lambda: self.serving)
+        self._links.words = self._admin
 
     async def start(self) -> None:
         """Open the epoch and the port. Raises ConfigError (port in use), LogOfflineError."""
         loop = self._loop = asyncio.get_running_loop()
         config = self._config
         scratch = new_scratch()
-        links = self._links
+        links, tls = self._links, self._tls
 
-        def factory() -> ServerLink:
+        def new_link() -> ServerLink:
             return ServerLink(
                 loop,
                 on_made=self._on_made,
@@ -134,27 +147,62 @@ class Node:
                 on_closed=self._on_closed,
                 max_unsent_bytes=config.max_unsent_bytes,
                 scratch=scratch,
+                take_length_prefixed=take_jute,
             )
 
+        def new_layer() -> TlsLayer:
+            assert tls is not None
+            return links.secure(new_link(), tls)
+
+        plain = new_layer if config.tls_required else new_link
+        self.port = await self._listen("port", config.port, plain)
+        if config.tls_port is not None:
+            self.tls_port = await self._listen("tls_port", config.tls_port, new_layer)
+        self._engine.start()
+        await self._until_idle()
+        if self.failure:
+            raise LogOfflineError(self.failure)
+        self._admin.view.port = self.port
+        await self._admin.start()
+        for server in self._servers:
+            await server.start_serving()
+        self._log.info("server_started", host=config.host, port=self.port, tls_port=self.tls_port)
+
+    async def _listen(
+        self, field: str, port: int, factory: Callable[[], asyncio.BaseProtocol]
+    ) -> int:
+        """Take a port, without answering on it yet. Raises ConfigError."""
+        host = self._config.host
+        assert self._loop is not None
         try:
-            self._server = await loop.create_server(
-                factory, config.host, config.port, backlog=_BACKLOG, start_serving=False
+            server = await self._loop.create_server(
+                factory, host, port, backlog=LISTEN_BACKLOG, start_serving=False
             )
-            self.port = self._server.sockets[0].getsockname()[1]
-            self._engine.start()
-            await self._until_idle()
-            if self.failure:
-                raise LogOfflineError(self.failure)
-            await self._server.start_serving()
         except OSError as error:
-            rule = f"cannot be listened on at {config.host}: {error.strerror or error}"
-            raise ConfigError("port", config.port, rule) from error
-        self._log.info("server_started", host=config.host, port=self.port)
+            rule = f"cannot be listened on at {host}: {error.strerror or error}"
+            raise ConfigError(field, port, rule) from error
+        self._servers.append(server)
+        taken: int = server.sockets[0].getsockname()[1]
+        return taken
+
+    @property
+    def http_port(self) -> int:
+        """The port of metrics and commands, after `start`; -1: there is none."""
+        return self._admin.view.http_port
+
+    @property
+    def serving(self) -> bool:
+        """Clients are taken and answered."""
+        return (
+            bool(self._servers)
+            and all(server.is_serving() for server in self._servers)
+            and not self.failure
+        )
 
     async def stop(self) -> None:
         """Stop accepting, finish what is on its way to the disk, answer, close. Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
+        servers, self._servers = self._servers, []
+        for server in servers:
             server.close()
         self._links.pause_all()
         try:
@@ -169,6 +217,7 @@ class Node:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = None
+            await self._admin.close()
             await run_on_disk(self._disk, _nothing)  # what was submitted before has ended
             self._engine.close()
             await run_on_disk(self._disk, self._data.close)
@@ -195,7 +244,7 @@ class Node:
 
     def resume_reading(self, connection: Connection) -> None:
         """Read on, unless the server stops."""
-        if self._server is not None:
+        if self._servers:
             connection.link.resume_reading()
 
     def await_drain(self, connection: Connection) -> None:
@@ -212,7 +261,7 @@ class Node:
         self._progress.set()
         deadlines = (self._engine.deadline_ms(), self._links.next_deadline_ms())
         known = [deadline for deadline in deadlines if deadline is not None]
-        if not known or self._loop is None or self._server is None:
+        if not known or self._loop is None or not self._servers:
             return
         deadline_ms = min(known)
         if self._timer is not None:
@@ -247,7 +296,7 @@ class Node:
 
     def _fire(self) -> None:
         self._timer = None
-        if self._server is None:
+        if not self._servers:
             return
         self._links.drop_late()
         deadline_ms = self._engine.deadline_ms()
@@ -262,22 +311,6 @@ class Node:
         while not condition():
             self._progress.clear()
             await self._progress.wait()
-
-    def _answer_word(self, word: str) -> str | None:
-        config = self._config
-        facts = ServerFacts(
-            version=self._core_config.server_version,
-            status=self._engine.core.status(),
-            latency=self._engine.latency,
-            connection_count=len(self._links),
-            peers=self._links.peers,
-            uptime_ms=self._clock.now_ms() - self._started_ms,
-            data_directory=config.data_directory,
-            host=config.host,
-            port=self.port,
-            settings={**dataclasses.asdict(config), **dataclasses.asdict(self._core_config)},
-        )
-        return answer(word, facts)
 
 
 def _nothing() -> None:

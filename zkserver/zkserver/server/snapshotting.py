@@ -15,11 +15,14 @@ from random import Random
 from typing import Final, Protocol
 
 from duolog_protocol.errors import DiskFullError
+from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
 from zkserver.storage.epoch_files import NO_SPACE
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.snapshot import SnapshotWriter, read_snapshot
+
+from .stats import DiskStats
 
 SLICE_BYTES: Final = 128 * 1024
 VERIFY_BYTES: Final = 4 * 1024 * 1024
@@ -48,6 +51,8 @@ class Snapshotting:
         disk: DiskExecutor,
         rng: Random,
         log: Logger,
+        clock: Clock,
+        stats: DiskStats,
         *,
         begin: Callable[[], SnapshotView],
         halt: Callable[[str, BaseException], None],
@@ -59,6 +64,9 @@ class Snapshotting:
         self._disk = disk
         self._rng = rng
         self._log = log
+        self._clock = clock
+        self._stats = stats
+        self._begun_ms = 0
         self._begin = begin
         self._halt = halt
         self._snap_count = snap_count
@@ -83,9 +91,15 @@ class Snapshotting:
 
     def maybe_begin(self) -> None:
         """Begin one where enough was logged since the last."""
-        if self._since < self._threshold or self._view is not None or self._closed:
-            return
+        if self._since >= self._threshold:
+            self.begin()
+
+    def begin(self) -> int | None:
+        """Begin one now; the zxid it stands at, None where one is under way or the server stops."""
+        if self._view is not None or self._closed:
+            return None
         self._since = 0
+        self._begun_ms = self._clock.now_ms()
         self._threshold = self._draw()
         view = self._view = self._begin()
         self._chunks = view.chunks(SLICE_BYTES)
@@ -98,6 +112,7 @@ class Snapshotting:
             self._writer = SnapshotWriter(data.files, data.path, data.identity, zxid)
 
         self._submit(open_files, self._next_slice)
+        return zxid
 
     def close(self) -> None:
         """The server stops: what is not finished is nothing. The disk is idle already."""
@@ -154,6 +169,10 @@ class Snapshotting:
 
         def then() -> None:
             if ended:
+                stats = self._stats
+                stats.snapshot_time.add(self._clock.now_ms() - self._begun_ms)
+                stats.last_snapshot_zxid = view.zxid
+                stats.last_snapshot_wall_ms = self._clock.wall_ms()
                 self._log.info("snapshot_taken", zxid=f"{view.zxid:#x}")
                 self._submit(self._purge, self._finished)
             else:

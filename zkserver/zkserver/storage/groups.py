@@ -108,12 +108,11 @@ class GroupReader:
         self._window = b""
         self._window_start = 0
 
-    def groups(self, previous_zxid: int) -> Iterator[Group]:
-        """The groups with records from the first on, up to the first place that holds none.
+    def groups(self, previous_zxid: int, position: int = HEADER_BYTES) -> Iterator[Group]:
+        """The groups with records from `position` on, up to the first place that holds none.
 
         Raises CorruptRecordError where a whole group does not continue the one before it.
         """
-        position = HEADER_BYTES
         while (group := self.at(position)) is not None and not group.is_mark:
             if group.previous_zxid != previous_zxid:
                 raise CorruptRecordError(

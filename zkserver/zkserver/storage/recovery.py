@@ -117,6 +117,23 @@ class DataDirectory:
             removed += self.log.purge(kept[0])
         return removed
 
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of all snapshots and of all log files, as far as they can be read. Blocks."""
+        snapshots = [snapshot_name(zxid) for zxid in snapshot_files(self.files, self.path)]
+        logs = [log_name(base) for base in log_files(self.files, self.path)]
+        return self._size_of(snapshots), self._size_of(logs)
+
+    def _size_of(self, names: list[str]) -> int:
+        size = 0
+        for name in names:
+            with contextlib.suppress(OSError):  # it was purged, or cannot be told: it counts for 0
+                file = self.files.open(f"{self.path}/{name}")
+                try:
+                    size += file.size()
+                finally:
+                    file.close()
+        return size
+
     def mark_failed_sync(self) -> None:
         """Leave word for the next start on this machine, whose page cache lies from now on.
 

@@ -1,0 +1,201 @@
+"""Certificates and keys: from files to the contexts that connections are made with.
+
+Owns the reading of the files, the complaints about them, and their renewal while the server runs.
+What a peer's certificate means to the server is decided elsewhere.
+
+TLS 1.2 at least; no renegotiation; no session tickets in TLS 1.3, so every connection proves its
+certificate. Reference: reliability.md §11.1.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import Final, Literal, NamedTuple
+
+from duolog_protocol.errors import ConfigError
+from duolog_protocol.frames import READ_BYTES
+
+from .clocks import Clock
+from .logs import Logger
+
+ClientAuth = Literal["none", "want", "need"]
+"""Whether a client is asked for a certificate, and whether it may do without one."""
+
+LOOK_INTERVAL_MS: Final = 1_000
+"""The files are looked at again at most so often, and only when a client comes."""
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+_VERIFY: Final = {
+    "none": ssl.CERT_NONE,
+    "want": ssl.CERT_OPTIONAL,
+    "need": ssl.CERT_REQUIRED,
+}
+_MISMATCH: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH")
+_Signature = tuple[tuple[int, int, int] | None, ...]
+"""(modification time in ns, size, inode) of each file, None for one that is not there."""
+
+
+class TlsFiles(NamedTuple):
+    """Where a server's certificates are; all of them PEM. Settings have the prefix `tls_`."""
+
+    certificate_file: str
+    """The server's certificate, and after it those between it and the authority."""
+    key_file: str = ""
+    """Its private key; empty: in the certificate file."""
+    key_password_file: str = ""
+    """What the key is encrypted with, the first line of it; empty: it is not."""
+    ca_file: str = ""
+    """The authorities that clients' certificates must come from."""
+    client_auth: ClientAuth = "none"
+
+
+class ServerTls:
+    """The context that new connections get; it follows the files.
+
+    A renewal that cannot be loaded is logged, and the old context stays until the files change
+    again. Connections that are open keep the one that they began with.
+    """
+
+    def __init__(self, files: TlsFiles, clock: Clock, log: Logger) -> None:
+        """Load the files. Raises ConfigError."""
+        self.scratch = memoryview(bytearray(READ_BYTES))
+        """Where the encrypted bytes of all connections of one loop arrive."""
+        self._files = files
+        self._clock = clock
+        self._log = log
+        self._signature = _signature(files)
+        self._context = server_tls_context(files)
+        self._looked_ms = clock.now_ms()
+
+    def context(self) -> ssl.SSLContext:
+        """The context for a connection that begins now."""
+        now_ms = self._clock.now_ms()
+        if now_ms - self._looked_ms >= LOOK_INTERVAL_MS:
+            self._looked_ms = now_ms
+            signature = _signature(self._files)
+            if signature != self._signature:
+                self._signature = signature
+                self._renew()
+        return self._context
+
+    def _renew(self) -> None:
+        try:
+            self._context = server_tls_context(self._files)
+        except ConfigError as error:
+            self._log.warning("tls_renewal_failed", reason=str(error))
+        else:
+            self._log.info("tls_renewed", certificate=self._files.certificate_file)
+
+
+def server_tls_context(files: TlsFiles) -> ssl.SSLContext:
+    """A server's context from its files. Raises ConfigError, which names the setting."""
+    key_field, key_file = "tls_key_file", files.key_file
+    certificate = _read("tls_certificate_file", files.certificate_file)
+    if not key_file:
+        key_field, key_file = "tls_certificate_file", files.certificate_file
+    key = _read(key_field, key_file, private=True)
+    _require_pem("tls_certificate_file", files.certificate_file, certificate, "CERTIFICATE")
+    _require_pem(key_field, key_file, key, "PRIVATE KEY")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+
+    def password() -> bytes:
+        if not files.key_password_file:
+            raise ConfigError(key_field, key_file, "is encrypted: set tls_key_password_file")
+        text = _read("tls_key_password_file", files.key_password_file, private=True)
+        return text.split(b"\n", 1)[0].rstrip(b"\r")
+
+    try:
+        context.load_cert_chain(files.certificate_file, key_file, password)
+    except ssl.SSLError as error:
+        if error.reason in _MISMATCH:
+            rule = f"does not belong to the certificate in {files.certificate_file}"
+        elif files.key_password_file:
+            rule = f"cannot be loaded with the password in {files.key_password_file}: {error}"
+        else:
+            rule = f"cannot be loaded: {error}"
+        raise ConfigError(key_field, key_file, rule) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(key_field, key_file, f"cannot be loaded: {error}") from error
+    context.verify_mode = _VERIFY[files.client_auth]
+    if files.client_auth != "none":
+        if not files.ca_file:
+            rule = "is needed to check the certificates that tls_client_auth asks for"
+            raise ConfigError("tls_ca_file", "", rule)
+        _load_authorities(context, files.ca_file)
+    return context
+
+
+def client_tls_context(
+    ca_file: str | None = None,
+    certificate_file: str | None = None,
+    key_file: str | None = None,
+    key_password: str | None = None,
+    check_hostname: bool = True,
+) -> ssl.SSLContext:
+    """A client's context: the server must be who it says, by the authorities in `ca_file`.
+
+    Without `ca_file` the system's authorities count. `check_hostname` False takes any server that
+    they vouch for. Raises ConfigError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = check_hostname
+    if ca_file is None:
+        context.load_default_certs()
+    else:
+        _load_authorities(context, ca_file)
+    if certificate_file is not None:
+        try:
+            context.load_cert_chain(certificate_file, key_file, lambda: key_password or "")
+        except (OSError, ValueError) as error:  # an SSLError is an OSError
+            rule = f"cannot be loaded: {error}"
+            raise ConfigError("certificate_file", certificate_file, rule) from error
+    return context
+
+
+def _load_authorities(context: ssl.SSLContext, path: str) -> None:
+    authorities = _read("tls_ca_file", path)
+    _require_pem("tls_ca_file", path, authorities, "CERTIFICATE")
+    try:
+        context.load_verify_locations(cadata=authorities.decode("ascii", "replace"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError("tls_ca_file", path, f"cannot be loaded: {error}") from error
+
+
+def _read(field: str, path: str, *, private: bool = False) -> bytes:
+    """The content of a file; a private one must be closed to others than owner and group."""
+    try:
+        with open(path, "rb") as file:
+            if private and os.fstat(file.fileno()).st_mode & 0o007:
+                rule = "is open to everybody on this machine: chmod o= it"
+                raise ConfigError(field, path, rule)
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(field, path, f"cannot be read: {error.strerror or error}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(field, path, f"has more than {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def _require_pem(field: str, path: str, content: bytes, what: str) -> None:
+    if f"{what}-----".encode() not in content:
+        raise ConfigError(field, path, f"has no PEM block of a {what.lower()}")
+
+
+def _signature(files: TlsFiles) -> _Signature:
+    return tuple(
+        _stat(path)
+        for path in (files.certificate_file, files.key_file, files.key_password_file, files.ca_file)
+        if path
+    )
+
+
+def _stat(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,1 @@
+"""ZooKeeper's own programs against Apache ZooKeeper and against zkserver; see README.md here."""

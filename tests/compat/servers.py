@@ -1,0 +1,305 @@
+"""One coordination server as a child process: Apache ZooKeeper of the Debian package, or zkserver.
+
+Everything that compares the two starts them here, with the same settings, on loopback. It runs in
+the project's Python and in the one that kazoo is installed into, so it needs nothing but the
+standard library.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+SOURCE_ROOTS: Final = ("protocol", "runtime", "client", "zkserver", "kbroker", "cluster")
+APACHE_JAR: Final = Path("/usr/share/java/zookeeper.jar")
+APACHE_CLASS_PATH: Final = ":".join(
+    [
+        "/etc/zookeeper/conf",
+        str(APACHE_JAR),
+        # The manifest of the package's jar names neither: its log, and what TLS needs.
+        *(f"/usr/share/java/{name}.jar" for name in ("slf4j-simple", "netty-codec")),
+    ]
+)
+SUPER_DIGEST: Final = "super:D/InIHSb7yEEbrWz8b9l71RjZJU="
+"""`super:test`, the password that kazoo's suite uses."""
+SASL_USERS: Final = {"super": "super_secret", "jaasuser": "jaas_password"}
+START_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 20.0
+KINDS: Final = ("ours", "apache")
+
+
+class ServerFailedError(Exception):
+    """A server ended, or did not answer, when it should have served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files of one server with its key, and of the authority that signs its clients."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+    key_store: Path
+    """Certificate and key once more, in one PKCS 12 file, which Java reads; password `compat`."""
+    trust_store: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What both servers are told, each in its own words."""
+
+    tick_ms: int = 2000
+    tls: Tls | None = None
+    sasl: bool = False
+    """Take SASL DIGEST-MD5 from the users of SASL_USERS."""
+    enforce_quota: bool = False
+    extended_types: bool = True
+    """TTL nodes and containers."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ask(port: int, word: str, timeout: float = 5.0) -> str:
+    """Answer to a four-letter word; empty where nobody answers."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout) as link:
+            link.sendall(word.encode())
+            answer = b""
+            while piece := link.recv(65536):
+                answer += piece
+    except OSError:
+        return ""
+    return answer.decode(errors="replace")
+
+
+class Server:
+    """A server process with its own data directory; `run` after `stop` finds the data again."""
+
+    kind = ""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.directory = Path(tempfile.mkdtemp(prefix=f"compat-{self.kind}-"))
+        self.client_port = free_port()
+        self.secure_port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.destroy)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT for clients in clear."""
+        return f"127.0.0.1:{self.client_port}"
+
+    @property
+    def secure_address(self) -> str:
+        """HOST:PORT for clients that speak TLS."""
+        return f"127.0.0.1:{self.secure_port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        assert self._process is not None, f"{self.kind} is not started"
+        return self._process.pid
+
+    def command(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """Argument vector and additions to the environment."""
+        raise AssertionError(f"{type(self).__name__} has no command")
+
+    def run(self) -> None:
+        """Start it and wait until it serves clients. Raises ServerFailedError."""
+        if self.running:
+            return
+        arguments, environment = self.command()
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                list(arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        wait_while_running(
+            self._process, lambda: "Mode:" in ask(self.client_port, "srvr"), self.get_logs
+        )
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End the process and keep its data."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(how)
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def destroy(self) -> None:
+        """End the process and remove its data."""
+        self.stop(signal.SIGKILL)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def reset(self) -> None:
+        """End the process and begin again with no data."""
+        self.stop()
+        shutil.rmtree(self.directory / "data", ignore_errors=True)
+        self.run()
+
+    def get_logs(self, num_lines: int = 100) -> list[str]:
+        """Last lines that the server wrote."""
+        try:
+            text = (self.directory / "log").read_text(errors="replace")
+        except OSError:
+            return []
+        return text.splitlines(keepends=True)[-num_lines:]
+
+    def __enter__(self) -> Server:
+        self.run()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.destroy()
+
+
+class Apache(Server):
+    """Apache ZooKeeper 3.8 as the Debian package `zookeeper` installs it, standalone."""
+
+    kind = "apache"
+
+    def command(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        settings = self.settings
+        data = self.directory / "data"
+        data.mkdir(exist_ok=True)
+        lines = [
+            f"tickTime={settings.tick_ms}",
+            f"dataDir={data}",
+            f"clientPort={self.client_port}",
+            "clientPortAddress=127.0.0.1",
+            "maxClientCnxns=0",
+            "4lw.commands.whitelist=*",
+            "admin.enableServer=false",
+            f"extendedTypesEnabled={str(settings.extended_types).lower()}",
+            f"enforceQuota={str(settings.enforce_quota).lower()}",
+        ]
+        properties = [
+            "-Dfile.encoding=UTF-8",
+            "-Djava.awt.headless=true",
+            f"-Dzookeeper.log.dir={self.directory}",
+            f"-Dzookeeper.DigestAuthenticationProvider.superDigest={SUPER_DIGEST}",
+        ]
+        if settings.tls is not None:
+            lines += [
+                "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory",
+                f"secureClientPort={self.secure_port}",
+                f"ssl.keyStore.location={settings.tls.key_store}",
+                "ssl.keyStore.password=compat",
+                "ssl.keyStore.type=PKCS12",
+                f"ssl.trustStore.location={settings.tls.trust_store}",
+                "ssl.trustStore.type=PEM",
+            ]
+        if settings.sasl:
+            lines.append(
+                "authProvider.1=org.apache.zookeeper.server.auth.SASLAuthenticationProvider"
+            )
+            users = "\n".join(f'    user_{name}="{word}"' for name, word in SASL_USERS.items())
+            module = "org.apache.zookeeper.server.auth.DigestLoginModule"
+            jaas = self.directory / "jaas.conf"
+            jaas.write_text(f"Server {{\n    {module} required\n{users};\n}};\n")
+            properties.append(f"-Djava.security.auth.login.config={jaas}")
+        (self.directory / "zoo.cfg").write_text("\n".join(lines) + "\n")
+        main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+        config = str(self.directory / "zoo.cfg")
+        return ["java", *properties, "-cp", APACHE_CLASS_PATH, main, config], {}
+
+
+class Ours(Server):
+    """zkserver of this checkout, standalone."""
+
+    kind = "ours"
+
+    def command(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        settings = self.settings
+        arguments = [
+            os.environ.get("COMPAT_PYTHON", sys.executable),
+            *("-m", "zkserver"),
+            *("--port", str(self.client_port)),
+            *("--data", str(self.directory / "data")),
+            *("--tick-ms", str(settings.tick_ms)),
+            *("--max-connections-per-address", "0"),
+            *("--super-digests", SUPER_DIGEST),
+            f"--enforce-quota={str(settings.enforce_quota).lower()}",
+        ]
+        if settings.tls is not None:
+            arguments += [
+                *("--tls-certificate-file", str(settings.tls.certificate)),
+                *("--tls-key-file", str(settings.tls.key)),
+                *("--tls-ca-file", str(settings.tls.authority)),
+                *("--tls-client-auth", "need"),
+                *("--tls-port", str(self.secure_port)),
+            ]
+        if settings.sasl:
+            users = self.directory / "sasl-users"
+            users.touch(mode=0o600)
+            users.write_text("".join(f"{name}={word}\n" for name, word in SASL_USERS.items()))
+            arguments += ["--sasl-users-file", str(users)]
+        path = os.pathsep.join(str(ROOT / each) for each in SOURCE_ROOTS)
+        return arguments, {"PYTHONPATH": path}
+
+
+def server(kind: str, settings: Settings | None = None) -> Server:
+    """The server of that kind, not yet started."""
+    assert kind in KINDS, kind
+    return (Ours if kind == "ours" else Apache)(settings or Settings())
+
+
+def missing(kind: str) -> str | None:
+    """What this machine lacks to start a server of that kind."""
+    if kind == "apache":
+        if not APACHE_JAR.exists():
+            return f"no {APACHE_JAR} (Debian package zookeeper)"
+        if shutil.which("java") is None:
+            return "no java"
+    return None
+
+
+def wait_while_running(
+    process: subprocess.Popen[bytes],
+    condition: Callable[[], bool],
+    words: Callable[[], list[str]],
+    seconds: float = START_SECONDS,
+) -> None:
+    """Wait until the condition holds; a process that ends before it, or a deadline, is an error."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(0.05)
+            raise ServerFailedError(f"ended with {code}:\n{''.join(words())}")
+        if time.monotonic() > deadline:
+            raise ServerFailedError(f"not ready in {seconds} s:\n{''.join(words())}")

@@ -1,0 +1,204 @@
+"""The operators' doors in one process: the disk asked for sizes, readiness, snapshots, secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from duolog_runtime.clocks import ManualClock
+from duolog_runtime.disk import InlineDisk
+from duolog_runtime.files import RealFiles
+from duolog_runtime.http_server import HttpRequest, HttpResponse
+from duolog_runtime.logs import RecordingLogger
+from zkserver.config import ServerConfig
+from zkserver.core.config import CoreConfig
+from zkserver.server.node import Node
+from zkserver.server.view import MASKED, masked
+
+
+class World:
+    """A node whose disk is worked by hand after the start."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = ManualClock()
+        self.disk = InlineDisk(immediate=False)
+        self.log = RecordingLogger()
+        self.config = ServerConfig(
+            data_directory=str(directory),
+            port=0,
+            http_port=0,
+            four_letter_words=("*",),
+            admin_snapshot=True,
+            fsync_warning_ms=5,
+        )
+        self.node = Node(
+            self.config,
+            CoreConfig(),
+            files=RealFiles(),
+            disk=self.disk,
+            clock=self.clock,
+            rng=random.Random(1),
+            log=self.log,
+            on_halt=lambda: None,
+        )
+        self.admin = self.node._admin
+        self.view = self.admin.view
+
+    async def with_disk(self, work: Callable[[], Any]) -> Any:
+        """Await something of the node's while the disk works."""
+        task = asyncio.create_task(work())
+        async with asyncio.timeout(20):
+            while not task.done():
+                self.disk.run_pending()
+                await asyncio.sleep(0)
+        return await task
+
+    def word(self, word: str) -> list[str | None]:
+        """What the word is answered, as it comes."""
+        answers: list[str | None] = []
+        self.admin.answer_word(word, b"", answers.append)
+        return answers
+
+    def command(self, name: str, method: str = "GET", query: str = "") -> list[HttpResponse]:
+        answers: list[HttpResponse] = []
+        request = HttpRequest(method, f"/commands/{name}", {}, {}, b"")
+        self.admin._http.answer(request, answers.append)
+        return answers
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    each = World(tmp_path)
+    await each.with_disk(each.node.start)
+    yield each
+    await each.with_disk(each.node.stop)
+
+
+def values(answers: list[HttpResponse]) -> dict[str, Any]:
+    (response,) = answers
+    found: dict[str, Any] = json.loads(response.body)
+    return found
+
+
+async def test_sizes_are_asked_of_the_disk_once_for_all_who_wait(world: World) -> None:
+    first, second = world.word("dirs"), world.command("dirs")
+    assert (first, second, world.disk.pending) == ([], [], 1)
+    world.disk.run_pending()
+    (size,) = [each.stat().st_size for each in Path(world.config.data_directory).glob("log.*")]
+    assert first == [f"datadir_size: 0\nlogdir_size: {size}\n"]
+    assert values(second)["logdir_size"] == size
+
+
+async def test_sizes_that_cannot_be_had_are_those_of_last_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.word("dirs")
+    world.disk.run_pending()
+
+    def fail() -> tuple[int, int]:
+        raise OSError("gone")
+
+    monkeypatch.setattr(world.admin._data, "sizes", fail)
+    after = world.word("dirs")
+    world.disk.run_pending()
+    assert after == before
+    assert "sizes_unknown" in world.log.events
+    world.disk._max_pending = 0  # a disk that hangs, with a full queue
+    assert world.word("dirs") == before
+    world.disk._max_pending = 10
+
+
+async def test_it_is_ready_while_it_serves(world: World) -> None:
+    def ready() -> HTTPStatus:
+        answers: list[HttpResponse] = []
+        world.admin._http.answer(HttpRequest("GET", "/ready", {}, {}, b""), answers.append)
+        return answers[0].status
+
+    assert ready() == HTTPStatus.OK
+    world.node.failure = "the disk has failed"
+    assert ready() == HTTPStatus.SERVICE_UNAVAILABLE
+    world.node.failure = ""
+    await world.with_disk(world.node.stop)
+    assert ready() == HTTPStatus.SERVICE_UNAVAILABLE
+
+
+async def test_snapshots_on_request_one_at_a_time_and_not_too_often(world: World) -> None:
+    (taken,) = world.command("snapshot", "POST")
+    assert taken.status == HTTPStatus.OK
+    interval_ms = world.config.admin_snapshot_interval_ms
+    world.clock.advance(interval_ms - 1)
+    (refused,) = world.command("snapshot", "POST")
+    assert refused.status == HTTPStatus.TOO_MANY_REQUESTS
+    world.clock.advance(1)
+    (refused,) = world.command("snapshot", "POST")
+    assert refused.status == HTTPStatus.CONFLICT
+    assert values(world.command("last_snapshot")) == {
+        "zxid": "0",
+        "timestamp": -1,
+        "command": "last_snapshot",
+        "error": None,
+    }
+    world.disk.run_pending()
+    wall_s = world.clock.wall_ms() // 1000
+    assert values(world.command("last_snapshot"))["timestamp"] == wall_s
+    assert values(world.command("monitor"))["max_snapshottime"] == interval_ms
+    (taken,) = world.command("snapshot", "POST")
+    assert taken.status == HTTPStatus.OK
+    world.disk.run_pending()
+
+
+@pytest.mark.parametrize("elapsed_ms", [5, 6])
+async def test_a_sync_slower_than_the_threshold_is_logged_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elapsed_ms: int
+) -> None:
+    world = World(tmp_path)
+    log = world.node._data.log
+    sync = log.sync
+
+    def slow() -> None:
+        world.clock.advance(elapsed_ms)
+        sync()
+
+    monkeypatch.setattr(log, "sync", slow)
+    await world.with_disk(world.node.start)
+    is_slow = elapsed_ms > world.config.fsync_warning_ms
+    assert ("fsync_slow" in world.log.events) == is_slow
+    found = values(world.command("monitor"))
+    assert found["fsync_threshold_exceed_count"] == int(is_slow)
+    assert found["max_fsynctime"] == elapsed_ms
+    await world.with_disk(world.node.stop)
+
+
+async def test_every_setting_is_shown_and_secrets_are_not(world: World) -> None:
+    settings = values(world.command("configuration"))["settings"]
+    for each in (ServerConfig, CoreConfig):
+        assert {field.name for field in dataclasses.fields(each)} <= settings.keys()
+    assert MASKED not in settings.values()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("super_digest", "super:abc", MASKED),
+        ("sasl_password", "x", MASKED),
+        ("keystore_password", "x", MASKED),
+        ("tls_key_file", "/x.pem", MASKED),
+        ("sasl_password", "", ""),
+        ("admin_secrets", ("a", "b"), MASKED),
+        ("connection_tokens", 5, 5),
+        ("host", "127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_a_setting_whose_name_says_secret_is_masked(
+    name: str, value: object, shown: object
+) -> None:
+    assert masked(name, value) == shown

@@ -1,0 +1,121 @@
+"""What is logged and not yet applied, in zxid order, and the zxids that come next.
+
+Owns the assignment of zxids (each one more than the last, or counter 0 of the next epoch), the
+records of this step's Append, and the bookkeeping of what is outstanding. Alone, logged is
+proposed: applied <= durable <= logged.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from duolog_protocol.txns import Body, TxnKind, encode_txn
+from duolog_protocol.types import ZXID_COUNTER_LAST, ZXID_EPOCH_LAST, epoch_of, make_zxid
+
+from .config import CoreConfig
+from .connection import Connection
+from .events import Append
+from .pending import Pending
+
+_U32_LAST: Final = (1 << 32) - 1
+
+
+class Proposals:
+    """The outstanding Txns of one server."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._counter_last = config.zxid_counter_last
+        self.last_logged_zxid = 0
+        self.wall_ms = 0
+        """Stamped into every Txn."""
+        self.pending: deque[Pending] = deque()
+        """In zxid order; what is at the left is applied next. Syncs wait among them."""
+        self.count = 0
+        """Txns in `pending`."""
+        self.bytes_count = 0
+        """Their records."""
+        self.epochs_are_used_up = False
+        """The last epoch's counter is full: the server must not go on."""
+        self._records: list[bytes] = []
+        self._first_zxid = 0
+        """Of `_records`."""
+
+    def next_zxid(self) -> int:
+        """The zxid of the next Txn; opens an epoch where the counter of this one is full."""
+        last = self.last_logged_zxid
+        if last & ZXID_COUNTER_LAST >= self._counter_last:
+            epoch = epoch_of(last) + 1
+            if epoch > ZXID_EPOCH_LAST:
+                self.epochs_are_used_up = True
+            self.add(make_zxid(epoch, 0), 0, (TxnKind.NEW_EPOCH, b""))
+            last = self.last_logged_zxid
+        return last + 1
+
+    def add(
+        self,
+        zxid: int,
+        session_id: int,
+        body: Body,
+        connection: Connection | None = None,
+        correlation_id: int = 0,
+        api_key: int = 0,
+        note: Any = None,
+    ) -> None:
+        """Log a Txn; see `Pending` for what is kept until it is applied."""
+        assert zxid > self.last_logged_zxid, (zxid, self.last_logged_zxid)
+        wall_ms = self.wall_ms
+        record = encode_txn(zxid, session_id, correlation_id & _U32_LAST, wall_ms, body)
+        size = len(record)
+        if not self._records:
+            self._first_zxid = zxid
+        self._records.append(record)
+        self.last_logged_zxid = zxid
+        self.count += 1
+        self.bytes_count += size
+        fields = (zxid, session_id, wall_ms, body, connection, correlation_id, api_key, note, size)
+        self.pending.append(_make_pending(Pending, fields))
+
+    def add_sync(
+        self, connection: Connection, correlation_id: int, api_key: int, message: Any
+    ) -> None:
+        """A sync takes its place behind everything that is logged now."""
+        fields = (0, 0, None, connection, correlation_id, api_key, message, 0)
+        self.pending.append(Pending(self.last_logged_zxid, *fields))
+
+    def take_append(self) -> Append | None:
+        """The Append of what was logged since the last call."""
+        if not self._records:
+            return None
+        append = Append(self._records, self._first_zxid, self.last_logged_zxid)
+        self._records = []
+        return append
+
+    def on_applied(self, count: int, bytes_count: int) -> None:
+        """So many Txns that were taken from `pending` are applied."""
+        self.count -= count
+        self.bytes_count -= bytes_count
+
+    def take_back(self, first_zxid: int, last_applied_zxid: int) -> list[Pending]:
+        """Nothing from `first_zxid` on will ever be durable: forget it, zxids and all."""
+        assert last_applied_zxid < first_zxid, (last_applied_zxid, first_zxid)
+        taken = list(self.pending)
+        for each in taken:
+            assert each.body is None or each.zxid >= first_zxid, f"{each.zxid:#x} is durable"
+        self.pending.clear()
+        self.last_logged_zxid = last_applied_zxid
+        self.count = self.bytes_count = 0
+        return taken
+
+    def check_invariants(self, last_applied_zxid: int) -> None:
+        """Compare everything that is kept twice; for tests and the simulator."""
+        zxids = [each.zxid for each in self.pending if each.body is not None]
+        assert zxids == sorted(set(zxids)), zxids
+        assert not zxids or zxids[0] > last_applied_zxid, zxids
+        assert not zxids or zxids[-1] == self.last_logged_zxid, zxids
+        assert len(zxids) == self.count, (zxids, self.count)
+        sizes = sum(each.size_bytes for each in self.pending)
+        assert sizes == self.bytes_count, (sizes, self.bytes_count)
+
+
+_make_pending: Any = tuple.__new__

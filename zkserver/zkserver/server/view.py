@@ -1,0 +1,210 @@
+"""The running server as words, metrics and commands see it.
+
+Reads the parts that the node has wired and changes nothing but the numbers that operators reset.
+Everything here is answered from memory; the sizes of files are those of the last `measured`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import sys
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from duolog_runtime.clocks import Clock
+from duolog_runtime.connection import ServerLink
+from zkserver.config import ServerConfig
+from zkserver.core.config import CoreConfig
+from zkserver.core.connection import Connection
+from zkserver.core.status import Status
+from zkserver.core.views import Views, views_of
+
+from .client_link import ClientLinks
+from .engine import Engine
+from .stats import DiskStats, ServerStats
+
+VERSION_TEXT: Final = "3.9.0-duolog-{version}, built on 2026-11-24 00:00 GMT"
+"""kazoo takes the first three numbers for the version of the protocol's features."""
+LISTEN_BACKLOG: Final = 1024
+DEFAULT_TRACE_MASK: Final = 0b100110010
+"""ZooKeeper's. Kept because the words exist; there are no traces here."""
+MASKED: Final = "***"
+_SECRET_WORDS: Final = ("password", "secret", "digest", "credential", "token_", "private", "key")
+_PAGE_BYTES: Final = resource.getpagesize()
+
+
+class DirectorySizes(NamedTuple):
+    """Bytes of the files of the data directory."""
+
+    snapshots: int = 0
+    logs: int = 0
+
+
+class ServerView:
+    """One server, for as long as it runs."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        links: ClientLinks,
+        config: ServerConfig,
+        core_config: CoreConfig,
+        clock: Clock,
+    ) -> None:
+        self._engine = engine
+        self._links = links
+        self._clock = clock
+        self._started_ms = clock.now_ms()
+        self.config: Final = config
+        self.core_config: Final = core_config
+        self.port = config.port
+        """The real one, once the server listens; as is `http_port`."""
+        self.http_port = config.http_port
+        self.sizes = DirectorySizes()
+        self.trace_mask = DEFAULT_TRACE_MASK
+        self._snapshot_asked_ms: int | None = None
+
+    @property
+    def version(self) -> str:
+        """What clients take for ZooKeeper's version."""
+        return VERSION_TEXT.format(version=self.core_config.server_version)
+
+    @property
+    def status(self) -> Status:
+        """The core at this moment."""
+        return self._engine.core.status()
+
+    @property
+    def views(self) -> Views:
+        """Lists of the core's sessions and watches."""
+        return views_of(self._engine.core)
+
+    @property
+    def stats(self) -> ServerStats:
+        """Requests and connections."""
+        return self._links.stats
+
+    @property
+    def disk_stats(self) -> DiskStats:
+        """Log and snapshots."""
+        return self._engine.stats
+
+    @property
+    def bytes_received(self) -> int:
+        """From clients, since the start or the last reset."""
+        return self._links.bytes_received
+
+    @property
+    def bytes_sent(self) -> int:
+        """To clients, likewise."""
+        return self._links.bytes_sent
+
+    @property
+    def connection_count(self) -> int:
+        """Open connections, also those that have no session."""
+        return len(self._links)
+
+    @property
+    def uptime_ms(self) -> int:
+        """Since the server was made."""
+        return self._clock.now_ms() - self._started_ms
+
+    @property
+    def limit(self) -> int:
+        """Most entries of any list."""
+        return self.config.max_listed
+
+    def connections(self) -> Iterable[tuple[ServerLink, Connection]]:
+        """Open connections, oldest first."""
+        return self._links.items()
+
+    def expiry_of(self, connection: Connection) -> int:
+        """When a silent connection will be closed (ms, monotonic); 0: not for its silence."""
+        session = connection.session
+        return self._links.deadline_of(connection) if session is None else session.bucket_ms
+
+    def wall_s_of(self, now_ms: int) -> float:
+        """A monotonic time as seconds since 1970."""
+        return (self._clock.wall_ms() + now_ms - self._clock.now_ms()) / 1000
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting in effect; what may be a secret is masked."""
+        settings = {**self.config.visible_settings(), **dataclasses.asdict(self.core_config)}
+        return {name: masked(name, value) for name, value in settings.items()}
+
+    def environment(self) -> dict[str, str]:
+        """The machine and the interpreter; no variable of the process's environment."""
+        system = os.uname()
+        return {
+            "zookeeper.version": self.version,
+            "host.name": system.nodename,
+            "python.version": sys.version.split()[0],
+            "python.implementation": sys.implementation.name,
+            "python.executable": sys.executable,
+            "os.name": system.sysname,
+            "os.arch": system.machine,
+            "os.version": system.release,
+            "user.dir": os.getcwd(),
+            "os.memory.resident": f"{resident_bytes() // (1024 * 1024)}MB",
+        }
+
+    def reset_server_stats(self) -> None:
+        """The word `srst`."""
+        self._links.reset_server_stats()
+
+    def reset_connection_stats(self) -> None:
+        """The word `crst`."""
+        self._links.reset_connection_stats()
+
+    def snapshot_wait_ms(self) -> int:
+        """How long until a snapshot may be asked for again; 0: now."""
+        if self._snapshot_asked_ms is None:
+            return 0
+        passed_ms = self._clock.now_ms() - self._snapshot_asked_ms
+        return max(0, self.config.admin_snapshot_interval_ms - passed_ms)
+
+    def begin_snapshot(self) -> int | None:
+        """Take a snapshot; the zxid it stands at, None while one is under way."""
+        zxid = self._engine.begin_snapshot()
+        if zxid is not None:
+            self._snapshot_asked_ms = self._clock.now_ms()
+        return zxid
+
+
+def masked(name: str, value: Any) -> Any:
+    """The value of a setting, or a mask where its name says that it is a secret."""
+    is_text = isinstance(value, str) or (isinstance(value, tuple) and any(value))
+    if is_text and value and any(word in name for word in _SECRET_WORDS):
+        return MASKED
+    return value
+
+
+def unsigned_hex(number: int) -> str:
+    """A 64-bit number as Java prints it: -1 is 0xffffffffffffffff."""
+    return f"{number & 0xFFFF_FFFF_FFFF_FFFF:#x}"
+
+
+def open_descriptors() -> int:
+    """File descriptors of this process; -1 where the system does not tell."""
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return len(os.listdir(directory))
+        except OSError:
+            continue
+    return -1
+
+
+def max_descriptors() -> int:
+    """Most file descriptors that this process may have."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def resident_bytes() -> int:
+    """Memory of this process; its peak where the system does not tell the present."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
