@@ -314,7 +314,8 @@ class AuthRequest(NamedTuple):
 class SaslToken(NamedTuple):
     """One token of a SASL exchange, in either direction."""
 
-    token: bytes
+    token: bytes | None
+    """Null only from a server without SASL, or one that keeps a client who failed."""
 
 
 class ClientIdentity(NamedTuple):

@@ -165,7 +165,9 @@ def _encode_buffer(value: bytes | None) -> bytes:
 
 
 def _encode_string(value: str | bytes | None) -> bytes:
-    return _encode_buffer(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
+    return _encode_buffer(
+        value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    )
 
 
 def _encode_strings(values: tuple[Any, ...] | None) -> bytes:

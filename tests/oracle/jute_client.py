@@ -146,6 +146,10 @@ class JuteConnection:
         self._last_xid += 1
         return self._last_xid
 
+    def start_xids(self, after: int) -> None:
+        """Number requests from there on, so that a session's connections do not share xids."""
+        self._last_xid = after
+
     def flush(self) -> None:
         """Send what is queued."""
         if self._unsent:

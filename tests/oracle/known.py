@@ -57,8 +57,8 @@ NOT_GENERATED: Final = {
         "zkserver checks against outstanding changes"
     ),
     "pipelining where there is a quota": (
-        "Apache compares with the usage of what is applied, not of what is on its way, so that timing "
-        "decides; zkserver counts outstanding changes"
+        "Apache compares with the usage of what is applied, not of what is on its way, so that "
+        "timing decides; zkserver counts outstanding changes"
     ),
     "createSession and deleteContainer sent by a client": (
         "internal operations that Apache 3.8.0 takes from anybody; zkserver refuses them"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.processes import Daemon
 
-from .settings import MAX_BUFFER, MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, TICK_MS
+from .settings import MAX_BUFFER, MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, SUPER_DIGEST, TICK_MS
 
 
 class Ours(Daemon):
@@ -25,5 +25,11 @@ class Ours(Daemon):
             *("--max-session-timeout-ms", str(MAX_TIMEOUT_MS)),
             *("--max-connections-per-address", "0"),
             *("--jute-max-frame-bytes", str(MAX_BUFFER)),
+            *("--super-digests", SUPER_DIGEST),
             *("--reap-interval-ms", str(reap_interval_ms)),
         )
+
+    @property
+    def log_directory(self) -> Path:
+        """Where its transaction log is."""
+        return self.directory

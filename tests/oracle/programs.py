@@ -254,7 +254,9 @@ class Generator:
     def _raw(self, slot: int) -> None:
         rng = self.rng
         if rng.random() < 0.4:
-            self._add("raw", slot, rng.choice(UNKNOWN_CODES), rng.randbytes(rng.randrange(20)), None)
+            self._add(
+                "raw", slot, rng.choice(UNKNOWN_CODES), rng.randbytes(rng.randrange(20)), None
+            )
             self.state[slot] = "dropped"
             return
         name = rng.choice(("create", "delete", "exists", "get_data", "set_data", "get_children2"))

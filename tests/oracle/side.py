@@ -176,7 +176,9 @@ class Side:
     def _resolve(self, slot: Slot, value: Any) -> Any:
         return slot.last_zxid - value.back if isinstance(value, Seen) else value
 
-    def _after(self, slot: Slot, frames: list[Frame], names: list[str | None] | None = None) -> Said:
+    def _after(
+        self, slot: Slot, frames: list[Frame], names: list[str | None] | None = None
+    ) -> Said:
         """Normal form of a slot's frames; a closed connection is given up."""
         said: Said = []
         due = iter(names or ())
@@ -247,9 +249,7 @@ class Side:
         )
         self._finish = lambda: said + self._attached(slot, connection, old)
 
-    def _attached(
-        self, slot: Slot, connection: JuteConnection, old: JuteConnection | None
-    ) -> Said:
+    def _attached(self, slot: Slot, connection: JuteConnection, old: JuteConnection | None) -> Said:
         said: Said = []
         answer = connection.receive_connected()
         if old is not None:
@@ -351,7 +351,7 @@ def _closes(name: str | None, last: Frame) -> bool:
 
 
 def too_large(step: Step) -> bool:
-    """The request is near the limit of a frame; over it the server closes the connection at once."""
+    """The request is near the limit of a frame; over it the server closes the connection."""
     return step.kind == "call" and _data_bytes(step.arguments) > MAX_BUFFER - 1_000
 
 

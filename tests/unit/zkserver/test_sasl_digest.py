@@ -1,15 +1,12 @@
-"""The DIGEST-MD5 exchange against responses recorded from real clients, and against cheats.
-
-`respond` below is a client of its own, written from RFC 2831, so that every field can be bent.
-"""
+"""The DIGEST-MD5 exchange against responses recorded from real clients, and against cheats."""
 
 from __future__ import annotations
 
 import random
-from hashlib import md5
 
 import pytest
 
+from tests.sasl_support import PASSWORDS, respond
 from zkserver.core.sasl_digest import (
     MAX_TOKEN_BYTES,
     DigestExchange,
@@ -19,7 +16,6 @@ from zkserver.core.sasl_digest import (
     parse_directives,
 )
 
-PASSWORDS = {"bob": "bob-secret", "jürgen": "pässword", "日本": "pw日", 'a"b\\c': "x:y"}
 USERS = SaslUsers(PASSWORDS, random.Random(1))
 CHALLENGE = (
     b'realm="zk-sasl-md5",nonce="OLTmUuRNp/I3DZ4mDicTZVCko6bQf1wMMy+LEj/S",'
@@ -51,54 +47,6 @@ JAVA_UMLAUT = (
 
 def new_exchange(seed: int = 7) -> DigestExchange:
     return DigestExchange(USERS, random.Random(seed))
-
-
-def quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def respond(
-    challenge: bytes,
-    password: str | None = None,
-    *,
-    leave_out: tuple[str, ...] = (),
-    more: str = "",
-    **bent: str,
-) -> tuple[bytes, bytes]:
-    """A client's response, and the answer it would accept; keywords (with _ for -) bend fields."""
-    offered = parse_directives(challenge)
-    fields = {
-        "username": "bob",
-        "realm": offered["realm"],
-        "nonce": offered["nonce"],
-        "cnonce": "an+other",
-        "nc": "00000001",
-        "qop": "auth",
-        "digest-uri": "zookeeper/zk-sasl-md5",
-    }
-    fields |= {name.replace("_", "-"): value for name, value in bent.items()}
-    if password is None:
-        password = PASSWORDS.get(fields["username"], "bob-secret")
-    begin = md5(f"{fields['username']}:{fields['realm']}:{password}".encode()).digest()
-    begin += f":{fields['nonce']}:{fields['cnonce']}".encode()
-    if "authzid" in fields:
-        begin += f":{fields['authzid']}".encode()
-
-    def value(a2: str) -> str:
-        middle = ":".join(fields[name] for name in ("nonce", "nc", "cnonce", "qop"))
-        tail = md5(a2.encode()).hexdigest()
-        return md5(f"{md5(begin).hexdigest()}:{middle}:{tail}".encode()).hexdigest()
-
-    response = bent.get("response", value(f"AUTHENTICATE:{fields['digest-uri']}"))
-    plain = {"nc", "qop", "charset", "response"}
-    texts = [
-        f"{name}={text if name in plain else quoted(text)}"
-        for name, text in {**fields, "response": response}.items()
-        if name not in leave_out
-    ]
-    return (
-        ",".join(texts) + more
-    ).encode(), f"rspauth={value(':' + fields['digest-uri'])}".encode()
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,8 @@ class AuthProviders:
         """`sasl_users` None: there is no SASL."""
         self._settings = settings or AuthSettings()
         self._sasl_users = sasl_users
+        self.enforces: Final = bool(self._settings.enforced_schemes)
+        """`accepts` is not always true."""
         more = {"x509": self._settings.x509, "sasl": sasl_users is not None}
         self.schemes: Final = DEFAULT_SCHEMES | {scheme for scheme, on in more.items() if on}
         """What ACL entries may name; for `resolve_acl` and `is_valid`."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from duolog_protocol.zk_codec import ZnodeView
 
+    from .sasl_digest import DigestExchange
     from .session_tracker import Session
 
 
@@ -64,6 +65,7 @@ class Connection:
         "out",
         "paused",
         "peer",
+        "sasl",
         "session",
         "stats",
         "submitted",
@@ -86,6 +88,8 @@ class Connection:
         """The shell's handle; opaque here."""
         self.identities = identities
         """Who the client is: (scheme, id) of its address, certificate and credentials."""
+        self.sasl: DigestExchange | None = None
+        """Its SASL exchange, once it began one: a connection has one."""
         self.session: Session | None = None
         self.out: list[bytes] = []
         """Pieces of this step, in the order in which they must leave."""

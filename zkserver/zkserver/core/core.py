@@ -78,7 +78,8 @@ class ZkCore:
         self, config: CoreConfig, rng: random.Random, auth: AuthProviders | None = None
     ) -> None:
         self.config = config
-        self._credentials = Credentials(auth or AuthProviders())
+        self._auth = auth or AuthProviders()
+        self._credentials = Credentials(self._auth, rng)
         self._rng = rng
         self._tracker = SessionTracker(config.tick_ms)
         self._reaper = Reaper(config)
@@ -99,7 +100,7 @@ class ZkCore:
         self._history = History(self.config.max_history_events, state.last_applied_zxid)
         self._reads = Reads(self.config, state, self._watches, self._history)
         self._turns = Turns(self._reads, self._take, self._take_rare)
-        preparer = self._preparer = Preparer(self.config, state)
+        preparer = self._preparer = Preparer(self.config, state, self._auth.schemes)
         self._write: dict[int, Write] = {
             zk.SET_DATA.key: preparer.set_data,
             zk.CREATE.key: preparer.create,
@@ -221,7 +222,7 @@ class ZkCore:
         if session is not None and not session.closing:
             self._tracker.touch(session, self._now_ms)
         self._dirty[connection] = None
-        self._take_batch(connection, requests)
+        self._take_batch(connection, self._credentials.admit(connection, requests))
         if self._flow.must_pause(connection):
             self._later.append(PauseReading(connection))
 

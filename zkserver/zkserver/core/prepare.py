@@ -73,8 +73,12 @@ _FLAGS: Final[dict[int, tuple[int, bool, bool]]] = {
 class Preparer:
     """Makes Txn bodies of requests. Nothing is noted until the caller says so."""
 
-    def __init__(self, config: CoreConfig, state: ReplicatedState) -> None:
+    def __init__(
+        self, config: CoreConfig, state: ReplicatedState, acl_schemes: frozenset[str]
+    ) -> None:
+        """`acl_schemes`: what ACL entries may name (`AuthProviders.schemes`)."""
         self._config = config
+        self._acl_schemes = acl_schemes
         self._max_data_bytes = config.max_data_bytes
         self._state = state
         self.outstanding = Outstanding(state)
@@ -311,7 +315,7 @@ class Preparer:
             text = f"{len(acl)} ACL entries are over the limit {self._config.max_acl_entries}"
             raise Refused(ZkErrorCode.INVALID_ACL, text)
         try:
-            return resolve_acl(acl, connection.identities)
+            return resolve_acl(acl, connection.identities, self._acl_schemes)
         except InvalidAcl as error:
             raise Rejected(ZkErrorCode.INVALID_ACL, str(error)) from None
 

@@ -1,0 +1,52 @@
+"""The order of transactions, read from the log files of a server that has ended.
+
+Apache ZooKeeper's format is that of `FileTxnLog`: a header of 16 bytes, then for each transaction a
+checksum (i64), a length (i32), `TxnHeader{clientId i64, cxid i32, zxid i64, time i64, type i32}`, a
+body and the byte 0x42; zeros behind the last one. zkserver's is read by its own recovery.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from pathlib import Path
+from typing import Final
+
+from duolog_runtime.files import RealFiles
+from tests.sim.checkers.zk_records import Logged
+from tests.sim.zk_history_world import logged
+from zkserver.storage.recovery import DataDirectory
+
+_FILE_HEADER_BYTES: Final = 16
+_RECORD: Final = struct.Struct(">qi")
+_TXN: Final = struct.Struct(">qiqqi")
+_KINDS: Final = {-1: "error", -10: "open", -11: "close"}
+
+
+def apache_log(directory: Path) -> list[Logged]:
+    """All transactions of Apache ZooKeeper's log files in a directory."""
+    entries = []
+    for path in sorted(directory.glob("log.*"), key=lambda each: int(each.suffix[1:], 16)):
+        data = path.read_bytes()
+        at = _FILE_HEADER_BYTES
+        while at + _RECORD.size <= len(data):
+            _, size = _RECORD.unpack_from(data, at)
+            at += _RECORD.size
+            if size == 0:
+                break
+            session, xid, zxid, _, kind = _TXN.unpack_from(data, at)
+            entries.append(Logged(zxid, session, xid, _KINDS.get(kind, "write")))
+            at += size
+            assert data[at : at + 1] == b"B", f"{path}: no end of a record at {at}"
+            at += 1
+    return entries
+
+
+def zkserver_log(directory: Path) -> list[Logged]:
+    """All transactions of zkserver's log; it must not run, nor have made a snapshot."""
+    data = DataDirectory(RealFiles(), str(directory), 1, random.Random(1))
+    try:
+        assert next(iter(data.snapshot_chunks()), None) is None, f"{directory} has a snapshot"
+        return [logged(record) for record in data.records()]
+    finally:
+        data.close()
