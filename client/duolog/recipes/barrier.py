@@ -12,7 +12,6 @@ from typing import Final, Self
 
 from duolog.zk import ZkClient
 from duolog_protocol.errors import Error, LockTimeoutError, NodeExistsError, NoNodeError
-from duolog_protocol.types import EventType
 
 from .claims import Change, Claim, Pauses, finish
 
@@ -135,12 +134,12 @@ class DoubleBarrier:
     async def _enter(self) -> None:
         """Until `ready` is there, or was: who leaves first deletes it.
 
-        The watch on `ready` is armed before this member opens the barrier and kept over lost
+        The watch on `ready` is armed before this member is created and kept over lost
         connections, so that its creation is heard of even when it is gone again.
         """
         pauses = Pauses(self._zk)
         async with Change(self._zk) as change:
-            while EventType.CREATED not in change.seen:
+            while True:
                 try:
                     if await self._is_open(change):
                         return
@@ -153,12 +152,16 @@ class DoubleBarrier:
         """One look at the barrier; opens it when all are here, else waits for a change."""
         member = self._member
         assert member is not None
-        await member.create()
+        if not member.is_current:
+            await self._zk.exists(self._ready, change.watch(self._ready))
+            await member.create()
         ready = await self._zk.exists(self._ready, change.watch(self._ready))
         names = await self._members()
         if member.name not in names:
             member.withdraw()
             self._member = self._new_member()
+        elif change.created_zxid > member.czxid:
+            return True
         elif ready is not None and ready.czxid < member.czxid and len(names) == 1:
             await self._delete(self._ready)  # left by a round whose members died
         elif ready is not None:

@@ -218,8 +218,8 @@ class Change:
         self._zk = zk
         self._happened = asyncio.Event()
         self._paths: set[str] = set()
-        self.seen: set[EventType] = set()
-        """Types of the events so far."""
+        self.created_zxid = -1
+        """The last creation that an event told of."""
 
     async def __aenter__(self) -> Change:
         """Begin."""
@@ -236,7 +236,8 @@ class Change:
         return self._on_event
 
     def _on_event(self, event: WatchedEvent) -> None:
-        self.seen.add(event.type)
+        if event.type is EventType.CREATED:
+            self.created_zxid = max(self.created_zxid, event.zxid)
         self._happened.set()
 
     async def wait(self) -> None:
