@@ -281,6 +281,9 @@ class SessionKeeper:
                 if self.session.on_auth_failed():
                     self._tell(SessionState.AUTH_FAILED)
                 self._forget_watches(KeeperState.AUTH_FAILED)
+        except Exception as error:
+            self._failure = error  # a bug: every call raises it
+            self._on_task_failed(error)
         finally:
             self._usable.clear()
 
