@@ -127,7 +127,7 @@ class Admin:
         """
         timeout_ms = self._timeout_ms(timeout)
         for batch in _batches(topics):
-            wanted = tuple(_new_topic_request(topic) for topic in batch)
+            wanted = [_new_topic_request(topic) for topic in batch]
             request = kb.CreateTopicsRequest(wanted, timeout_ms, validate_only)
             response = await self._controller(kb.CREATE_TOPICS, request, timeout_ms)
             _raise_first(response.topics)

@@ -10,10 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from duolog_protocol.apis import AnyApi
-from duolog_protocol.broker_messages import METADATA, MetadataRequest, MetadataResponse
+from duolog_protocol.broker_messages import (
+    MAX_TOPICS_PER_REQUEST,
+    METADATA,
+    MetadataRequest,
+    MetadataResponse,
+)
 from duolog_protocol.errors import (
     ConnectionClosedError,
     ConnectionLostError,
@@ -31,8 +36,6 @@ from .connection import Address, Connections, Purpose
 from .core.backoff import Backoff
 from .core.cluster_metadata import ClusterMetadata, TopicInfo
 from .owned_tasks import OwnedTasks
-
-MAX_TOPICS_PER_REQUEST: Final = 1024
 
 
 class ClusterSettings(NamedTuple):
