@@ -23,6 +23,7 @@ from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
 from duolog_runtime.logs import Logger
 from duolog_runtime.metrics_http import MetricsServer
+from duolog_runtime.tasks import first_of
 
 from ..config import BrokerConfig
 from ..core.purgatory import Purgatory
@@ -87,7 +88,6 @@ class Broker:
             disk,
             self._purgatory,
             topic_defaults,
-            memory_tail_bytes=config.memory_tail_bytes,
             clock=clock,
             log=log,
         )
@@ -105,8 +105,8 @@ class Broker:
         try:
             async with asyncio.TaskGroup() as tasks:
                 await self._serve(tasks, stop, on_listening, owner)
-        except* Error as group:
-            raise _first(group) from None
+        except BaseExceptionGroup as group:
+            raise first_of(group) from group
         finally:
             self.logs.release()
 
@@ -140,6 +140,7 @@ class Broker:
             server.close()
             connections.stop()
             await self._finish_requests()
+            await connections.end_pending()
             connections.close()
             await zk.close()
             self._forget_session()
@@ -329,7 +330,7 @@ class Broker:
                 self.logs.apply_retention(self.replicas.high_watermarks())
                 retention_ms = now_ms + config.log_retention_check_interval_ms
             if now_ms >= checkpoint_ms:
-                self.logs.unlink_deleted(config.topic_defaults().file_delete_delay_ms)
+                self.logs.unlink_deleted()
                 self.logs.checkpoint(self.replicas.high_watermarks())
                 checkpoint_ms = now_ms + config.log_flush_offset_checkpoint_interval_ms
             if now_ms >= producers_ms:
@@ -382,11 +383,3 @@ class Broker:
         epoch = self.replicas.broker_epoch
         await run_on_disk(self._disk, lambda: self.logs.close(epoch))
         self._log.info("broker_stopped")
-
-
-def _first(group: BaseExceptionGroup[Error]) -> Error:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, Error), found
-    return found
