@@ -27,7 +27,7 @@ from duolog_protocol.errors import (
     NotEmptyError,
     RequestTimeoutError,
 )
-from duolog_protocol.paths import parent_of, path_problem
+from duolog_protocol.paths import parent_of
 from duolog_protocol.types import Acl, Stat
 
 from .clock import Clock, SystemClock
@@ -77,9 +77,6 @@ class ZkClient:
         to. Raises ConfigError.
         """
         parsed = parse_hosts(hosts)
-        problem = path_problem(parsed.chroot) if parsed.chroot else None
-        if problem is not None:
-            raise ValueError(f"chroot: {problem}")
         self.chroot = parsed.chroot
         self._session = Session(
             parsed, int(session_timeout * 1000), rng or random.Random(), client_id

@@ -277,7 +277,7 @@ async def test_a_full_buffer_makes_send_wait_then_fail_clearly(cluster: FakeClus
         cluster, batch_size=1000, buffer_memory=2000, max_block_ms=30, linger_ms=0
     ) as each:
         taken = [await each.send("t", b"x" * 900) for _ in range(2)]
-        with pytest.raises(BufferFullError, match="no room within 30 ms") as caught:
+        with pytest.raises(BufferFullError, match="no room within the time limit") as caught:
             await each.send("t", b"x" * 900)
         assert caught.value.definite
         cluster.script = None
@@ -377,8 +377,8 @@ async def test_no_broker_at_all_is_a_clear_error_and_leaves_nothing_behind() -> 
     cluster = FakeCluster()
     await cluster.start()
     await cluster.stop()
-    each = producer(cluster, request_timeout_ms=30, delivery_timeout_ms=60)
-    with pytest.raises(TransportError, match="cannot connect"):
+    each = producer(cluster, request_timeout_ms=200, delivery_timeout_ms=300)
+    with pytest.raises(TransportError, match=r"cannot connect|no answer"):
         await each.start()
     assert len(asyncio.all_tasks()) == 1
 
