@@ -419,3 +419,46 @@ async def test_the_broker_returns_and_everything_goes_on(cluster: FakeCluster) -
         await cluster.nodes[1].start()
         await asyncio.gather(*futures)
     assert sorted(logs[0].values + logs[1].values) == sorted(numbers(50))
+
+
+async def test_the_calls_keep_their_time_limit(cluster: FakeCluster) -> None:
+    [log] = cluster.add_topic("t")
+    each = producer(cluster)
+    await each.start(timeout=20)
+    with pytest.raises(UnknownTopicOrPartitionError, match="not there within"):
+        await each.send("nowhere", b"x", timeout=0.01)
+    with pytest.raises(UnknownTopicOrPartitionError):
+        await each.partitions_for("nowhere", timeout=0.01)
+    cluster.script = lambda call: call.api is m.PRODUCE  # nobody answers
+    with pytest.raises(RequestTimeoutError, match="no outcome within"):
+        await each.send_and_wait("t", b"a", timeout=0.01)
+    future = await each.send("t", b"b", timeout=20)
+    with pytest.raises(RequestTimeoutError, match="not all was delivered"):
+        await each.stop(timeout=0.01)
+    with pytest.raises(ConnectionClosedError):
+        await future
+    with pytest.raises(ConnectionClosedError):
+        await each.send("t", b"c")
+    assert log.values == []
+
+
+async def test_a_record_whose_time_limit_ran_out_is_delivered_all_the_same(
+    cluster: FakeCluster,
+) -> None:
+    [log] = cluster.add_topic("t")
+    held: list[Call] = []
+
+    def hold(call: Call) -> bool:
+        if call.api is m.PRODUCE:
+            held.append(call)
+        return call.api is m.PRODUCE
+
+    cluster.script = hold
+    async with producer(cluster) as each:
+        with pytest.raises(RequestTimeoutError):
+            await each.send_and_wait("t", b"kept", timeout=0.01)
+        await until(lambda: bool(held))
+        cluster.script = None
+        held[0].serve()
+        await each.flush(timeout=20)
+    assert log.values == [b"kept"]

@@ -29,6 +29,7 @@ from duolog_protocol.errors import (
 from duolog_protocol.frames import encode_frame
 from duolog_protocol.preamble import PREAMBLE
 from duolog_protocol.record_decoding import decode_records
+from duolog_protocol.records import iter_headers
 from duolog_runtime.clocks import RealClock
 from duolog_runtime.connection import ClientLink, connect
 from duolog_runtime.disk import DiskThread
@@ -47,6 +48,7 @@ from kbroker.server.apis import MAX_WAIT_MS, Apis
 from kbroker.server.connections import Connections, Limits
 from kbroker.server.log_manager import LogManager
 from kbroker.server.replica_manager import ReplicaManager
+from kbroker.storage.log_types import LogSlice
 from tests.support import until
 from tests.unit.kbroker.test_replica_manager import encode
 
@@ -155,6 +157,7 @@ class World:
             topic_defaults=TopicConfig(),
         )
         self.connections = Connections(loop, tasks, limits, log)
+        self.apis = apis
         self.connections.handlers.update(apis.handlers)
         self.clients: list[ClientLink] = []
 
@@ -232,7 +235,11 @@ async def create(link: ClientLink, topic: str = "t") -> None:
 
 def values(response: kb.FetchResponse) -> list[bytes]:
     data = bytes(response.partitions[0].records)
-    return [record.value for record in decode_records(data)] if data else []
+    return [
+        record.value
+        for position, _ in iter_headers(data)
+        for record in decode_records(data, position)
+    ]
 
 
 async def test_a_record_goes_in_and_comes_out(world: World) -> None:
@@ -493,3 +500,91 @@ async def test_the_settings_of_a_hundred_topics_are_told_in_one_answer(world: Wo
     world.control.image = world.control.image._replace(topics=topics)
     found = await ask(client, kb.DESCRIBE_CONFIGS, kb.DescribeConfigsRequest(names))
     assert [each.topic for each in found.results] == list(names)
+
+
+async def test_bad_batches_and_wrong_sequences_are_refused_through_the_socket(
+    world: World,
+) -> None:
+    client = await world.client()
+    await create(client)
+
+    async def send(records: bytes) -> kb.ProducePartitionResponse:
+        partitions = (kb.ProducePartition("t", 0, records),)
+        response = await ask(client, kb.PRODUCE, kb.ProduceRequest(None, -1, 10_000, partitions))
+        found: kb.ProducePartitionResponse = response.partitions[0]
+        return found
+
+    def numbered(sequence: int, epoch: int = 0) -> bytes:
+        return encode(b"n", producer_id=7, producer_epoch=epoch, base_sequence=sequence)
+
+    damaged = bytearray(encode(b"a"))
+    damaged[-1] ^= 1
+    for records, code in (
+        (bytes(damaged), KafkaErrorCode.CORRUPT_MESSAGE),
+        (encode(b"a")[:-1], KafkaErrorCode.CORRUPT_MESSAGE),
+        (b"", KafkaErrorCode.CORRUPT_MESSAGE),
+    ):
+        refused = await send(records)
+        assert (refused.error_code, refused.base_offset) == (code, -1), refused
+        assert refused.error_message
+    assert (await send(numbered(0))).base_offset == 0
+    assert (await send(numbered(0))).base_offset == 0, "a duplicate is answered as the first"
+    assert (await send(numbered(2))).error_code == KafkaErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert (await send(numbered(1))).base_offset == 1
+    assert (await send(numbered(0, epoch=1))).base_offset == 2
+    assert (await send(numbered(2))).error_code == KafkaErrorCode.INVALID_PRODUCER_EPOCH
+    assert values(await ask(client, kb.FETCH, fetch(0))) == [b"n"] * 3
+
+
+async def test_metadata_makes_no_topic_where_client_or_broker_forbid_it(world: World) -> None:
+    client = await world.client()
+    unasked = await ask(client, kb.METADATA, kb.MetadataRequest(("t",), False, False))
+    assert unasked.topics[0].error_code == KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    world.apis._auto_create_topics = False
+    refused = await ask(client, kb.METADATA, kb.MetadataRequest(("t",), True, False))
+    assert refused.topics[0].error_code == KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    world.apis._auto_create_topics = True
+    world.control.refusing = NotControllerError("broker 2 is")
+    failed = await ask(client, kb.METADATA, kb.MetadataRequest(("t",), True, False))
+    assert failed.topics[0].error_code == KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    assert world.control.image.topics == {}
+
+
+async def test_a_cold_read_that_fails_is_an_error_of_the_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await world.client()
+    await create(client)
+    await ask(client, kb.PRODUCE, produce(b"a"))
+
+    def unreadable(_slice: LogSlice) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(LogSlice, "read_cached", lambda _slice: None)
+    monkeypatch.setattr(LogSlice, "read", unreadable)
+    response = await ask(client, kb.FETCH, fetch(0))
+    assert response.partitions[0].error_code == KafkaErrorCode.KAFKA_STORAGE_ERROR
+    monkeypatch.undo()
+    assert values(await ask(client, kb.FETCH, fetch(0))) == [b"a"]
+
+
+async def test_a_produce_that_cannot_be_synced_in_time_may_be_stored_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await world.client()
+    await create(client)
+    monkeypatch.setattr(world.logs, "sync_soon", lambda *_arguments: None)
+    late = produce(b"a")._replace(timeout_ms=1)
+    response = await ask(client, kb.PRODUCE, late)
+    assert response.partitions[0].error_code == KafkaErrorCode.REQUEST_TIMED_OUT
+
+
+async def test_when_too_many_wait_the_next_is_answered_at_once(world: World) -> None:
+    client = await world.client()
+    await create(client)
+    world.purgatory.max_operations = 1
+    waiting = asyncio.ensure_future(ask(client, kb.FETCH, fetch(0)))
+    await until(lambda: world.purgatory.is_full)
+    assert values(await ask(client, kb.FETCH, fetch(0))) == []
+    await ask(client, kb.PRODUCE, produce(b"a", 1, "t"))
+    assert values(await waiting) == [b"a"]
