@@ -17,7 +17,13 @@ from typing import Any, Final
 
 from duolog.zk import ZkClient
 from duolog_protocol.broker_messages import MAX_FRAME_BYTES
-from duolog_protocol.errors import ConfigError, Error, StorageError, TransportError
+from duolog_protocol.errors import (
+    ConfigError,
+    DiskFullError,
+    Error,
+    StorageError,
+    TransportError,
+)
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
@@ -29,6 +35,7 @@ from ..config import BrokerConfig
 from ..core.purgatory import Purgatory
 from ..metrics import collect
 from ..storage.checkpoints import MetaProperties, write_atomically
+from ..storage.log_types import NO_ROOM
 from .apis import Apis
 from .connections import Connections, Limits
 from .controller_link import ControllerLink, Registration
@@ -101,12 +108,14 @@ class Broker:
         Raises ConfigError (a port in use, an id that is taken), DataDirectoryError, StorageError.
         Cancelling stops without the clean mark.
         """
-        owner = self.logs.open_directory()
         try:
+            owner = self.logs.open_directory()
             async with asyncio.TaskGroup() as tasks:
                 await self._serve(tasks, stop, on_listening, owner)
         except BaseExceptionGroup as group:
-            raise first_of(group) from group
+            raise self._told(first_of(group)) from group
+        except OSError as error:
+            raise self._told(error) from error
         finally:
             self.logs.release()
 
@@ -151,6 +160,13 @@ class Broker:
             self._cancel_timer()
             if self._metrics is not None:
                 await self._metrics.close()
+
+    def _told(self, error: BaseException) -> BaseException:
+        """An error of the data directory that nobody could handle, in our words."""
+        if not isinstance(error, OSError):
+            return error
+        kind = DiskFullError if error.errno in NO_ROOM else StorageError
+        return kind(f"{self.config.data}: {error.strerror or error}")
 
     async def _start_metrics(self) -> None:
         config = self.config
