@@ -151,8 +151,10 @@ class Broker:
             await self._finish_requests()
             await connections.end_pending()
             connections.close()
+            had_session = zk.client_id is not None
             await zk.close()
-            self._forget_session()
+            if had_session:
+                self._forget_session()
             await self._close_logs()
         finally:
             server.close()
@@ -189,15 +191,18 @@ class Broker:
         """Connect to zkserver and serve until told to stop, or until the log directory fails."""
         assert self.control is not None
         await self._start_metrics()
-        await self._end_former_session()
-        await zk.start(timeout=self.config.zookeeper_connection_timeout_ms / 1000)
-        self._remember_session(zk)
-        zk.add_listener(lambda _state: self._remember_session(zk))
+        stopping = tasks.create_task(stop.wait(), name="stop")
+        connecting = tasks.create_task(self._connect(zk), name="connect")
+        await asyncio.wait({stopping, connecting}, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():
+            connecting.cancel()
+            await asyncio.wait({connecting})
+            return
+        connecting.result()
         children = [
             tasks.create_task(self.control.run(), name="control"),
             tasks.create_task(self._upkeep(), name="upkeep"),
         ]
-        stopping = tasks.create_task(stop.wait(), name="stop")
         ends: list[asyncio.Future[Any]] = [stopping, self._halted]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -207,6 +212,12 @@ class Broker:
         for child in children:
             child.cancel()
         await asyncio.wait(children)
+
+    async def _connect(self, zk: ZkClient) -> None:
+        await self._end_former_session()
+        await zk.start(timeout=self.config.zookeeper_connection_timeout_ms / 1000)
+        self._remember_session(zk)
+        zk.add_listener(lambda _state: self._remember_session(zk))
 
     def _new_connections(self, tasks: asyncio.TaskGroup) -> Connections:
         config = self.config

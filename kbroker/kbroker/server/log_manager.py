@@ -382,7 +382,8 @@ class LogManager:
     def close(self, broker_epoch: int) -> None:
         """Close every log and leave the clean-shutdown mark; blocking, after the last append."""
         if self._checkpoints is not None:
-            clean = True
+            # What was not opened in this life is as clean as the life before has left it.
+            clean = self._was_clean or all(key in self.logs for key in self.partitions_on_disk())
             for log in self.logs.values():
                 if log.offline is None:
                     log.close()

@@ -218,6 +218,21 @@ async def test_a_clean_stop_needs_no_recovery(world: World) -> None:
     assert world.read() == [b"a"]
 
 
+async def test_logs_that_were_not_opened_are_not_called_clean(world: World) -> None:
+    """Killed; then stopped in order before it was registered; then the tail must be checked."""
+    world.produce(b"a")
+    world.kill()
+    torn = Path(world.directory) / "t-0" / f"{0:020d}.log"
+    torn.write_bytes(torn.read_bytes() + b"torn tail")
+    world.start()
+    world.logs.close(5)
+    world.start()
+    await world.lead(1)
+    assert "log_recovered" in world.log.events
+    assert world.produce(b"b").base_offset == 1
+    assert world.read() == [b"a", b"b"]
+
+
 async def test_a_second_broker_on_the_directory_is_refused(world: World) -> None:
     with pytest.raises(StorageError, match="in use by another broker"):
         World(Path(world.directory))
