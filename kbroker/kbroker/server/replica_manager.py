@@ -24,6 +24,7 @@ from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
     DiskFullError,
+    LogOfflineError,
     OffsetOutOfRangeError,
     StorageError,
 )
@@ -170,7 +171,7 @@ class ReplicaManager:
                 await self._follow(known, partition)
             except (DiskFullError, OSError) as error:
                 if isinstance(error, OSError) and error.errno not in NO_ROOM:
-                    raise
+                    raise LogOfflineError(f"{key[0]}-{key[1]}: {error}") from error
                 complete = False
                 self._log.warning("partition_not_opened", partition=key, error=str(error))
         return complete
