@@ -435,8 +435,8 @@ async def test_the_calls_keep_their_time_limit(cluster: FakeCluster) -> None:
     future = await each.send("t", b"b", timeout=20)
     with pytest.raises(RequestTimeoutError, match="not all was delivered"):
         await each.stop(timeout=0.01)
-    with pytest.raises(ConnectionClosedError):
-        await future
+    with pytest.raises((ConnectionClosedError, DeliveryUnknownError)):
+        await future  # it may have been sent
     with pytest.raises(ConnectionClosedError):
         await each.send("t", b"c")
     assert log.values == []
