@@ -350,7 +350,7 @@ class Producer:
             queues = await self._load_topic(topic, limit_ms)
         size = ESTIMATED_RECORD_OVERHEAD_BYTES + data_bytes
         queue, rolled = await self._place(
-            queues, key_bytes, partition, size, bound_bytes, deadline_ms
+            queues, key_bytes, partition, size, bound_bytes, deadline_ms, hurry=hurry
         )
         batch = queue.open
         assert batch is not None
@@ -362,7 +362,7 @@ class Producer:
         batch.handles.append(future)
         if hurry:
             self._accumulator.hurry(queue)
-            self._sender.wake()
+            self._sender.hurry()
         elif rolled or self._opened_count >= MAX_OPENED_UNSENT:
             self._opened_count = 0
             await asyncio.sleep(0)  # a caller that never waits would starve the sender
@@ -376,8 +376,13 @@ class Producer:
         size: int,
         bound_bytes: int,
         deadline_ms: int,
+        *,
+        hurry: bool,
     ) -> tuple[PartitionQueue, bool]:
-        """A queue whose open batch has room, and whether a full one was closed for it."""
+        """A queue whose open batch has room, and whether a full one was closed for it.
+
+        With `hurry` the caller sees to it that the batch is sent.
+        """
         accumulator = self._accumulator
         is_retry = rolled = False
         while True:
@@ -395,7 +400,8 @@ class Producer:
             if (is_retry or not self._room_waiters) and accumulator.has_room(bound_bytes):
                 accumulator.open_batch(queue, bound_bytes, self._clock.now_ms(), behind_full=rolled)
                 self._opened_count += 1
-                self._sender.wake()
+                if not hurry:
+                    self._sender.wake()
                 if is_retry:
                     self._let_waiters_in()
                 return queue, rolled

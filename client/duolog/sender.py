@@ -1,8 +1,10 @@
 """The producer's one task: batches to brokers, answers to the accumulator, outcomes to futures.
 
 Owns the produce requests in flight, their deadlines, and the producer id. What may be sent, and
-what an answer means for the order of records, the accumulator decides. Every callback of a
-link only puts its answer into the inbox; the task takes everything that one loop turn brought.
+what an answer means for the order of records, the accumulator decides. All work is done in turns
+that never await. The task takes them when it is woken; who brings an answer, or a record that
+somebody waits for while nothing is in flight, takes one on the spot: a record alone is then not
+held up by the event loop's turns, which cost as much as all the rest of it.
 """
 
 from __future__ import annotations
@@ -102,35 +104,76 @@ class Sender:
         self._connect_at_ms = NEVER_MS
         self._asking_for_id = False
         self._metadata_version = -1
+        self._in_turn = False
+        self._outside_task = False
+        """The turn is taken by whoever brought the news: what it sends leaves at once."""
+        self._crash: Exception | None = None
+        """What a turn outside the task has raised: the task ends with it."""
 
     async def run(self) -> None:
         """Serve until cancelled; then everything without an outcome fails."""
         try:
             while True:
                 self._wake.clear()
+                if self._crash is not None:
+                    raise self._crash
                 now_ms = self._clock.now_ms()
-                self._take_answers(now_ms)
-                self._time_out_requests(now_ms)
-                self._finish_failed(self._accumulator.expire(now_ms))
-                self._take_metadata()
-                self._send_all(now_ms)
+                self._turn(now_ms)
                 await self._sleep(now_ms)
         finally:
             self._finish_failed(
                 self._accumulator.fail_all(ConnectionClosedError("the producer was stopped"))
             )
 
+    def hurry(self) -> None:
+        """Somebody waits for a record that can be sent now: if nothing is in flight, it leaves."""
+        if self._in_flight or self._in_turn:
+            self._wake.set()
+        else:
+            self._turn_here()
+
     def put_answer(self, request: _InFlight) -> None:
-        """An answer, or the end of a connection, for the next turn of the task."""
+        """An answer, or the end of a connection."""
         self._inbox.append(request)
-        self._wake.set()
+        if self._in_turn or request.response is None:
+            self._wake.set()
+            return
+        self._turn_here(answers_only=True)
+        if self._accumulator.may_have_work:
+            self._wake.set()
+
+    def _turn(self, now_ms: int, *, answers_only: bool = False) -> None:
+        """Do all that can be done now."""
+        self._in_turn = True
+        try:
+            self._take_answers(now_ms)
+            if not answers_only:
+                self._time_out_requests(now_ms)
+                self._finish_failed(self._accumulator.expire(now_ms))
+                self._take_metadata()
+                self._send_all(now_ms)
+        finally:
+            self._in_turn = False
+
+    def _turn_here(self, *, answers_only: bool = False) -> None:
+        """A turn outside the task, which owns its failures."""
+        self._outside_task = True
+        try:
+            self._turn(self._clock.now_ms(), answers_only=answers_only)
+        except Exception as error:
+            self._crash = error
+            self._wake.set()
+        finally:
+            self._outside_task = False
 
     async def _sleep(self, now_ms: int) -> None:
         deadline_ms = min(self._accumulator.deadline_ms(now_ms), self._connect_at_ms)
         for requests in self._in_flight.values():
             deadline_ms = min(deadline_ms, requests[0].deadline_ms)
-        delay_ms = max(0, deadline_ms - now_ms)
-        timer = asyncio.get_running_loop().call_later(min(delay_ms, 60_000) / 1000, self._wake.set)
+        # Never longer than a request may take: turns outside the task begin some meanwhile.
+        longest_ms = min(60_000, self._settings.request_timeout_ms)
+        delay_ms = min(max(0, deadline_ms - now_ms), longest_ms)
+        timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._wake.set)
         try:
             await self._wake.wait()
         finally:
@@ -209,7 +252,8 @@ class Sender:
         deadline_ms = now_ms + settings.request_timeout_ms
         in_flight = _InFlight(self, link, request.batches, deadline_ms)
         try:
-            link.send(PRODUCE, message, in_flight.answered if settings.acks else None)
+            on_answer = in_flight.answered if settings.acks else None
+            link.send(PRODUCE, message, on_answer, at_once=self._outside_task)
         except Error as error:
             self._fail_request(request.batches, error, now_ms)
             return

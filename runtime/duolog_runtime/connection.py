@@ -218,7 +218,13 @@ class ServerLink(Link):
             self.abort(error)
             return
         if frames:
-            self._on_frames(self, frames)
+            # What is answered on the spot leaves on the spot: no extra turn of the loop.
+            scheduled, self._flush_scheduled = self._flush_scheduled, True
+            try:
+                self._on_frames(self, frames)
+                self.flush()
+            finally:
+                self._flush_scheduled = scheduled
         elif self.endpoint.state is ServerState.FOREIGN:
             self._on_foreign(self)
 
@@ -262,15 +268,22 @@ class ClientLink(Link):
         message: Any,
         on_response: Callable[[Response | None], None] | None,
         version: int | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Send a request; `on_response` is called once, with None when the connection ends first.
 
-        `on_response` None is for requests that have no response. Raises LocalProtocolError,
-        ConnectionLostError.
+        `on_response` None is for requests that have no response. `at_once` does not wait for the
+        end of the loop turn. Raises LocalProtocolError, ConnectionLostError.
         """
         if self.closed:
             raise ConnectionLostError(f"the connection to {self.peer} is closed")
-        self.write(self.endpoint.request(api, message, on_response, version))
+        pieces = self.endpoint.request(api, message, on_response, version)
+        if at_once and not self._flush_scheduled:
+            self._out += pieces
+            self.flush()
+        else:
+            self.write(pieces)
 
     async def call(
         self,

@@ -222,6 +222,8 @@ class Accumulator:
                 self.hurry(queue)
         self.producer_id_missing = False
         self.leaders_missing.clear()
+        if not self._ready:
+            return []
         nodes: dict[int, tuple[object | None, list[ProducerBatch]]] = {}
         sizes: dict[int, int] = {}
         for queue in list(self._ready):
@@ -260,6 +262,11 @@ class Accumulator:
             for node_id, (link, batches) in nodes.items()
             if batches
         ]
+
+    @property
+    def may_have_work(self) -> bool:
+        """Whether `drain` may find something to send."""
+        return any(queue.has_work for queue in self._ready)
 
     def on_success(self, batch: ProducerBatch) -> tuple[bool, Failed]:
         """The batch is stored: whether anybody still waited for that, and what failed for good."""
