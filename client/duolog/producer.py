@@ -286,7 +286,7 @@ class Producer:
         if timeout is None:
             return await (
                 await self._send(
-                    *(topic, value, key, partition, timestamp_ms, headers), hurry=True, timeout=None
+                    topic, value, key, partition, timestamp_ms, headers, hurry=True, timeout=None
                 )
             )
         try:
