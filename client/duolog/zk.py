@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from duolog_protocol.errors import RequestTimeoutError
-from duolog_protocol.paths import path_problem
 from duolog_runtime.connection import connect as connect_link
 
 from .clock import Clock, SystemClock
@@ -84,9 +83,6 @@ class ZkClient(ZkOperations):
         Raises ConfigError.
         """
         parsed = parse_hosts(hosts)
-        problem = path_problem(parsed.chroot) if parsed.chroot else None
-        if problem is not None:
-            raise ValueError(f"chroot: {problem}")
         self.chroot = parsed.chroot
         self.rng = rng or random.Random()
         self._session = Session(parsed, int(session_timeout * 1000), self.rng, client_id)
