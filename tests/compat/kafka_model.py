@@ -329,8 +329,10 @@ def reconnect_with_watches(client: JuteConnection, port: int) -> None:
     other.request("get_children", "/kafka/brokers/ids", True)
     other.receive_due()
     again.request("close")
-    again.flush()
-    say("closed", [describe(frame) for frame in again.receive_until_closed()][-2:])
+    frames = again.receive_due()
+    while frames[-1] is not CLOSED:
+        frames.append(again.receive())
+    say("closed", [describe(frame) for frame in frames][-2:])
     say("seen", describe(other.receive()))
     left = other.call("get_children", "/kafka/brokers/ids", False).values[0]
     say("left", sorted(left))

@@ -11,31 +11,24 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .servers import Server, Settings, server
+from .servers import TLS_FILES, Server, Settings, server
 
-# kazoo.testing.common makes its certificates with these two; ours come from `certificates`.
+# kazoo.testing.common makes its certificates with these two; ours are files.
 for _name in ("OpenSSL", "jks"):
     sys.modules.setdefault(_name, types.ModuleType(_name))
 os.environ.setdefault("ZOOKEEPER_VERSION", "3.8.0")
 
 from kazoo.testing import harness  # noqa: E402
 
-from . import certificates  # noqa: E402
-
 
 class Cluster(list[Server]):
     """What kazoo calls a cluster; its servers live until the run ends."""
-
-    def __init__(self, servers: list[Server], files: certificates.Certificates) -> None:
-        super().__init__(servers)
-        self._files = files
 
     def start(self) -> None:
         """Start the members that are down."""
@@ -62,9 +55,9 @@ class Cluster(list[Server]):
     def get_ssl_client_configuration(self) -> dict[str, bytes]:
         """PEM texts that kazoo's TLS test writes to files."""
         return {
-            "client_key": self._files.client_key,
-            "client_cert": self._files.client_certificate,
-            "ca_cert": self._files.authority,
+            "client_key": (TLS_FILES / "client.key").read_bytes(),
+            "client_cert": (TLS_FILES / "client.pem").read_bytes(),
+            "ca_cert": (TLS_FILES / "ca.pem").read_bytes(),
         }
 
 
@@ -101,10 +94,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    directory = Path(tempfile.mkdtemp(prefix="compat-tls-"))
-    files = certificates.make(directory)
-    settings = Settings(tls=files.server, sasl=True)
-    cluster = Cluster([server(config.getoption("--server"), settings)], files)
+    settings = Settings(tls=True, sasl=True)
+    cluster = Cluster([server(config.getoption("--server"), settings)])
 
     def get_global_cluster() -> Any:
         return cluster

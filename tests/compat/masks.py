@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 _NOISE: Final = re.compile(r"SLF4J: |time = \d+ msec$|\s*$|[-\d]{10} .*:ZOO_(DEBUG|INFO)@")
@@ -38,8 +38,8 @@ _LIST: Final = re.compile(r"\[(.*)\]")
 class Masks:
     """The masks of one run of one story; it remembers the sessions it has met."""
 
-    def __init__(self, address: str, first_zxid: int) -> None:
-        self._address = address
+    def __init__(self, addresses: Sequence[str], first_zxid: int) -> None:
+        self._addresses = addresses
         self._first_zxid = first_zxid
         self._sessions: dict[str, int] = {}
 
@@ -51,7 +51,8 @@ class Masks:
         return list(count_repeated(masked))
 
     def _line(self, line: str) -> str:
-        line = line.replace(self._address, "<address>")
+        for address in self._addresses:
+            line = line.replace(address, "<address>")
         line = _LOG_HEAD.sub("<time>:", line)
         line = _TIME.sub(lambda found: "<epoch>" if found[1] == "1970" else "<time>", line)
         if found := _LIST.fullmatch(line):

@@ -25,14 +25,13 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS: Final = ("protocol", "runtime", "client", "zkserver", "kbroker", "cluster")
 APACHE_JAR: Final = Path("/usr/share/java/zookeeper.jar")
-APACHE_CLASS_PATH: Final = ":".join(
-    [
-        "/etc/zookeeper/conf",
-        str(APACHE_JAR),
-        # The manifest of the package's jar names neither: its log, and what TLS needs.
-        *(f"/usr/share/java/{name}.jar" for name in ("slf4j-simple", "netty-codec")),
-    ]
-)
+_JARS: Final = Path("/usr/share/java")
+_NETTY: Final = [str(_JARS / f"netty-{name}.jar") for name in ("codec", "resolver")]
+"""What TLS needs, and the manifest of the package's jar does not name."""
+CLIENT_CLASS_PATH: Final = ":".join(["/etc/zookeeper/conf", str(APACHE_JAR), *_NETTY])
+SERVER_CLASS_PATH: Final = f"{CLIENT_CLASS_PATH}:{_JARS / 'slf4j-simple.jar'}"
+"""The server writes its log."""
+TLS_FILES: Final = ROOT / "tests" / "data" / "tls"
 SUPER_DIGEST: Final = "super:D/InIHSb7yEEbrWz8b9l71RjZJU="
 """`super:test`, the password that kazoo's suite uses."""
 SASL_USERS: Final = {"super": "super_secret", "jaasuser": "jaas_password"}
@@ -46,23 +45,12 @@ class ServerFailedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
-    """PEM files of one server with its key, and of the authority that signs its clients."""
-
-    certificate: Path
-    key: Path
-    authority: Path
-    key_store: Path
-    """Certificate and key once more, in one PKCS 12 file, which Java reads; password `compat`."""
-    trust_store: Path
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """What both servers are told, each in its own words."""
 
     tick_ms: int = 2000
-    tls: Tls | None = None
+    tls: bool = False
+    """Listen for TLS too, on `secure_port`, to clients with a certificate of TLS_FILES."""
     sasl: bool = False
     """Take SASL DIGEST-MD5 from the users of SASL_USERS."""
     enforce_quota: bool = False
@@ -214,15 +202,12 @@ class Apache(Server):
             f"-Dzookeeper.log.dir={self.directory}",
             f"-Dzookeeper.DigestAuthenticationProvider.superDigest={SUPER_DIGEST}",
         ]
-        if settings.tls is not None:
+        if settings.tls:
             lines += [
                 "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory",
                 f"secureClientPort={self.secure_port}",
-                f"ssl.keyStore.location={settings.tls.key_store}",
-                "ssl.keyStore.password=compat",
-                "ssl.keyStore.type=PKCS12",
-                f"ssl.trustStore.location={settings.tls.trust_store}",
-                "ssl.trustStore.type=PEM",
+                f"ssl.keyStore.location={key_store(self.directory, 'server')}",
+                f"ssl.trustStore.location={TLS_FILES / 'ca.pem'}",
             ]
         if settings.sasl:
             lines.append(
@@ -236,7 +221,7 @@ class Apache(Server):
         (self.directory / "zoo.cfg").write_text("\n".join(lines) + "\n")
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
         config = str(self.directory / "zoo.cfg")
-        return ["java", *properties, "-cp", APACHE_CLASS_PATH, main, config], {}
+        return ["java", *properties, "-cp", SERVER_CLASS_PATH, main, config], {}
 
 
 class Ours(Server):
@@ -256,11 +241,10 @@ class Ours(Server):
             *("--super-digests", SUPER_DIGEST),
             f"--enforce-quota={str(settings.enforce_quota).lower()}",
         ]
-        if settings.tls is not None:
+        if settings.tls:
             arguments += [
-                *("--tls-certificate-file", str(settings.tls.certificate)),
-                *("--tls-key-file", str(settings.tls.key)),
-                *("--tls-ca-file", str(settings.tls.authority)),
+                *("--tls-certificate-file", str(key_store(self.directory, "server"))),
+                *("--tls-ca-file", str(TLS_FILES / "ca.pem")),
                 *("--tls-client-auth", "need"),
                 *("--tls-port", str(self.secure_port)),
             ]
@@ -277,6 +261,14 @@ def server(kind: str, settings: Settings | None = None) -> Server:
     """The server of that kind, not yet started."""
     assert kind in KINDS, kind
     return (Ours if kind == "ours" else Apache)(settings or Settings())
+
+
+def key_store(directory: Path, name: str) -> Path:
+    """A file with that key and certificate, closed to others, which Git does not remember."""
+    path = directory / f"{name}-keystore.pem"
+    path.touch(mode=0o600)
+    path.write_text("".join((TLS_FILES / f"{name}{end}").read_text() for end in (".key", ".pem")))
+    return path
 
 
 def missing(kind: str) -> str | None:

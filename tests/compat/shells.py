@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from .servers import CLIENT_CLASS_PATH, SASL_USERS, TLS_FILES, Server, key_store
+
 ZKCLI: Final = Path("/usr/share/zookeeper/bin/zkCli.sh")
 CLI_MT: Final = Path("/usr/lib/zookeeper/bin/cli_mt")
 SECONDS: Final = 30.0
@@ -34,14 +36,14 @@ class Shell:
 
     kind = ""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], **variables: str) -> None:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
+            env={**os.environ, "LC_ALL": "C", "TZ": "UTC", **variables},
         )
         self._rest = b""
         self._ended = False
@@ -118,8 +120,19 @@ class ZkCli(Shell):
     _MARKER_ANSWER = "printwatches is "
     _NO_SESSION = "Not connected"
 
-    def __init__(self, address: str) -> None:
-        super().__init__([str(ZKCLI), "-server", address])
+    def __init__(self, server: Server, way: str = "") -> None:
+        if way == "tls":
+            super().__init__(self._secure_command(server))
+        elif way:
+            user, password = ("jaasuser", SASL_USERS["jaasuser"]) if way == "sasl" else (way, way)
+            jaas = server.directory / f"{way}-jaas.conf"
+            module = "org.apache.zookeeper.server.auth.DigestLoginModule required"
+            words = f'username="{user}" password="{password}"'
+            jaas.write_text(f"Client {{ {module} {words}; }};\n")
+            flags = f"-Djava.security.auth.login.config={jaas}"
+            super().__init__(self._command(server), CLIENT_JVMFLAGS=flags)
+        else:
+            super().__init__(self._command(server))
         self._events: list[str] = []
         self._has_session = True
 
@@ -154,6 +167,24 @@ class ZkCli(Shell):
         unasked = [event for event in self._events if "state:Closed" not in event]
         return [*lines, *(f"unasked: {event}" for event in unasked)]
 
+    @staticmethod
+    def _command(server: Server) -> list[str]:
+        return [str(ZKCLI), "-server", server.address]
+
+    @staticmethod
+    def _secure_command(server: Server) -> list[str]:
+        """What zkCli.sh runs, which has no place in its class path for what TLS needs."""
+        flags = {
+            "clientCnxnSocket": "org.apache.zookeeper.ClientCnxnSocketNetty",
+            "client.secure": "true",
+            "ssl.keyStore.location": key_store(server.directory, "client"),
+            "ssl.trustStore.location": TLS_FILES / "ca.pem",
+        }
+        properties = [f"-Dzookeeper.{name}={value}" for name, value in flags.items()]
+        main = "org.apache.zookeeper.ZooKeeperMain"
+        where = ["-server", server.secure_address]
+        return ["java", *properties, "-cp", CLIENT_CLASS_PATH, main, *where]
+
     def _to_marker(self) -> list[str]:
         lines = self._lines_until(lambda line: line.startswith(self._MARKER_ANSWER))
         if not self._has_session:
@@ -174,8 +205,8 @@ class CShell(Shell):
 
     kind = "cli_mt"
 
-    def __init__(self, address: str) -> None:
-        super().__init__(["stdbuf", "-oL", str(CLI_MT), "-h", address])
+    def __init__(self, server: Server) -> None:
+        super().__init__(["stdbuf", "-oL", str(CLI_MT), "-h", server.address])
         self._markers = 0
 
     def start(self) -> list[str]:
@@ -199,7 +230,13 @@ class CShell(Shell):
         return [line for line in lines if "/marker-" not in line]
 
 
-SHELLS: Final = {each.kind: each for each in (ZkCli, CShell)}
+def open_shell(words: str, server: Server) -> Shell:
+    """The shell that a script names: its kind, and how it says who it is."""
+    kind, _, way = words.partition(" ")
+    if kind == CShell.kind:
+        return CShell(server)
+    assert kind == ZkCli.kind, words
+    return ZkCli(server, way)
 
 
 def missing() -> str | None:

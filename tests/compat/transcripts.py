@@ -7,7 +7,9 @@
 A script is a file of `scripts/`:
 
     # What it is about.
+    server tls sasl          what its server has beside the usual, in front of all else
     session a zkCli          opens a shell (zkCli or cli_mt) under a name
+    session b zkCli sasl     one of zkCli's ways to say who it is: sasl, stranger or tls
     a> create /app one       a command; {address} stands for the server's host and port
     a! NodeDataChanged /app  waits for an event with these words
     a>> addauth bad x:y      a command that ends the session: nothing follows it in its shadow
@@ -30,7 +32,8 @@ from . import servers, shells
 from .masks import Masks
 
 SCRIPTS: Final = Path(__file__).with_name("scripts")
-SETTINGS: Final = servers.Settings(enforce_quota=True)
+BROKEN_OFF: Final = "broken off"
+"""Last line of a transcript that did not come to its end; it is equal to nothing."""
 
 
 class ScriptError(Exception):
@@ -44,7 +47,7 @@ class Step:
     text: str
     """As it is written."""
     verb: str
-    """`session`, `run`, `send` or `wait`."""
+    """`server`, `session`, `run`, `send` or `wait`."""
     session: str
     argument: str
 
@@ -55,7 +58,11 @@ def parse(text: str) -> list[Step]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        if found := re.fullmatch(r"session (\w+) (\w+)", line):
+        if found := re.fullmatch(r"server( tls)?( sasl)?", line):
+            steps.append(Step(line, "server", "", line.removeprefix("server ")))
+        elif found := re.fullmatch(
+            r"session (\w+) (cli_mt|zkCli(?: (?:sasl|stranger|tls))?)", line
+        ):
             steps.append(Step(line, "session", found[1], found[2]))
         elif found := re.fullmatch(r"(\w+)(>>|>|!) ?(.*)", line):
             verb = {">": "run", ">>": "send", "!": "wait"}[found[2]]
@@ -65,9 +72,15 @@ def parse(text: str) -> list[Step]:
     return steps
 
 
+def settings(steps: list[Step]) -> servers.Settings:
+    """What the script's server is told."""
+    wanted = {word for step in steps if step.verb == "server" for word in step.argument.split()}
+    return servers.Settings(enforce_quota=True, tls="tls" in wanted, sasl="sasl" in wanted)
+
+
 def play(steps: list[Step], server: servers.Server) -> list[str]:
     """Run a script; the masked transcript."""
-    masks = Masks(server.address, zxid(server))
+    masks = Masks((server.address, server.secure_address), zxid(server))
     open_shells: dict[str, shells.Shell] = {}
     transcript: list[str] = []
     try:
@@ -84,7 +97,7 @@ def play(steps: list[Step], server: servers.Server) -> list[str]:
             transcript.append(f"{name}> quit")
             transcript += ["    " + line for line in masks(shell.quit())]
     except shells.SilentShellError as error:
-        transcript += masks(str(error).splitlines())
+        transcript += [*masks(str(error).splitlines()), BROKEN_OFF]
     finally:
         for shell in open_shells.values():
             shell.kill()
@@ -94,8 +107,10 @@ def play(steps: list[Step], server: servers.Server) -> list[str]:
 def _play_step(
     step: Step, open_shells: dict[str, shells.Shell], server: servers.Server
 ) -> list[str]:
+    if step.verb == "server":
+        return []
     if step.verb == "session":
-        shell = open_shells[step.session] = shells.SHELLS[step.argument](server.address)
+        shell = open_shells[step.session] = shells.open_shell(step.argument, server)
         return shell.start()
     if step.verb == "wait":
         return open_shells[step.session].wait_for_event(*step.argument.split())
@@ -139,12 +154,13 @@ def main(arguments: list[str]) -> int:
         steps = parse(path.read_text())
         transcripts = {}
         for kind in kinds:
-            with servers.server(kind, SETTINGS) as server:
+            with servers.server(kind, settings(steps)) as server:
                 transcripts[kind] = play(steps, server)
             if options.show:
                 print(f"---- {path.stem} on {kind}", *transcripts[kind], sep="\n")
         if len(kinds) > 1:
             same = transcripts["apache"] == transcripts["ours"]
+            same = same and transcripts["ours"][-1] != BROKEN_OFF
             different += not same
             print(f"{path.stem}: {'equal' if same else 'DIFFERENT'}, {len(steps)} steps")
             if not same:

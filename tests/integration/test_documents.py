@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from duolog import ZkClient
 from duolog_cluster.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,22 @@ async def test_the_program_in_the_readme_runs() -> None:
     exec(compile(program, "README.md", "exec"), names)
     async with asyncio.timeout(30), Cluster() as cluster:
         await names["main"](cluster.bootstrap_servers, cluster.zookeeper)
+
+
+async def test_the_recipes_document_runs() -> None:
+    text = (ROOT / "docs" / "zk-recipes.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(programs) == 7
+    for program in programs:
+        (name,) = re.findall(r"^async def (\w+)\(zk", program, re.MULTILINE)
+        names: dict[str, Any] = {"__name__": "recipes"}
+        exec(compile(program, f"zk-recipes.md: {name}", "exec"), names)
+        async with (
+            asyncio.timeout(30),
+            Cluster(brokers=0) as cluster,
+            ZkClient(cluster.zookeeper) as zk,
+        ):
+            await names[name](zk)
 
 
 def test_every_setting_of_the_daemons_is_documented() -> None:

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from duolog import ZkClient
 from duolog_cluster.processes import Daemon, DaemonFailedError, zkserver
 from duolog_runtime.http_server import MAX_HEAD_BYTES
+from tests.tls_files import client_context, copy_tls_files
 from zkserver.config import FOUR_LETTER_WORDS, ServerConfig
 from zkserver.server.commands import COMMANDS
 
@@ -406,3 +407,29 @@ async def test_an_http_port_in_use_is_named(server: Daemon, tmp_path: Path) -> N
     daemon = zkserver(str(tmp_path / "other"), 0, ["--http-port", taken])
     with pytest.raises(DaemonFailedError, match="http_port"):
         await daemon.start()
+
+
+async def test_tls_connections_are_told_apart(tmp_path: Path) -> None:
+    folder = copy_tls_files(tmp_path / "tls")
+    tls = ["--tls-certificate-file", str(folder / "server.pem")]
+    tls += ["--tls-key-file", str(folder / "server.key"), "--tls-port", "0"]
+    async with running(tmp_path, *ALL, *tls) as server:
+        conf = await ask(server, "conf")
+        port = int(re.findall(r"^secureClientPort=(\d+)$", conf, re.MULTILINE)[0])
+        assert (await command(server, "configuration"))["secure_client_port"] == port
+        context = client_context()
+        inside = await asyncio.open_connection(
+            server.host, port, ssl=context, server_hostname="localhost"
+        )
+        outside = await asyncio.open_connection(server.host, server.port)
+        begun = await asyncio.open_connection(server.host, port)
+        async with asyncio.timeout(20):  # until the server has taken all three
+            while (await command(server, "monitor"))["num_alive_connections"] < 3:
+                continue
+        values = await command(server, "connections")
+        assert [len(values["connections"]), len(values["secure_connections"])] == [1, 2]
+        assert (await command(server, "monitor"))["outstanding_tls_handshake"] == 1
+        inside[1].write(b"ruok")
+        assert await inside[0].read() == b"imok"
+        for _, writer in (inside, outside, begun):
+            writer.close()

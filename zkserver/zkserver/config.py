@@ -19,6 +19,8 @@ FOUR_LETTER_WORDS: Final = (
     "srvr", "stat", "stmk", "wchc", "wchp", "wchs",
 )  # fmt: skip
 """All there are; `server.words` has their texts."""
+MASKED: Final = "***"
+"""What is shown of a secret: a field with `repr=False`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +186,10 @@ class ServerConfig:
         )
 
     def visible_settings(self) -> dict[str, object]:
-        """All settings but secrets, for those who ask the server for its configuration."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
+        """All settings, for those who ask the server for its configuration; secrets are masked."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        secrets = {each.name for each in fields(self) if not each.repr}
+        return {k: MASKED if v and k in secrets else v for k, v in values.items()}
 
     def _check_tls(self) -> None:
         if self.tls_certificate_file == "":

@@ -59,8 +59,11 @@ def _server(view: ServerView) -> Iterator[Metric]:
     yield Metric("open_file_descriptor_count", "Open file descriptors.", open_descriptors())
     yield Metric("max_file_descriptor_count", "Most of them.", max_descriptors())
     yield Metric("process_resident_memory_bytes", "Resident memory.", resident_bytes())
+    handshakes = view.outstanding_handshakes
+    yield Metric("outstanding_tls_handshake", "TLS handshakes that are not over.", handshakes)
     yield Metric("last_processed_zxid", "The zxid that the tree stands at.", status.zxid)
     for name, text, value in (
+        ("auth_failed_count", "Credentials that proved nothing.", view.views.auth_failed_count),
         ("connection_request_count", "Connections that got a session.", stats.connections_attached),
         ("connection_rejected", "Connections over a limit on them.", stats.connections_rejected),
         ("connection_drop_count", "Connections that came too fast.", stats.connections_throttled),

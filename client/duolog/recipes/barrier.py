@@ -132,30 +132,46 @@ class DoubleBarrier:
         return Claim(self._zk, self.path, "", self._data, sequence=False)
 
     async def _enter(self) -> None:
+        """Until `ready` is there, or was: who leaves first deletes it.
+
+        The watch on `ready` is armed before this member is created and kept over lost
+        connections, so that its creation is heard of even when it is gone again.
+        """
+        pauses = Pauses(self._zk)
+        async with Change(self._zk) as change:
+            while True:
+                try:
+                    if await self._is_open(change):
+                        return
+                except NoNodeError:
+                    continue
+                except Error as error:
+                    await pauses.after(error)
+
+    async def _is_open(self, change: Change) -> bool:
+        """One look at the barrier; opens it when all are here, else waits for a change."""
         member = self._member
         assert member is not None
-        pauses = Pauses(self._zk)
-        while True:
-            try:
-                await member.create()
-                async with Change(self._zk) as change:
-                    ready = await self._zk.exists(self._ready, change.watch(self._ready))
-                    names = await self._members()
-                    if member.name not in names:
-                        member.withdraw()
-                        member = self._member = self._new_member()
-                    elif ready is not None and ready.czxid < member.czxid and len(names) == 1:
-                        await self._delete(self._ready)  # left by a round whose members died
-                    elif ready is not None:
-                        return
-                    elif len(names) >= self.num_clients:
-                        await self._open()
-                    else:
-                        await change.wait()
-            except NoNodeError:
-                continue
-            except Error as error:
-                await pauses.after(error)
+        if not member.is_current:
+            await self._zk.exists(self._ready, change.watch(self._ready))
+            await member.create()
+        ready = await self._zk.exists(self._ready, change.watch(self._ready))
+        names = await self._members()
+        if member.name not in names:
+            member.withdraw()
+            self._member = self._new_member()
+        elif change.created_zxid > member.czxid:
+            return True
+        elif ready is not None and ready.czxid < member.czxid and len(names) == 1:
+            await self._delete(self._ready)  # left by a round whose members died
+        elif ready is not None:
+            return True
+        elif len(names) >= self.num_clients:
+            await self._open()
+            return True
+        else:
+            await change.wait()
+        return False
 
     async def _open(self) -> None:
         try:

@@ -24,6 +24,7 @@ from duolog_protocol.errors import (
     SessionExpiredError,
 )
 from duolog_protocol.paths import name_of
+from duolog_protocol.types import EventType
 
 PAUSE_FIRST_MS: Final = 10
 PAUSE_LAST_MS: Final = 1_000
@@ -46,6 +47,17 @@ class Pauses:
         """Wait before the next try: somebody else was faster."""
         self._failed += 1
         await asyncio.sleep(self._backoff.delay_ms(self._failed) / 1000)
+
+
+async def ensure_path(zk: ZkClient, path: str) -> None:
+    """Create a znode and its parents where they are missing, over lost connections."""
+    pauses = Pauses(zk)
+    while True:
+        try:
+            await zk.ensure_path(path)
+            return
+        except Error as error:
+            await pauses.after(error)
 
 
 def session_of(zk: ZkClient) -> int:
@@ -105,13 +117,16 @@ class Claim:
                 self._tried = True
                 await self._create_once()
             except NoNodeError:
-                if self._guard is not None and await self._zk.exists(self._guard) is None:
+                if await self._guard_is_gone():
                     raise
-                await self._zk.ensure_path(self._parent or "/")
+                await ensure_path(self._zk, self._parent or "/")
             except NodeExistsError:
                 continue  # it is ours, the answer was lost: find it
             except Error as error:
                 await pauses.after(error)
+
+    async def _guard_is_gone(self) -> bool:
+        return self._guard is not None and await self._zk.exists(self._guard) is None
 
     async def _create_once(self) -> None:
         transaction = self._zk.transaction()
@@ -203,6 +218,8 @@ class Change:
         self._zk = zk
         self._happened = asyncio.Event()
         self._paths: set[str] = set()
+        self.created_zxid = -1
+        """The last creation that an event told of."""
 
     async def __aenter__(self) -> Change:
         """Begin."""
@@ -218,7 +235,9 @@ class Change:
         self._paths.add(path)
         return self._on_event
 
-    def _on_event(self, _event: WatchedEvent) -> None:
+    def _on_event(self, event: WatchedEvent) -> None:
+        if event.type is EventType.CREATED:
+            self.created_zxid = max(self.created_zxid, event.zxid)
         self._happened.set()
 
     async def wait(self) -> None:

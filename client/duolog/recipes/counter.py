@@ -11,7 +11,7 @@ from typing import Final, Generic, Self, TypeVar
 from duolog.zk import ZkClient
 from duolog_protocol.errors import BadVersionError, NoNodeError
 
-from .claims import Pauses
+from .claims import Pauses, ensure_path
 from .once import Journal
 
 Number = TypeVar("Number", int, float)
@@ -63,7 +63,7 @@ class Counter(Generic[Number]):
             try:
                 data, stat = await self._zk.get(self.path)
             except NoNodeError:
-                await self._zk.ensure_path(self.path)
+                await ensure_path(self._zk, self.path)
                 continue
             before = self._decode(data)
             after = before + value

@@ -12,7 +12,7 @@ from duolog.core.zk_watches import Watcher
 from duolog.zk import SessionState, ZkClient
 from duolog_protocol.errors import Error, NoNodeError
 
-from .claims import Claim, Pauses, finish
+from .claims import Claim, Pauses, ensure_path, finish
 
 
 class _Membership:
@@ -96,7 +96,7 @@ class _Membership:
             except NoNodeError:
                 if watch is None:
                     return []
-                await self._zk.ensure_path(self.path)
+                await ensure_path(self._zk, self.path)
 
     async def size(self) -> int:
         """Number of members."""

@@ -27,7 +27,7 @@ from duolog_protocol.errors import (
     TransportError,
 )
 
-from .claims import Change, Pauses, session_of
+from .claims import Change, Pauses, ensure_path, session_of
 from .lock import Lock
 from .once import Journal
 
@@ -66,7 +66,7 @@ class _Entries:
                 await self.journal.commit(transaction)
                 return
             except NoNodeError:
-                await self._zk.ensure_path(self._path)
+                await ensure_path(self._zk, self._path)
 
     async def names(self, change: Change | None = None) -> list[str]:
         """The entries, first come first. Creates the path."""
@@ -75,7 +75,7 @@ class _Entries:
                 watch = change.watch(self._path) if change is not None else None
                 return sorted(await self._zk.get_children(self._path, watch))
             except NoNodeError:
-                await self._zk.ensure_path(self._path)
+                await ensure_path(self._zk, self._path)
 
     async def size(self) -> int:
         """How many there are."""
@@ -266,7 +266,7 @@ class LockingQueue:
             watch = change.watch(self._taken_path) if change is not None else None
             taken = set(await self._zk.get_children(self._taken_path, watch))
         except NoNodeError:
-            await self._zk.ensure_path(self._taken_path)
+            await ensure_path(self._zk, self._taken_path)
             taken = set()
         for name in names:
             if name not in taken:

@@ -1,171 +1,184 @@
-"""`duolog zk ls|get|set|create|rm|stat|watch|tree`."""
+"""`duolog zk VERB`: look at and change znodes.
+
+Owns the grammar of the verbs and how their errors are shown. What the verbs do is in `zk_verbs`
+and `zk_quota`. With `--json` everything on stdout is JSON: one value, or one a line for what goes
+on (`watch`); an error is a JSON object on stderr.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from typing import Final
 
 from duolog import ZkClient
-from duolog_protocol.errors import NoNodeError
-from duolog_protocol.types import EventType, Stat
+from duolog_protocol.errors import Error, ZkError
 
+from . import zk_quota, zk_verbs
 from .common import add_zookeeper, parser, run_async
+
+Action = Callable[[ZkClient, argparse.Namespace], Awaitable[None]]
+Subparsers = argparse._SubParsersAction  # the type has no public name
+
+_ROOT_BY_DEFAULT: Final = {"ls", "tree", "count", "ephemerals", "sync"}
 
 
 def run(words: Sequence[str]) -> int:
     """Do what the words say."""
     options = _parser().parse_args(words)
-    run_async(_with_client(options))
+    try:
+        run_async(_with_client(options))
+    except Error as error:
+        if not options.json:
+            raise
+        told = {"error": type(error).__name__, "message": str(error)}
+        code = {"code": int(error.code)} if isinstance(error, ZkError) else {}
+        print(json.dumps(told | code), file=sys.stderr)
+        return 1
     return 0
+
+
+async def _with_client(options: argparse.Namespace) -> None:
+    async with ZkClient(
+        options.zookeeper, session_timeout=options.session_timeout, auth_data=options.auth
+    ) as zk:
+        await options.action(zk, options)
+
+
+def _credential(text: str) -> tuple[str, str]:
+    scheme, colon, credential = text.partition(":")
+    if not scheme or not colon:
+        raise argparse.ArgumentTypeError("must be SCHEME:CREDENTIAL, as digest:user:password")
+    return scheme, credential
+
+
+def _zxid(text: str) -> int:
+    try:
+        zxid = int(text, 0)
+    except ValueError:
+        zxid = -1
+    if zxid < 0:
+        raise argparse.ArgumentTypeError("must be a zxid, decimal or 0x...")
+    return zxid
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    add_zookeeper(common)
+    common.add_argument("--json", action="store_true", help="print JSON")
+    common.add_argument(
+        "--auth",
+        action="append",
+        default=[],
+        type=_credential,
+        metavar="SCHEME:CREDENTIAL",
+        help="add an identity first, as digest:user:password (may be repeated)",
+    )
+    common.add_argument(
+        "--session-timeout", type=float, default=10.0, metavar="SECONDS", help="default 10"
+    )
+    return common
 
 
 def _parser() -> argparse.ArgumentParser:
     found = parser("zk", "Look at and change znodes.")
-    verbs = found.add_subparsers(required=True, metavar="ls|get|set|create|rm|stat|watch|tree")
+    verbs = found.add_subparsers(required=True, metavar="VERB")
+    common = _common()
 
-    def verb(
-        name: str, text: str, action: Callable[[ZkClient, argparse.Namespace], Awaitable[None]]
-    ) -> argparse.ArgumentParser:
-        each = verbs.add_parser(name, help=text)
-        each.add_argument(
-            "path", metavar="PATH", nargs="?" if name in {"ls", "tree"} else None, default="/"
-        )
+    def verb(name: str, text: str, action: Action, *, path: bool = True) -> argparse.ArgumentParser:
+        each = verbs.add_parser(name, help=text, description=text, parents=[common])
+        if path:
+            optional = "?" if name in _ROOT_BY_DEFAULT else None
+            each.add_argument("path", metavar="PATH", nargs=optional, default="/")
         each.set_defaults(action=action)
-        add_zookeeper(each)
         return each
 
-    verb("ls", "list children", _ls).add_argument("-l", "--long", action="store_true")
-    verb("get", "print the data", _get)
-    setting = verb("set", "replace the data", _set)
+    _add_reads(verb)
+    _add_writes(verb)
+    _add_quota(verbs, common)
+    return found
+
+
+def _add_reads(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    listing = verb("ls", "list children", zk_verbs.ls)
+    listing.add_argument("-l", "--long", action="store_true", help="with their metadata")
+    listing.add_argument("-R", "--recursive", action="store_true", help="the whole subtree")
+    listing.add_argument("-w", "--watch", action="store_true", help="wait for one change of it")
+    getting = verb("get", "print the data", zk_verbs.get)
+    getting.add_argument("-s", "--stat", action="store_true", help="with the metadata")
+    getting.add_argument("-w", "--watch", action="store_true", help="wait for one change of it")
+    verb("stat", "print the metadata", zk_verbs.stat)
+    watching = verb("watch", "print every change until Ctrl-C", zk_verbs.watch)
+    watching.add_argument(
+        "-R", "-r", "--recursive", action="store_true", help="of the whole subtree"
+    )
+    watching.add_argument(
+        "--after", type=_zxid, metavar="ZXID", help="begin with what happened after this zxid"
+    )
+    watching.add_argument("-n", "--count", type=int, default=0, help="end after so many events")
+    verb("tree", "print the subtree", zk_verbs.tree)
+    verb("getacl", "print the ACL, an entry a line", zk_verbs.getacl)
+    verb("count", "print the number of descendants", zk_verbs.count)
+    verb("ephemerals", "print this session's ephemeral znodes", zk_verbs.ephemerals)
+    verb("whoami", "print the identities of the connection", zk_verbs.whoami, path=False)
+    verb("sync", "wait until the server has caught up", zk_verbs.sync)
+
+
+def _add_writes(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    setting = verb("set", "replace the data", zk_verbs.set_data)
     setting.add_argument("data", metavar="DATA", help="'-' reads stdin")
     setting.add_argument("-v", "--version", type=int, default=-1, help="only at this version")
-    create = verb("create", "create a znode", _create)
+    create = verb("create", "create a znode and print its path", zk_verbs.create)
     create.add_argument("data", metavar="DATA", nargs="?", default="", help="'-' reads stdin")
+    create.add_argument("acl", metavar="ACL", nargs="?", help=f"{zk_verbs.ACL_FORM}")
     create.add_argument("-s", "--sequence", action="store_true", help="append a number")
     create.add_argument(
         "-e", "--ephemeral", action="store_true", help="while this command runs (until Ctrl-C)"
     )
+    create.add_argument("-c", "--container", action="store_true", help="gone with its children")
+    create.add_argument(
+        "-t", "--ttl", type=float, metavar="SECONDS", help="gone when unchanged for so long"
+    )
     create.add_argument("-p", "--parents", action="store_true", help="create missing parents")
-    remove = verb("rm", "delete a znode", _rm)
+    remove = verb("rm", "delete a znode", zk_verbs.rm)
     remove.add_argument("-r", "--recursive", action="store_true", help="with all below it")
     remove.add_argument("-v", "--version", type=int, default=-1, help="only at this version")
-    verb("stat", "print the metadata", _stat)
-    verb("watch", "print every change until Ctrl-C", _watch).add_argument(
-        "-r", "--recursive", action="store_true", help="of the whole subtree"
+    granting = verb("setacl", "replace the ACL", zk_verbs.setacl)
+    granting.add_argument("acl", metavar="ACL", help=zk_verbs.ACL_FORM)
+    granting.add_argument("-v", "--version", type=int, default=-1, help="only at this aversion")
+    granting.add_argument("-R", "--recursive", action="store_true", help="of the whole subtree")
+    several = verb("multi", "apply operations of a file, all or none", zk_verbs.multi, path=False)
+    several.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        default="-",
+        help="a line each: create [-e|-s|-c|-t TTL] PATH [DATA] | set PATH DATA [VERSION] | "
+        "delete PATH [VERSION] | check PATH VERSION; default stdin",
     )
-    verb("tree", "print the subtree", _tree)
-    return found
-
-
-async def _with_client(options: argparse.Namespace) -> None:
-    async with ZkClient(options.zookeeper) as zk:
-        await options.action(zk, options)
-
-
-def _data(options: argparse.Namespace) -> bytes:
-    if options.data == "-":
-        return sys.stdin.buffer.read()
-    text: str = options.data
-    return text.encode()
-
-
-async def _ls(zk: ZkClient, options: argparse.Namespace) -> None:
-    for name in sorted(await zk.get_children(options.path)):
-        if options.long:
-            path = f"{options.path.rstrip('/')}/{name}"
-            stat = await zk.exists(path)
-            if stat is None:
-                continue
-            kind = "e" if stat.ephemeral_owner else "-"
-            print(f"{kind} {stat.num_children:>5} {stat.data_length:>8} {_time(stat.mtime)} {name}")
-        else:
-            print(name)
-
-
-async def _get(zk: ZkClient, options: argparse.Namespace) -> None:
-    data, _ = await zk.get(options.path)
-    sys.stdout.buffer.write(data or b"")
-    if sys.stdout.isatty():
-        sys.stdout.buffer.write(b"\n")
-    sys.stdout.buffer.flush()
-
-
-async def _set(zk: ZkClient, options: argparse.Namespace) -> None:
-    stat = await zk.set(options.path, _data(options), options.version)
-    print(f"version {stat.version}")
-
-
-async def _create(zk: ZkClient, options: argparse.Namespace) -> None:
-    path = await zk.create(
-        options.path,
-        _data(options),
-        ephemeral=options.ephemeral,
-        sequence=options.sequence,
-        makepath=options.parents,
+    locked = verb("lock", "run a command while holding a lock", zk_verbs.lock)
+    locked.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait for it")
+    locked.add_argument(
+        "command", metavar="COMMAND", nargs="+", help="after '--'; it gets DUOLOG_LOCK_TOKEN"
     )
-    print(path, flush=True)
-    if options.ephemeral:
-        async for _ in zk.states():
-            continue
 
 
-async def _rm(zk: ZkClient, options: argparse.Namespace) -> None:
-    await zk.delete(options.path, options.version, recursive=options.recursive)
-
-
-async def _stat(zk: ZkClient, options: argparse.Namespace) -> None:
-    stat = await zk.exists(options.path)
-    if stat is None:
-        raise NoNodeError(f"{options.path} does not exist")
-    for name, value in zip(Stat._fields, stat, strict=True):
-        print(f"{name:<16}{_shown(name, value)}")
-
-
-def _shown(name: str, value: int) -> str:
-    if name in {"czxid", "mzxid", "pzxid", "ephemeral_owner"}:
-        return f"{value:#x}"
-    if name in {"ctime", "mtime"}:
-        return _time(value)
-    return str(value)
-
-
-def _time(ms: int) -> str:
-    if ms <= 0:
-        return "-"
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
-
-
-async def _watch(zk: ZkClient, options: argparse.Namespace) -> None:
-    async for event in zk.events(options.path, recursive=options.recursive):
-        print(f"{EventType(event.type).name.lower():<8} {event.path}", flush=True)
-
-
-async def _tree(zk: ZkClient, options: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.text import Text
-    from rich.tree import Tree
-
-    async def grow(path: str, name: str, parent: Any) -> Any:
-        try:
-            data, stat = await zk.get(path)
-            children = sorted(await zk.get_children(path))
-        except NoNodeError:
-            return parent
-        label = Text(name)
-        if data:
-            text = data[:60].decode(errors="replace")
-            label.append(f"  {text}{'…' if len(data) > 60 else ''}", style="dim")
-        if stat.ephemeral_owner:
-            label.append("  ephemeral", style="yellow")
-        branch = Tree(label) if parent is None else parent.add(label)
-        for child in children:
-            await grow(f"{path.rstrip('/')}/{child}", child, branch)
-        return branch
-
-    found = await grow(options.path, options.path, None)
-    if found is None:
-        raise NoNodeError(f"{options.path} does not exist")
-    Console().print(found)
+def _add_quota(verbs: Subparsers[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+    quota = verbs.add_parser("quota", help="limit what a subtree may hold")
+    kinds = quota.add_subparsers(required=True, metavar="set|list|del")
+    for name, text, action in (
+        ("set", "set limits of a subtree", zk_quota.set_quota),
+        ("list", "print limits and usage of a subtree", zk_quota.list_quota),
+        ("del", "remove limits of a subtree, all without an option", zk_quota.delete_quota),
+    ):
+        each = kinds.add_parser(name, help=text, description=text, parents=[common])
+        each.add_argument("path", metavar="PATH")
+        each.set_defaults(action=action)
+        if name != "list":
+            for short, field, help_text in zk_quota.OPTIONS:
+                if name == "set":
+                    each.add_argument(short, dest=field, type=int, metavar="N", help=help_text)
+                else:
+                    each.add_argument(short, dest=field, action="store_true", help=help_text)

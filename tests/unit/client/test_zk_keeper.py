@@ -174,3 +174,17 @@ async def test_an_error_of_a_task_goes_to_the_loops_handler() -> None:
         await asyncio.sleep(0)
         loop.set_exception_handler(None)
         assert [type(each) for each in told] == [ZeroDivisionError]
+
+
+async def test_a_fault_of_the_client_itself_is_raised_by_every_call() -> None:
+    async def broken(*_args: object, **_kwargs: object) -> object:
+        raise ZeroDivisionError
+
+    told: list[BaseException] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+    zk = ZkClient("127.0.0.1:1", connect=broken)  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        await zk.start()
+    loop.set_exception_handler(None)
+    assert len(told) == 1

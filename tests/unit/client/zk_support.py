@@ -92,7 +92,9 @@ class FaultyConnect:
         max_frame_bytes: int,
         on_push: Callable[[Push], None],
         on_closed: Callable[[BaseException | None], None],
+        ssl_context: object = None,
     ) -> ClientLink:
+        assert ssl_context is None, "these links are plain"
         loop = asyncio.get_running_loop()
 
         def factory() -> ClientLink:
@@ -127,9 +129,11 @@ class FaultyLink(ClientLink):
         message: Any,
         on_response: Callable[[Response | None], None] | None,
         version: int | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
         if api.key in HANDSHAKE or self.closed:
-            super().send(api, message, on_response, version)
+            super().send(api, message, on_response, version, at_once=at_once)
             return
         number = len(self._faults.sent)
         self._faults.sent.append(api.name)
@@ -145,9 +149,9 @@ class FaultyLink(ClientLink):
                 self.abort()
                 told(None)
 
-            super().send(api, message, lose, version)
+            super().send(api, message, lose, version, at_once=at_once)
             return
-        super().send(api, message, on_response, version)
+        super().send(api, message, on_response, version, at_once=at_once)
 
 
 def no_faults(_number: int, _api: AnyApi) -> str | None:

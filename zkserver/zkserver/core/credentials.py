@@ -35,6 +35,8 @@ class Credentials:
     def __init__(self, providers: AuthProviders, rng: Random) -> None:
         """`rng` makes the nonces of SASL."""
         self._providers = providers
+        self.failed_count = 0
+        """Credentials that proved nothing."""
         self._rng = rng
 
     def knows(self, api_key: int) -> bool:
@@ -51,6 +53,7 @@ class Credentials:
             held = connection.identities
             connection.identities = self._providers.authenticate(scheme, credential, held)
         except AuthFailed as error:
+            self.failed_count += 1
             return REFUSED, correlation_id, Refusal(ZkErrorCode.AUTH_FAILED, str(error), True, 0)
         return ANSWERED, correlation_id, [connection.codec.empty(correlation_id, 0)]
 
@@ -93,6 +96,7 @@ class Credentials:
                 held = connection.identities
                 connection.identities = self._providers.sasl_done(exchange.user, held)
         except (SaslFailed, AuthFailed) as error:
+            self.failed_count += 1
             code = _FAILURE_CODES.get(self._providers.sasl_failure())
             if code is None:
                 return self._answer_token(connection, correlation_id, None)

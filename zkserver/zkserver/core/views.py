@@ -40,15 +40,19 @@ class WatchSummary(NamedTuple):
 
 def views_of(core: ZkCore) -> Views:
     """Views of a core as it is now."""
-    return Views(core.state, core._watches)
+    return Views(core.state, core._watches, core._credentials.failed_count)
 
 
 class Views:
     """Views of one core, for one question: `state` may be another one later."""
 
-    def __init__(self, state: ReplicatedState, watches: Watches) -> None:
+    def __init__(
+        self, state: ReplicatedState, watches: Watches, auth_failed_count: int = 0
+    ) -> None:
         self._state = state
         self._watches = watches
+        self.auth_failed_count = auth_failed_count
+        """Credentials that proved nothing, since the start."""
 
     def session_deadlines(self, limit: int) -> Listing[int, int]:
         """Session ids by the time (ms, monotonic) at which they expire unless they are heard of."""

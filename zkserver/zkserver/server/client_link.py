@@ -19,7 +19,7 @@ from duolog_protocol.zk_codec import NativeCodec
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import Logger
-from duolog_runtime.tls import TlsLayer
+from duolog_runtime.tls import TlsLayer, TlsState
 from duolog_runtime.tls_context import ServerTls
 from zkserver.core.auth import AuthProviders
 from zkserver.core.connection import Codec, Connection
@@ -108,6 +108,14 @@ class ClientLinks:
     def items(self) -> Iterable[tuple[ServerLink, Connection]]:
         """All connections, oldest first; not to be kept."""
         return self._links.items()
+
+    @property
+    def outstanding_handshakes(self) -> int:
+        """Connections whose TLS handshake is not over."""
+        layers = (link.transport for link in self._links)
+        return sum(
+            isinstance(each, TlsLayer) and each.state is TlsState.HANDSHAKE for each in layers
+        )
 
     def deadline_of(self, connection: Connection) -> int:
         """Until when a connection has to have a session (ms, monotonic); 0: it has one."""

@@ -19,7 +19,7 @@ from zkserver.core.views import Listing
 from zkserver.metrics import monitor
 
 from .stats import ConnectionStats
-from .view import LISTEN_BACKLOG, ServerView
+from .view import LISTEN_BACKLOG, ServerView, is_secure
 from .words import OPERATIONS
 
 Values = dict[str, Any]
@@ -49,6 +49,7 @@ def configuration(view: ServerView, _query: Mapping[str, str]) -> Values:
     config, core = view.config, view.core_config
     return {
         "client_port": view.port,
+        **({} if view.tls_port is None else {"secure_client_port": view.tls_port}),
         "data_dir": config.data_directory,
         "data_log_dir": config.data_directory,
         "tick_time": core.tick_ms,
@@ -186,6 +187,7 @@ def server_stats(view: ServerView, _query: Mapping[str, str]) -> Values:
             "min_latency": latency.min,
             "num_alive_client_connections": view.connection_count,
             "uptime": view.uptime_ms,
+            "auth_failed_count": view.views.auth_failed_count,
         },
         "client_response": buffers,
         "node_count": status.node_count,
@@ -291,11 +293,12 @@ BY_NAME: Final = {name: command for command in COMMANDS for name in command.name
 
 
 def _connections(view: ServerView, *, full: bool) -> Values:
-    shown = islice(view.connections(), view.limit)
-    values: Values = {
-        "connections": [_connection(link, connection, full=full) for link, connection in shown],
-        "secure_connections": [],
-    }
+    plain: list[Values] = []
+    secure: list[Values] = []
+    for link, connection in islice(view.connections(), view.limit):
+        shown = secure if is_secure(link) else plain
+        shown.append(_connection(link, connection, full=full))
+    values: Values = {"connections": plain, "secure_connections": secure}
     return values | _truncated(view.connection_count <= view.limit)
 
 

@@ -162,7 +162,7 @@ class Node:
         await self._until_idle()
         if self.failure:
             raise LogOfflineError(self.failure)
-        self._admin.view.port = self.port
+        self._admin.view.port, self._admin.view.tls_port = self.port, self.tls_port
         await self._admin.start()
         for server in self._servers:
             await server.start_serving()

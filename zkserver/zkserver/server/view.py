@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink
+from duolog_runtime.tls import TlsLayer
 from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
@@ -30,8 +31,6 @@ VERSION_TEXT: Final = "3.9.0-duolog-{version}, built on 2026-11-24 00:00 GMT"
 LISTEN_BACKLOG: Final = 1024
 DEFAULT_TRACE_MASK: Final = 0b100110010
 """ZooKeeper's. Kept because the words exist; there are no traces here."""
-MASKED: Final = "***"
-_SECRET_WORDS: Final = ("password", "secret", "digest", "credential", "token_", "private", "key")
 _PAGE_BYTES: Final = resource.getpagesize()
 
 
@@ -60,7 +59,8 @@ class ServerView:
         self.config: Final = config
         self.core_config: Final = core_config
         self.port = config.port
-        """The real one, once the server listens; as is `http_port`."""
+        """The real one, once the server listens; as are `tls_port` and `http_port`."""
+        self.tls_port = config.tls_port
         self.http_port = config.http_port
         self.sizes = DirectorySizes()
         self.trace_mask = DEFAULT_TRACE_MASK
@@ -116,6 +116,11 @@ class ServerView:
         """Most entries of any list."""
         return self.config.max_listed
 
+    @property
+    def outstanding_handshakes(self) -> int:
+        """Connections whose TLS handshake is not over."""
+        return self._links.outstanding_handshakes
+
     def connections(self) -> Iterable[tuple[ServerLink, Connection]]:
         """Open connections, oldest first."""
         return self._links.items()
@@ -130,9 +135,8 @@ class ServerView:
         return (self._clock.wall_ms() + now_ms - self._clock.now_ms()) / 1000
 
     def settings(self) -> dict[str, Any]:
-        """Every setting in effect; what may be a secret is masked."""
-        settings = {**self.config.visible_settings(), **dataclasses.asdict(self.core_config)}
-        return {name: masked(name, value) for name, value in settings.items()}
+        """Every setting in effect; secrets are masked."""
+        return {**self.config.visible_settings(), **dataclasses.asdict(self.core_config)}
 
     def environment(self) -> dict[str, str]:
         """The machine and the interpreter; no variable of the process's environment."""
@@ -173,12 +177,9 @@ class ServerView:
         return zxid
 
 
-def masked(name: str, value: Any) -> Any:
-    """The value of a setting, or a mask where its name says that it is a secret."""
-    is_text = isinstance(value, str) or (isinstance(value, tuple) and any(value))
-    if is_text and value and any(word in name for word in _SECRET_WORDS):
-        return MASKED
-    return value
+def is_secure(link: ServerLink) -> bool:
+    """Whether the connection is TLS."""
+    return isinstance(link.transport, TlsLayer)
 
 
 def unsigned_hex(number: int) -> str:

@@ -38,7 +38,7 @@ def conf(view: ServerView, _argument: bytes) -> str:
     config, core, sizes = view.config, view.core_config, view.sizes
     rows: dict[str, object] = {
         "clientPort": view.port,
-        "secureClientPort": -1,
+        "secureClientPort": -1 if view.tls_port is None else view.tls_port,
         "dataDir": config.data_directory,
         "dataDirSize": sizes.snapshots,
         "dataLogDir": config.data_directory,
