@@ -287,8 +287,7 @@ NOT_GENERATED: Final = {
     ),
     "pipelining and multi where there is a quota": (
         "Apache compares with the usage of what is applied, not of what is on its way or earlier "
-        "in the same multi, which can then go over a hard limit; zkserver counts what is "
-        "outstanding"
+        "in the same multi, which can then pass a hard limit; zkserver counts what is outstanding"
     ),
     "watches on paths that cannot exist": (
         "zkserver refuses them as BadArguments, as the clients do; Apache keeps them for ever"
