@@ -89,7 +89,7 @@ class BatchClient(NativeClient):
         """Create a topic, wait until it takes a batch; how many records it holds then."""
         configs = (kb.TopicConfig("durability", durability),)
         new = kb.NewTopicRequest(name, 1, 1, (), configs)
-        made = self.call(kb.CREATE_TOPICS, kb.CreateTopicsRequest((new,), 10_000, False)).topics[0]
+        made = self.call(kb.CREATE_TOPICS, kb.CreateTopicsRequest([new], 10_000, False)).topics[0]
         if made.error_code != 0:
             raise WrongReplyError(f"topic {name}: {KafkaErrorCode(made.error_code).name}")
         deadline = time.monotonic() + TOPIC_S

@@ -21,9 +21,15 @@ PACKAGES = {
         {"duolog_protocol", "duolog_runtime", "duolog", "zkserver", "kbroker"},
     ),
 }
-IMPURE = {"asyncio", "os", "socket", "threading", "time", "uvloop", "subprocess", "random"}
+IMPURE = {
+    *("asyncio", "concurrent", "datetime", "io", "multiprocessing", "os", "pathlib", "random"),
+    *("secrets", "select", "selectors", "shutil", "signal", "socket", "subprocess", "tempfile"),
+    *("threading", "time", "uvloop"),
+}
 # A core is given its random source; it may name the type.
 IMPURE_CORE = IMPURE - {"random"}
+# Storage blocks on files through the file interface; it knows no loop, no socket and no clock.
+IMPURE_STORAGE = {"asyncio", "selectors", "select", "socket", "subprocess", "time", "uvloop"}
 COORDINATION_CLIENT = {"duolog", "duolog.zk", "duolog.core"}
 TEST_DATA = ROOT / "tests" / "data"
 LAZY = {"structlog", "rich", "cramjam", "prometheus_client", "argparse", "difflib"}
@@ -36,16 +42,46 @@ def sources(package: str) -> list[Path]:
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
-    """Full names of the modules that a file imports; relative imports stay inside."""
+    """Full names of the modules that a file imports, wherever in it and however spelled."""
     tree = ast.parse(path.read_text())
     nodes = tree.body if top_level_only else list(ast.walk(tree))
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            names |= _imported_from(path, node)
     return names
+
+
+def _imported_from(path: Path, node: ast.ImportFrom) -> set[str]:
+    module = node.module or ""
+    if node.level:
+        inside = path.relative_to(ROOT).parts[1:-1]
+        parent = inside[: len(inside) - node.level + 1]
+        module = ".".join([*parent, module] if module else parent)
+    # `from .. import storage` imports a module, `from ..storage import log` may.
+    return {module} | {f"{module}.{alias.name}" for alias in node.names}
+
+
+def is_below(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def test_no_spelling_of_an_import_is_overlooked() -> None:
+    path = ROOT / "kbroker/kbroker/core/example.py"
+    text = """
+def inside():
+    from .. import storage
+    from ..server.apis import Apis
+    from .znodes import TOPICS
+import os.path
+"""
+    names = set[str]()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            names |= _imported_from(path, node)
+    assert {"kbroker.storage", "kbroker.server.apis", "kbroker.core.znodes"} <= names
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -60,7 +96,8 @@ def test_the_broker_uses_the_coordination_client_only() -> None:
     for path in sources("kbroker"):
         ours = {name for name in imports(path) if name.split(".")[0] == "duolog"}
         assert all(
-            name in COORDINATION_CLIENT or name.startswith("duolog.core.zk") for name in ours
+            name in COORDINATION_CLIENT or name.startswith(("duolog.zk.", "duolog.core.zk"))
+            for name in ours
         ), f"{path.relative_to(ROOT)} imports {sorted(ours)}"
 
 
@@ -75,19 +112,36 @@ def test_protocol_and_cores_are_pure(package: str) -> None:
             assert not names & IMPURE_CORE, f"{where} imports {sorted(names & IMPURE_CORE)}"
 
 
-@pytest.mark.parametrize("package", ["zkserver", "kbroker"])
-def test_core_and_storage_do_not_know_each_other(package: str) -> None:
+def calls_open(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open"
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_files_are_opened_through_the_file_interface(package: str) -> None:
     for path in sources(package):
         parts = path.relative_to(ROOT).parts
-        for here, there in (("core", "storage"), ("storage", "core"), ("core", "server")):
-            if here in parts:
-                found = [
-                    name
-                    for name in imports(path)
-                    if name == f"{package}.{there}" or name.startswith(f"{package}.{there}.")
-                ]
-                relative = re.search(rf"^from \.\.{there}", path.read_text(), re.MULTILINE)
-                assert not found and relative is None, f"{path.relative_to(ROOT)}: {there}"
+        if package == "duolog_protocol" or {"core", "storage", "server"} & set(parts):
+            assert not calls_open(path), f"{path.relative_to(ROOT)} calls open()"
+
+
+@pytest.mark.parametrize("package", ["zkserver", "kbroker"])
+def test_core_storage_and_server_know_what_they_may(package: str) -> None:
+    """`server` imports both others, which know neither it nor each other."""
+    forbidden = {"core": ("storage", "server"), "storage": ("core", "server"), "server": ()}
+    for path in sources(package):
+        where = path.relative_to(ROOT)
+        for here, others in forbidden.items():
+            if here in where.parts:
+                names = imports(path)
+                for there in others:
+                    found = [name for name in names if is_below(name, f"{package}.{there}")]
+                    assert not found, f"{where} imports {found}"
+        if "storage" in where.parts:
+            impure = {name.split(".")[0] for name in imports(path)} & IMPURE_STORAGE
+            assert not impure, f"{where} imports {sorted(impure)}"
 
 
 def test_offline_tools_stand_beside_the_daemon() -> None:
@@ -155,7 +209,8 @@ def test_nothing_is_left_unfinished() -> None:
 
 
 def test_tests_do_not_sleep() -> None:
-    nap = re.compile(r"\b(time|asyncio)\.sleep\((?!0\))")
+    # Called or passed on; `asyncio.sleep(0)` only lets others run.
+    nap = re.compile(r"\btime\.sleep\b|\basyncio\.sleep\b(?!\(0\))")
     for path in tracked():
         if path.suffix == ".py" and "tests" in path.relative_to(ROOT).parts:
             if path == Path(__file__):

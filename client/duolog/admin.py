@@ -15,14 +15,14 @@ from duolog_protocol import broker_messages as kb
 from duolog_protocol.errors import (
     Error,
     InvalidReplicaAssignmentError,
-    LeaderNotAvailableError,
     broker_error,
 )
 from duolog_protocol.types import TopicPartition
 
 from .clock import Clock, SystemClock
 from .cluster_client import ClusterClient
-from .settings import addresses, cluster_settings, random_source
+from .offset_lookup import list_offsets
+from .settings import ISOLATION_LEVELS, addresses, cluster_settings, random_source
 from .values import (
     BrokerDescription,
     ClusterDescription,
@@ -74,7 +74,7 @@ class Admin:
         self._clock = clock or SystemClock()
         self._cluster: ClusterClient | None = None
 
-    async def start(self) -> None:
+    async def start(self, timeout: float | None = None) -> None:
         """Connect. Raises TransportError when no broker answers in time."""
         assert self._cluster is None, "the client was started already"
         cluster = ClusterClient(
@@ -88,7 +88,7 @@ class Admin:
         )
         self._cluster = cluster
         try:
-            await cluster.start()
+            await cluster.start(timeout)
         except BaseException:
             await cluster.stop()
             raise
@@ -127,7 +127,7 @@ class Admin:
         """
         timeout_ms = self._timeout_ms(timeout)
         for batch in _batches(topics):
-            wanted = tuple(_new_topic_request(topic) for topic in batch)
+            wanted = [_new_topic_request(topic) for topic in batch]
             request = kb.CreateTopicsRequest(wanted, timeout_ms, validate_only)
             response = await self._controller(kb.CREATE_TOPICS, request, timeout_ms)
             _raise_first(response.topics)
@@ -140,17 +140,19 @@ class Admin:
             response = await self._controller(kb.DELETE_TOPICS, request, timeout_ms)
             _raise_first(response.topics)
 
-    async def list_topics(self) -> list[str]:
+    async def list_topics(self, *, timeout: float | None = None) -> list[str]:
         """Names of all topics, sorted."""
-        response = await self._cluster_client().fetch_metadata(None)
+        response = await self._metadata(None, timeout)
         return sorted(topic.name for topic in response.topics)
 
-    async def describe_topics(self, names: Sequence[str]) -> list[TopicDescription]:
+    async def describe_topics(
+        self, names: Sequence[str], *, timeout: float | None = None
+    ) -> list[TopicDescription]:
         """Topics with their partitions, in the order asked for.
 
         Raises UnknownTopicOrPartitionError.
         """
-        response = await self._cluster_client().fetch_metadata(tuple(names))
+        response = await self._metadata(tuple(names), timeout)
         partitions: dict[int, list[PartitionDescription]] = {}
         for each in response.partitions:
             partitions.setdefault(each.topic_index, []).append(
@@ -173,12 +175,16 @@ class Admin:
             )
         return [found[name] for name in names]
 
-    async def describe_configs(self, names: Sequence[str]) -> dict[str, dict[str, ConfigValue]]:
+    async def describe_configs(
+        self, names: Sequence[str], *, timeout: float | None = None
+    ) -> dict[str, dict[str, ConfigValue]]:
         """All settings in force: topic -> name -> value."""
         found: dict[str, dict[str, ConfigValue]] = {}
         for batch in _batches(names):
             request = kb.DescribeConfigsRequest(tuple(batch))
-            response = await self._cluster_client().call_any(kb.DESCRIBE_CONFIGS, request)
+            response = await self._cluster_client().call_any(
+                kb.DESCRIBE_CONFIGS, request, timeout_ms=self._timeout_ms(timeout)
+            )
             _raise_first(response.results)
             for result in response.results:
                 found[result.topic] = {
@@ -191,32 +197,20 @@ class Admin:
         self, queries: dict[TopicPartition, int], *, timeout: float | None = None
     ) -> dict[TopicPartition, ListedOffset]:
         """Offsets by `OffsetSpec` or timestamp in ms, from the leaders of the partitions."""
-        cluster = self._cluster_client()
-        by_leader: dict[int, list[kb.ListOffsetsPartition]] = {}
-        for partition, timestamp in queries.items():
-            topic = await cluster.topic(partition.topic, self._timeout_ms(timeout))
-            if partition.partition not in topic.partitions:
-                raise broker_error(3, f"{partition.topic} has no partition {partition.partition}")
-            leader = topic.partitions[partition.partition].leader_id
-            if leader < 0:
-                raise LeaderNotAvailableError(f"{partition} has no leader")
-            wanted = kb.ListOffsetsPartition(*partition, -1, timestamp)
-            by_leader.setdefault(leader, []).append(wanted)
-        found: dict[TopicPartition, ListedOffset] = {}
-        for leader, partitions in by_leader.items():
-            request = kb.ListOffsetsRequest(-1, 0, tuple(partitions))
-            response = await cluster.call_node(leader, kb.LIST_OFFSETS, request)
-            for each in response.partitions:
-                if each.error_code:
-                    raise broker_error(each.error_code, f"{each.topic}-{each.partition}")
-                found[TopicPartition(each.topic, each.partition)] = ListedOffset(
-                    each.offset, each.timestamp_ms, each.leader_epoch
-                )
-        return found
+        found = await list_offsets(
+            self._cluster_client(),
+            {TopicPartition(*each): timestamp for each, timestamp in queries.items()},
+            isolation_level=ISOLATION_LEVELS["read_uncommitted"],
+            timeout_ms=self._timeout_ms(timeout),
+        )
+        return {
+            each: ListedOffset(answer.offset, answer.timestamp_ms, answer.leader_epoch)
+            for each, answer in found.items()
+        }
 
-    async def describe_cluster(self) -> ClusterDescription:
+    async def describe_cluster(self, *, timeout: float | None = None) -> ClusterDescription:
         """The brokers and the controller."""
-        response = await self._cluster_client().fetch_metadata(())
+        response = await self._metadata((), timeout)
         brokers = tuple(BrokerDescription(*each) for each in response.brokers)
         return ClusterDescription(response.cluster_id, response.controller_id, brokers)
 
@@ -229,6 +223,10 @@ class Admin:
 
     def _timeout_ms(self, timeout: float | None) -> int:
         return self._settings.request_timeout_ms if timeout is None else int(timeout * 1000)
+
+    async def _metadata(self, names: tuple[str, ...] | None, timeout: float | None) -> Any:
+        timeout_ms = self._timeout_ms(timeout)
+        return await self._cluster_client().fetch_metadata(names, timeout_ms=timeout_ms)
 
     async def _controller(self, api: Any, request: Any, timeout_ms: int) -> Any:
         return await self._cluster_client().call_controller(api, request, timeout_ms=timeout_ms)

@@ -10,10 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from duolog_protocol.apis import AnyApi
-from duolog_protocol.broker_messages import METADATA, MetadataRequest, MetadataResponse
+from duolog_protocol.broker_messages import (
+    MAX_TOPICS_PER_REQUEST,
+    METADATA,
+    MetadataRequest,
+    MetadataResponse,
+)
 from duolog_protocol.errors import (
     ConnectionClosedError,
     ConnectionLostError,
@@ -31,8 +36,6 @@ from .connection import Address, Connections, Purpose
 from .core.backoff import Backoff
 from .core.cluster_metadata import ClusterMetadata, TopicInfo
 from .owned_tasks import OwnedTasks
-
-MAX_TOPICS_PER_REQUEST: Final = 1024
 
 
 class ClusterSettings(NamedTuple):
@@ -92,13 +95,18 @@ class ClusterClient:
         self._refreshed: asyncio.Future[None] | None = None
         self._started = False
 
-    async def start(self) -> None:
-        """Get the first metadata from any bootstrap server. Raises TransportError."""
-        deadline_ms = self.clock.now_ms() + self.settings.request_timeout_ms
+    async def start(self, timeout: float | None = None) -> None:
+        """Get the first metadata from any bootstrap server. Raises TransportError.
+
+        `timeout` in seconds; default: request_timeout_ms.
+        """
+        limit_ms = self.settings.request_timeout_ms if timeout is None else round(timeout * 1000)
+        deadline_ms = self.clock.now_ms() + limit_ms
         attempt = 0
         while True:
             try:
-                await self._refresh()
+                left_ms = max(deadline_ms - self.clock.now_ms(), 1)
+                await self._refresh(left_ms)
                 break
             except Error as error:
                 attempt += 1
@@ -202,17 +210,17 @@ class ClusterClient:
             except TimeoutError:
                 continue
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, timeout_ms: int | None = None) -> None:
         names = tuple(sorted(self.topics))
-        if len(names) > MAX_TOPICS_PER_REQUEST:
-            await self.fetch_metadata(None)
-        else:
-            await self.fetch_metadata(names)
+        wanted = None if len(names) > MAX_TOPICS_PER_REQUEST else names
+        await self.fetch_metadata(wanted, timeout_ms=timeout_ms)
 
-    async def fetch_metadata(self, topics: tuple[str, ...] | None) -> MetadataResponse:
+    async def fetch_metadata(
+        self, topics: tuple[str, ...] | None, *, timeout_ms: int | None = None
+    ) -> MetadataResponse:
         """Ask any broker once, and take what it says. Raises Error."""
         request = MetadataRequest(topics, self._allow_auto_topic_creation, False)
-        response: MetadataResponse = await self.call_any(METADATA, request)
+        response: MetadataResponse = await self.call_any(METADATA, request, timeout_ms=timeout_ms)
         self.metadata.update(response, whole=topics is None)
         return response
 
@@ -236,16 +244,21 @@ class ClusterClient:
         timeout_ms = self.settings.request_timeout_ms
         return await self.connections.call(address, api, message, timeout_ms=timeout_ms)
 
-    async def call_any(self, api: AnyApi, message: Any) -> Any:
+    async def call_any(self, api: AnyApi, message: Any, *, timeout_ms: int | None = None) -> Any:
         """Send a request to brokers in random order, connected ones first, until one answers.
 
-        Raises the last error.
+        `timeout_ms` bounds all attempts together; without it each has request_timeout_ms. Raises
+        the last error.
         """
+        limit_ms = self.settings.request_timeout_ms if timeout_ms is None else timeout_ms
         error: Error = ConnectionLostError("no broker is known")
+        deadline_ms = self.clock.now_ms() + limit_ms
         for address in self._any_order():
+            left_ms = limit_ms if timeout_ms is None else deadline_ms - self.clock.now_ms()
+            if left_ms <= 0:
+                break
             try:
-                timeout_ms = self.settings.request_timeout_ms
-                return await self.connections.call(address, api, message, timeout_ms=timeout_ms)
+                return await self.connections.call(address, api, message, timeout_ms=left_ms)
             except Error as found:
                 error = found
                 if not found.retriable:

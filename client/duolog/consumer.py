@@ -20,7 +20,8 @@ from duolog_protocol.types import TopicPartition
 from .clock import Clock, SystemClock
 from .cluster_client import ClusterClient
 from .core.fetch_positions import RESET_TIMESTAMPS, Decoder, PartitionPosition
-from .fetcher import Fetcher, FetchSettings, list_offsets
+from .fetcher import Fetcher, FetchSettings
+from .offset_lookup import list_offsets
 from .settings import (
     ISOLATION_LEVELS,
     addresses,
@@ -122,8 +123,11 @@ class Consumer:
         self._without_yield = 0
         self._started = self._stopped = False
 
-    async def start(self) -> None:
-        """Find the cluster and begin to fetch. Raises TransportError."""
+    async def start(self, timeout: float | None = None) -> None:
+        """Find the cluster and begin to fetch. Raises TransportError.
+
+        `timeout` in seconds, for finding it (default: request_timeout_ms).
+        """
         if self._started:
             raise ConnectionClosedError("a consumer can be started only once")
         self._started = True
@@ -140,13 +144,13 @@ class Consumer:
         self._fetcher = Fetcher(self._cluster, self._fetch_settings, self._progress.set)
         self._fetcher.assigned = self._assigned
         try:
-            await self._cluster.start()
+            await self._cluster.start(timeout)
             if self._topics:
                 self.assign(
                     [
                         TopicPartition(topic, partition)
                         for topic in self._topics
-                        for partition in sorted(await self.partitions_for_topic(topic))
+                        for partition in sorted(await self.partitions_for_topic(topic, timeout))
                     ]
                 )
         except BaseException:
@@ -207,11 +211,16 @@ class Consumer:
         """Go on from the oldest record of these partitions (of all without any)."""
         self._reset(partitions, EARLIEST_TIMESTAMP)
 
-    async def seek_to_end(self, *partitions: TopicPartition) -> None:
-        """Go on behind the newest record of these partitions (of all without any)."""
+    async def seek_to_end(self, *partitions: TopicPartition, timeout: float | None = None) -> None:
+        """Go on behind the newest record of these partitions (of all without any).
+
+        Waits until that is looked up, `timeout` seconds at most: what is appended later is read.
+        """
+        limit = timeout if timeout is not None else self._request_timeout_ms / 1000
         self._reset(partitions, LATEST_TIMESTAMP)
+        deadline = self._clock.now_ms() + limit * 1000
         for each in partitions or tuple(self._assigned):
-            await self.position(each)
+            await self.position(each, max(deadline - self._clock.now_ms(), 0) / 1000)
 
     async def position(self, partition: TopicPartition, timeout: float | None = None) -> int:
         """Offset of the next record that will be handed out; `timeout` in seconds.
@@ -252,9 +261,13 @@ class Consumer:
 
     # -- what there is ---------------------------------------------------------------------
 
-    async def partitions_for_topic(self, topic: str) -> set[int]:
-        """The partitions of a topic. Raises UnknownTopicOrPartitionError, InvalidTopicError."""
-        return set((await self._cluster.topic(topic, self._request_timeout_ms)).partitions)
+    async def partitions_for_topic(self, topic: str, timeout: float | None = None) -> set[int]:
+        """The partitions of a topic; waits up to `timeout` seconds for one that is not there.
+
+        Raises UnknownTopicOrPartitionError, InvalidTopicError.
+        """
+        limit_ms = self._request_timeout_ms if timeout is None else round(timeout * 1000)
+        return set((await self._cluster.topic(topic, limit_ms)).partitions)
 
     async def beginning_offsets(
         self, partitions: Iterable[TopicPartition], timeout: float | None = None
@@ -288,7 +301,10 @@ class Consumer:
     async def _list(self, queries: dict[TopicPartition, int], timeout: float | None) -> Any:
         self._check()
         limit_ms = self._request_timeout_ms if timeout is None else round(timeout * 1000)
-        return await list_offsets(self._cluster, self._fetcher.list_offsets_of, queries, limit_ms)
+        level = self._fetch_settings.isolation_level
+        return await list_offsets(
+            self._cluster, queries, isolation_level=level, timeout_ms=limit_ms
+        )
 
     # -- records ---------------------------------------------------------------------------
 
@@ -320,14 +336,25 @@ class Consumer:
             return {}
         return found
 
-    async def getone(self, *partitions: TopicPartition) -> ConsumerRecord:
-        """The next record of these partitions (of all without any); waits until there is one."""
+    async def getone(
+        self, *partitions: TopicPartition, timeout: float | None = None
+    ) -> ConsumerRecord:
+        """The next record of these partitions (of all without any); waits until there is one.
+
+        Raises RequestTimeoutError after `timeout` seconds without one.
+        """
         states = [self._state(each) for each in partitions] or None
         await self._maybe_yield()
-        while True:
-            for records in self._take(states, 1).values():
-                return records[0]
-            await self._wait()
+        for records in self._take(states, 1).values():
+            return records[0]
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    await self._wait()
+                    for records in self._take(states, 1).values():
+                        return records[0]
+        except TimeoutError as cause:
+            raise RequestTimeoutError(f"no record within {timeout} s") from cause
 
     def __aiter__(self) -> Consumer:
         return self

@@ -11,30 +11,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from duolog_protocol.apis import error_message
 from duolog_protocol.broker_messages import (
     FETCH,
-    LIST_OFFSETS,
     MAX_PARTITIONS_PER_REQUEST,
     FetchPartition,
     FetchPartitionResponse,
     FetchRequest,
     FetchResponse,
-    ListOffsetsPartition,
-    ListOffsetsPartitionResponse,
-    ListOffsetsRequest,
-    ListOffsetsResponse,
 )
 from duolog_protocol.connection import Response
 from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     ConnectionLostError,
     Error,
-    LeaderNotAvailableError,
     RequestTimeoutError,
-    UnknownTopicOrPartitionError,
     broker_error,
 )
 from duolog_protocol.types import TopicPartition
@@ -43,8 +36,8 @@ from duolog_runtime.connection import ClientLink
 from .cluster_client import ClusterClient
 from .connection import Purpose
 from .core.fetch_positions import PartitionPosition
+from .offset_lookup import CONSUMER_REPLICA_ID, ask_offsets
 
-CONSUMER_REPLICA_ID: Final = -1
 STALE_GRACE_MS: Final = 20
 """How long a parked fetch may delay another one to the same broker."""
 _NEVER_MS: Final = 1 << 62
@@ -150,9 +143,7 @@ class Fetcher:
         full_nodes: set[int] = set()
         buffered = sum(each.buffered_bytes for each in self.assigned.values())
         for each in self.assigned.values():
-            if each.is_paused or each.position is None or each.error is not None:
-                continue
-            if now_ms < each.retry_at_ms:
+            if not each.may_fetch or now_ms < each.retry_at_ms:
                 continue
             node_id = self._cluster.metadata.leader_of(each.topic, each.partition)
             if node_id < 0:
@@ -333,7 +324,9 @@ class Fetcher:
         asked = [(each, each.version) for each in wanted]
         queries = {each.topic_partition: each.reset_timestamp or 0 for each in wanted}
         try:
-            found = await self.list_offsets_of(node_id, queries)
+            found = await ask_offsets(
+                self._cluster, node_id, queries, self._settings.isolation_level
+            )
         except Error as error:
             failure: Error | None = error
             found = {}
@@ -355,80 +348,3 @@ class Fetcher:
                 self._fail(each, failure or broker_error(code, where), now_ms)
         self._wake.set()
         self._on_progress()
-
-    async def list_offsets_of(
-        self, node_id: int, queries: dict[TopicPartition, int]
-    ) -> dict[TopicPartition, ListOffsetsPartitionResponse]:
-        """What one broker says of offsets at timestamps. Raises Error."""
-        found: dict[TopicPartition, ListOffsetsPartitionResponse] = {}
-        items = list(queries.items())
-        for at in range(0, len(items), MAX_PARTITIONS_PER_REQUEST):
-            part = items[at : at + MAX_PARTITIONS_PER_REQUEST]
-            request = ListOffsetsRequest(
-                CONSUMER_REPLICA_ID,
-                self._settings.isolation_level,
-                tuple(ListOffsetsPartition(tp.topic, tp.partition, -1, ts) for tp, ts in part),
-            )
-            response: ListOffsetsResponse = await self._cluster.call_node(
-                node_id, LIST_OFFSETS, request
-            )
-            for each in response.partitions:
-                found[TopicPartition(each.topic, each.partition)] = each
-        return found
-
-
-async def list_offsets(
-    cluster: ClusterClient,
-    ask: Callable[[int, dict[TopicPartition, int]], Any],
-    queries: dict[TopicPartition, int],
-    timeout_ms: int,
-) -> dict[TopicPartition, ListOffsetsPartitionResponse]:
-    """Look offsets up at whoever leads the partitions, until all are answered.
-
-    Raises the first error that is not retriable; the last retriable one after `timeout_ms`.
-    """
-    found: dict[TopicPartition, ListOffsetsPartitionResponse] = {}
-    last: Error = RequestTimeoutError(f"offsets were not found within {timeout_ms} ms")
-    attempt = 0
-    try:
-        async with asyncio.timeout(timeout_ms / 1000):
-            for name in {tp.topic for tp in queries}:
-                await cluster.topic(name, timeout_ms)
-            while len(found) < len(queries):
-                by_node: dict[int, dict[TopicPartition, int]] = {}
-                for tp, timestamp in queries.items():
-                    if tp in found:
-                        continue
-                    info = cluster.metadata.topics.get(tp.topic)
-                    if info is not None and info.partitions and tp.partition not in info.partitions:
-                        raise UnknownTopicOrPartitionError(
-                            f"no partition {tp.partition} in {tp.topic}"
-                        )
-                    node_id = cluster.metadata.leader_of(*tp)
-                    by_node.setdefault(node_id, {})[tp] = timestamp
-                for node_id, part in by_node.items():
-                    if node_id < 0:
-                        last = LeaderNotAvailableError(f"nobody leads {sorted(part)[0]}")
-                        continue
-                    try:
-                        results = await ask(node_id, part)
-                    except Error as error:
-                        if not error.retriable:
-                            raise
-                        last = error
-                        continue
-                    for tp, result in results.items():
-                        if result.error_code == KafkaErrorCode.NONE:
-                            found[tp] = result
-                            continue
-                        problem = broker_error(result.error_code, f"{tp.topic}-{tp.partition}")
-                        if not problem.retriable:
-                            raise problem
-                        last = problem
-                if len(found) < len(queries):
-                    attempt += 1
-                    await asyncio.sleep(cluster.backoff.delay_ms(attempt) / 1000)
-                    await cluster.refreshed()
-    except TimeoutError as cause:
-        raise last from cause
-    return found

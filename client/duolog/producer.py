@@ -153,8 +153,11 @@ class Producer:
         """Batches opened since `send` last let the event loop run."""
         self._started = self._stopping = False
 
-    async def start(self) -> None:
-        """Find the cluster. Raises TransportError when no bootstrap server answers."""
+    async def start(self, timeout: float | None = None) -> None:
+        """Find the cluster. Raises TransportError when no bootstrap server answers.
+
+        `timeout` in seconds (default: request_timeout_ms).
+        """
         if self._started:
             raise ConnectionClosedError("a producer can be started only once")
         self._started = True
@@ -179,7 +182,7 @@ class Producer:
             on_released=self._let_waiters_in,
         )
         try:
-            await self._cluster.start()
+            await self._cluster.start(timeout)
         except BaseException:
             await self._cluster.stop()
             raise
@@ -187,10 +190,11 @@ class Producer:
         if self._key_serializer is None and self._value_serializer is None:
             self._topics = self._accumulator.topics
 
-    async def stop(self) -> None:
+    async def stop(self, timeout: float | None = None) -> None:
         """Deliver what was sent (bounded by delivery_timeout_ms), then close. Idempotent.
 
-        Cancelling it gives up the records without an outcome: their futures fail.
+        Cancelling it gives up the records without an outcome: their futures fail. So do
+        `timeout` seconds without all outcomes; then it raises RequestTimeoutError, closed.
         """
         if not self._started or self._stopping:
             return
@@ -198,7 +202,10 @@ class Producer:
         self._topics = {}
         try:
             if self._cluster.failure is None:
-                await self._flushed()
+                async with asyncio.timeout(timeout):
+                    await self._flushed()
+        except TimeoutError as cause:
+            raise RequestTimeoutError(f"not all was delivered within {timeout} s") from cause
         finally:
             self._let_waiters_in()
             await self._cluster.stop()
@@ -223,10 +230,13 @@ class Producer:
         partition: int | None = None,
         timestamp_ms: int | None = None,
         headers: Headers | None = None,
+        *,
+        timeout: float | None = None,
     ) -> RecordFuture:
         """Take a record; returns the future of where it was stored.
 
-        Waits for the topic's metadata and for room in the buffer, at most max_block_ms.
+        Waits for the topic's metadata and for room in the buffer, at most `timeout` seconds
+        (default: max_block_ms).
         Cancelling this, or the future, never withdraws a record that was taken.
 
         Raises BufferFullError, MessageTooLargeError, InvalidTopicError,
@@ -254,7 +264,9 @@ class Producer:
                     batch.records.append((timestamp_ms, key, value, ()))
                     batch.handles.append(future)
                     return future
-        return await self._send(topic, value, key, partition, timestamp_ms, headers, hurry=False)
+        return await self._send(
+            topic, value, key, partition, timestamp_ms, headers, hurry=False, timeout=timeout
+        )
 
     async def send_and_wait(
         self,
@@ -264,11 +276,24 @@ class Producer:
         partition: int | None = None,
         timestamp_ms: int | None = None,
         headers: Headers | None = None,
+        *,
+        timeout: float | None = None,
     ) -> RecordMetadata:
-        """As `send`, and wait for the outcome. Cancelling never withdraws a record taken."""
-        return await (
-            await self._send(topic, value, key, partition, timestamp_ms, headers, hurry=True)
-        )
+        """As `send`, and wait for the outcome. Cancelling never withdraws a record taken.
+
+        Nor does `timeout`, in seconds: RequestTimeoutError says that the outcome is not known.
+        """
+        if timeout is None:
+            return await (
+                await self._send(
+                    topic, value, key, partition, timestamp_ms, headers, hurry=True, timeout=None
+                )
+            )
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.send_and_wait(topic, value, key, partition, timestamp_ms, headers)
+        except TimeoutError as cause:
+            raise RequestTimeoutError(f"no outcome within {timeout} s") from cause
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until every record sent so far has its outcome; `timeout` in seconds.
@@ -282,10 +307,14 @@ class Producer:
         except TimeoutError as cause:
             raise RequestTimeoutError(f"not all was delivered within {timeout} s") from cause
 
-    async def partitions_for(self, topic: str) -> set[int]:
-        """The partitions of a topic. Raises UnknownTopicOrPartitionError, InvalidTopicError."""
+    async def partitions_for(self, topic: str, timeout: float | None = None) -> set[int]:
+        """The partitions of a topic; waits up to `timeout` seconds for one that is not there.
+
+        Raises UnknownTopicOrPartitionError, InvalidTopicError.
+        """
         self._check()
-        return set((await self._cluster.topic(topic, self._max_block_ms)).partitions)
+        limit_ms = self._max_block_ms if timeout is None else round(timeout * 1000)
+        return set((await self._cluster.topic(topic, limit_ms)).partitions)
 
     # -- the long way ----------------------------------------------------------------------
 
@@ -299,6 +328,7 @@ class Producer:
         headers: Headers | None,
         *,
         hurry: bool,
+        timeout: float | None,
     ) -> RecordFuture:
         self._check()
         value_bytes = _as_bytes("value", value, self._value_serializer)
@@ -313,10 +343,11 @@ class Producer:
                 f"a record of {bound_bytes} bytes is over the limit of {limit} "
                 "(max_request_size, buffer_memory)"
             )
-        deadline_ms = self._clock.now_ms() + self._max_block_ms
+        limit_ms = self._max_block_ms if timeout is None else round(timeout * 1000)
+        deadline_ms = self._clock.now_ms() + limit_ms
         queues = self._accumulator.topics.get(topic)
         if queues is None:
-            queues = await self._load_topic(topic)
+            queues = await self._load_topic(topic, limit_ms)
         size = ESTIMATED_RECORD_OVERHEAD_BYTES + data_bytes
         queue, rolled = await self._place(
             queues, key_bytes, partition, size, bound_bytes, deadline_ms, hurry=hurry
@@ -398,8 +429,8 @@ class Producer:
             )
         return queues.queues[partition]
 
-    async def _load_topic(self, topic: str) -> TopicQueues:
-        info = await self._cluster.topic(topic, self._max_block_ms)
+    async def _load_topic(self, topic: str, timeout_ms: int) -> TopicQueues:
+        info = await self._cluster.topic(topic, timeout_ms)
         self._check()
         led = [each.partition for each in info.partitions.values() if each.leader_id >= 0]
         return self._accumulator.set_partitions(topic, len(info.partitions), led)
@@ -419,7 +450,7 @@ class Producer:
         except TimeoutError as cause:
             used = self._accumulator.used_bytes
             raise BufferFullError(
-                f"no room within {self._max_block_ms} ms: {used} bytes of buffer_memory wait for "
+                f"no room within the time limit: {used} bytes of buffer_memory wait for "
                 "their delivery"
             ) from cause
         finally:

@@ -16,11 +16,11 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from duolog_protocol.errors import RequestTimeoutError
-from duolog_protocol.paths import path_problem
 from duolog_runtime.connection import connect as connect_link
 
 from .clock import Clock, SystemClock
@@ -74,18 +74,15 @@ class ZkClient(ZkOperations):
         ssl_context: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
         clock: Clock | None = None,
-        connect: Connect = connect_link,
+        connect: Connect | None = None,
     ) -> None:
         """`hosts`: HOST[:PORT][,HOST[:PORT]...][/chroot]. `session_timeout`: seconds, as wished;
         the server has the last word. `client_id`: (session id, password) of a session to attach
         to. `auth_data`: (scheme, credential) pairs, as for `add_auth`. `ssl_context`: connect over
-        TLS (`client_tls_context` makes one). `connect` opens a link to a server. Raises
-        ConfigError.
+        TLS (`client_tls_context` makes one). `connect` opens a link to a server in another way.
+        Raises ConfigError.
         """
         parsed = parse_hosts(hosts)
-        problem = path_problem(parsed.chroot) if parsed.chroot else None
-        if problem is not None:
-            raise ValueError(f"chroot: {problem}")
         self.chroot = parsed.chroot
         self.rng = rng or random.Random()
         self._session = Session(parsed, int(session_timeout * 1000), self.rng, client_id)
@@ -95,12 +92,11 @@ class ZkClient(ZkOperations):
             client_name=client_name,
             clock=clock or SystemClock(),
             attach_only=client_id is not None,
-            ssl_context=ssl_context,
             credentials=[
                 (scheme, each.encode() if isinstance(each, str) else each)
                 for scheme, each in auth_data
             ],
-            connect=connect,
+            connect=connect or partial(connect_link, ssl_context=ssl_context),
         )
 
     # ---- life ----------------------------------------------------------------------------------

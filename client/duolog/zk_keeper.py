@@ -46,7 +46,7 @@ from .core.zk_watches import WatchedEvent, Watcher, WatchRegistry
 from .owned_tasks import OwnedTasks
 
 if TYPE_CHECKING:
-    import ssl
+    pass
 
 CLOSE_SECONDS: Final = 2.0
 _EVENT_TYPES: Final = frozenset(EventType)
@@ -68,7 +68,6 @@ class Connect(Protocol):
         max_frame_bytes: int,
         on_push: Callable[[Push], None],
         on_closed: Callable[[BaseException | None], None],
-        ssl_context: ssl.SSLContext | None = None,
     ) -> Coroutine[Any, Any, ClientLink]:
         """Open a link. Raises ConnectionLostError."""
 
@@ -85,7 +84,6 @@ class SessionKeeper:
         clock: Clock,
         attach_only: bool,
         credentials: list[tuple[str, bytes]],
-        ssl_context: ssl.SSLContext | None = None,
         connect: Connect = connect,
     ) -> None:
         self.session = session
@@ -105,7 +103,6 @@ class SessionKeeper:
         self._client_name = client_name
         self._clock = clock
         self._attach_only = attach_only
-        self._ssl_context = ssl_context
         self._link: ClientLink | None = None
         self._usable = asyncio.Event()
         """Set while a connection with a session and re-registered watches is there."""
@@ -303,7 +300,6 @@ class SessionKeeper:
                     max_frame_bytes=MAX_FRAME_BYTES,
                     on_push=self._on_push,
                     on_closed=lambda _reason: ended.set(),
-                    ssl_context=self._ssl_context,
                 )
                 self._link = link
                 try:

@@ -40,7 +40,7 @@ def main() -> int:
     options = _options()
     with tempfile.TemporaryDirectory(prefix="duolog-run-") as scratch:
         data = options.data or scratch
-        with asyncio.Runner(loop_factory=loop_factory("uvloop")) as runner:
+        with asyncio.Runner(loop_factory=loop_factory("auto")) as runner:
             try:
                 return runner.run(_run(options, data))
             except Error as error:

@@ -86,7 +86,7 @@ class Daemon:
         if not line:
             code = await self._process.wait()
             await self._reader
-            raise DaemonFailedError(f"{self.module} ended with status {code}: {self.last_words}")
+            raise DaemonFailedError(f"{self.module} ended with status {code}: {self.reason}")
         self.announced = json.loads(line)
         self.host, self.port = self.announced["host"], int(self.announced["port"])
 
@@ -94,6 +94,18 @@ class Daemon:
     def last_words(self) -> str:
         """The end of what it wrote to stderr."""
         return self._errors.decode(errors="replace").strip() or "(nothing on stderr)"
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, as far as it has said so: the reason of its last error, in one line."""
+        for line in reversed(self.last_words.splitlines()):
+            try:
+                told = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(told, dict) and told.get("level") == "error" and "reason" in told:
+                return str(told["reason"])
+        return self.last_words
 
     async def _read_errors(self) -> None:
         assert self._process is not None and self._process.stderr is not None

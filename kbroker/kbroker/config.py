@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from duolog.core.zk_session import parse_hosts
 from duolog_protocol.errors import ConfigError
 
 from .core.topic_config import Durability, TimestampType, TopicConfig
@@ -113,6 +114,10 @@ class BrokerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "must be at least 1")
+        try:
+            parse_hosts(self.zookeeper)
+        except ConfigError as error:
+            raise ConfigError("zookeeper", self.zookeeper, error.rule) from None
         if self.socket_request_max_bytes < self.message_max_bytes:
             raise ConfigError(
                 "socket_request_max_bytes",

@@ -17,6 +17,7 @@ from .codec import (
     INT16,
     INT32,
     INT64,
+    FieldType,
     Piece,
     Schema,
     array,
@@ -29,7 +30,10 @@ from .codec import (
 MAX_FRAME_BYTES: Final = 100 * 1024 * 1024
 """`socket.request.max.bytes`."""
 MAX_TOPIC_NAME_BYTES: Final = 249
-MAX_PARTITIONS_PER_REQUEST: Final = 1024
+MAX_PARTITIONS_PER_REQUEST: Final = 10_000
+MAX_TOPICS_PER_REQUEST: Final = 10_000
+INLINE_COUNT: Final = 16
+"""Elements of a list that stand in the header itself; they fit into it however long they are."""
 MAX_LIST_BYTES: Final = 64 * 1024 * 1024
 MAX_LIST_ENTRIES: Final = 1_000_000
 
@@ -42,6 +46,11 @@ _TOPIC: Final = string(
 )  # an illegal name gets INVALID_TOPIC_EXCEPTION, not a closed connection
 _TEXT: Final = string(1024, nullable=True)
 _BATCHES: Final = records(MAX_FRAME_BYTES)
+
+
+def _listing(of: FieldType, max_count: int) -> FieldType:
+    """A list that is short as a rule and may be long: see `long_list`."""
+    return long_list(of, max_count, MAX_LIST_BYTES, inline_count=INLINE_COUNT)
 
 
 class ProducePartition(NamedTuple):
@@ -275,7 +284,7 @@ class NewTopicRequest(NamedTuple):
 class CreateTopicsRequest(NamedTuple):
     """Create topics, each on its own."""
 
-    topics: tuple[NewTopicRequest, ...]
+    topics: list[NewTopicRequest]
     timeout_ms: int
     validate_only: bool
 
@@ -363,7 +372,7 @@ class DescribeConfigsResult(NamedTuple):
 class DescribeConfigsResponse(NamedTuple):
     """One entry for each of the request's, in its order."""
 
-    results: tuple[DescribeConfigsResult, ...]
+    results: list[DescribeConfigsResult]
 
 
 _BROKER_IDS: Final = array(INT32)
@@ -376,15 +385,16 @@ PRODUCE: Final = Api(
         _TEXT,
         INT16,
         INT32,
-        array(structure(ProducePartition, _TOPIC, INT32, _BATCHES), MAX_PARTITIONS_PER_REQUEST),
+        _listing(structure(ProducePartition, _TOPIC, INT32, _BATCHES), MAX_PARTITIONS_PER_REQUEST),
     ),
     Schema(
         ProduceResponse,
-        array(
+        _listing(
             structure(
                 ProducePartitionResponse,
                 *(_TOPIC, INT32, INT16, _TEXT, INT64, INT64, INT64, INT32, INT32),
-            )
+            ),
+            MAX_PARTITIONS_PER_REQUEST,
         ),
     ),
 )
@@ -394,7 +404,7 @@ FETCH: Final = Api(
     Schema(
         FetchRequest,
         *(INT32, INT64, INT32, INT32, INT32, INT8, INT32, INT32, string(256)),
-        array(
+        _listing(
             structure(FetchPartition, _TOPIC, INT32, INT32, INT64, INT32, INT64, INT32),
             MAX_PARTITIONS_PER_REQUEST,
         ),
@@ -402,7 +412,7 @@ FETCH: Final = Api(
     Schema(
         FetchResponse,
         INT32,
-        array(
+        _listing(
             structure(
                 FetchPartitionResponse,
                 *(_TOPIC, INT32, INT16, INT64, INT64, INT64),
@@ -411,7 +421,8 @@ FETCH: Final = Api(
                 structure(EpochEndOffset, INT32, INT64, nullable=True),
                 *(INT32, INT32),
                 _BATCHES,
-            )
+            ),
+            MAX_PARTITIONS_PER_REQUEST,
         ),
     ),
 )
@@ -422,20 +433,32 @@ LIST_OFFSETS: Final = Api(
         ListOffsetsRequest,
         INT32,
         INT8,
-        array(
+        _listing(
             structure(ListOffsetsPartition, _TOPIC, INT32, INT32, INT64),
             MAX_PARTITIONS_PER_REQUEST,
         ),
     ),
     Schema(
         ListOffsetsResponse,
-        array(structure(ListOffsetsPartitionResponse, _TOPIC, INT32, INT16, INT64, INT64, INT32)),
+        _listing(
+            structure(ListOffsetsPartitionResponse, _TOPIC, INT32, INT16, INT64, INT64, INT32),
+            MAX_PARTITIONS_PER_REQUEST,
+        ),
     ),
 )
 METADATA: Final = Api(
     3,
     "Metadata",
-    Schema(MetadataRequest, array(_TOPIC, nullable=True), BOOL, BOOL),
+    Schema(
+        MetadataRequest,
+        long_list(
+            *(_TOPIC, MAX_TOPICS_PER_REQUEST, MAX_LIST_BYTES),
+            inline_count=INLINE_COUNT,
+            nullable=True,
+        ),
+        BOOL,
+        BOOL,
+    ),
     Schema(
         MetadataResponse,
         string(64),
@@ -465,7 +488,7 @@ CREATE_TOPICS: Final = Api(
     "CreateTopics",
     Schema(
         CreateTopicsRequest,
-        array(
+        long_list(
             structure(
                 NewTopicRequest,
                 _TOPIC,
@@ -474,23 +497,25 @@ CREATE_TOPICS: Final = Api(
                 array(structure(ReplicaAssignment, INT32, _BROKER_IDS)),
                 array(structure(TopicConfig, string(256), _TEXT), 128),
             ),
-            128,
+            *(128, MAX_LIST_BYTES),
         ),
         INT32,
         BOOL,
     ),
     Schema(
         CreateTopicsResponse,
-        array(structure(CreateTopicResponse, _TOPIC, string(64), INT16, _TEXT, INT32, INT16)),
+        _listing(
+            structure(CreateTopicResponse, _TOPIC, string(64), INT16, _TEXT, INT32, INT16), 128
+        ),
     ),
 )
 DELETE_TOPICS: Final = Api(
     20,
     "DeleteTopics",
-    Schema(DeleteTopicsRequest, array(_TOPIC, 128), INT32),
+    Schema(DeleteTopicsRequest, _listing(_TOPIC, 128), INT32),
     Schema(
         DeleteTopicsResponse,
-        array(structure(DeleteTopicResponse, _TOPIC, string(64), INT16, _TEXT)),
+        _listing(structure(DeleteTopicResponse, _TOPIC, string(64), INT16, _TEXT), 128),
     ),
 )
 INIT_PRODUCER_ID: Final = Api(
@@ -502,17 +527,18 @@ INIT_PRODUCER_ID: Final = Api(
 DESCRIBE_CONFIGS: Final = Api(
     32,
     "DescribeConfigs",
-    Schema(DescribeConfigsRequest, array(_TOPIC, 128)),
+    Schema(DescribeConfigsRequest, _listing(_TOPIC, 128)),
     Schema(
         DescribeConfigsResponse,
-        array(
+        long_list(
             structure(
                 DescribeConfigsResult,
                 _TOPIC,
                 INT16,
                 _TEXT,
                 array(structure(ConfigEntry, string(256), string(1024), BOOL, string(1024))),
-            )
+            ),
+            *(128, MAX_LIST_BYTES),
         ),
     ),
 )

@@ -7,8 +7,9 @@ allow. Fields are only ever appended: a field `since` version v is absent below 
 
 Memory: a header is at most 64 KiB, an array in it at most `MAX_ARRAY_COUNT` long, so nested array
 headers (each level is allocated before its elements are read) cost at most 8 MiB, and 512 KiB
-with the limits for peers that are not known yet. Long lists travel as attachments that are
-decoded element by element. msgpack's own default limits follow the input's length and are unsafe.
+with the limits for peers that are not known yet. What may be longer than that travels as an
+attachment that is decoded element by element (`long_list`). msgpack's own default limits follow
+the input's length and are unsafe.
 """
 
 from __future__ import annotations
@@ -226,13 +227,28 @@ def structure(cls: type[M], *fields: FieldType, nullable: bool = False) -> Field
     return FieldType(check, attach if any(attachers) else None)
 
 
-def long_list(of: FieldType, max_count: int, max_bytes: int) -> FieldType:
-    """A list of any length as an attachment: a msgpack array, decoded element by element."""
-    assert of.attach is None, "elements of a long list cannot have attachments of their own"
-    check_one = of.check
+def long_list(
+    of: FieldType, max_count: int, max_bytes: int, *, inline_count: int = 0, nullable: bool = False
+) -> FieldType:
+    """A list of any length as an attachment: a msgpack array, decoded element by element.
+
+    Attachments of its elements follow it in the frame. With `inline_count`, a list of at most so
+    many elements stands in the header instead, as an array: short ones cost no attachment. A
+    list with `inline_count` is a tuple, as an array is; without, a list.
+    """
+    check_one, attach_one = of.check, of.attach
+    short = array(of, inline_count) if inline_count else None
+    kind = f"a list: {f'an array of at most {inline_count} elements or ' if short else ''}"
+    kind += f"an attachment length in [0, {max_bytes}]" + (" or null" if nullable else "")
 
     def check(value: Any, cursor: Cursor) -> Any:
-        size = _attachment_size(value, max_bytes)
+        if short is not None and type(value) is tuple:
+            return short.check(value, cursor)
+        if nullable and value is None:
+            return None
+        if type(value) is not int or not 0 <= value <= max_bytes:
+            raise _wrong(kind, value)
+        size = value
         start = cursor.take(size)
         unpacker = _limited_unpacker(memoryview(cursor.buffer)[start : start + size])
         try:
@@ -244,11 +260,19 @@ def long_list(of: FieldType, max_count: int, max_bytes: int) -> FieldType:
             raise DecodeError(f"list is not valid msgpack: {error!r}") from error
         if unpacker.tell() != size:
             raise DecodeError(f"{size - unpacker.tell()} bytes after the end of a list")
-        return found
+        return found if short is None else tuple(found)
 
     def attach(value: Any, pieces: list[Piece]) -> object:
+        if value is None:
+            return None
+        if short is not None and len(value) <= inline_count:
+            return value if short.attach is None else short.attach(value, pieces)
+        inner: list[Piece] = []
+        if attach_one is not None:
+            value = [attach_one(each, inner) for each in value]
         encoded = pack(value)
         pieces.append(encoded)
+        pieces += inner
         return len(encoded)
 
     return FieldType(check, attach)

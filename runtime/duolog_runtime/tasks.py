@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from duolog_protocol.errors import ConfigError, Error
+from duolog_protocol.errors import ConfigError, DataDirectoryError, Error
 
 from .heap import set_survivors_aside
 from .logs import DaemonLogs
@@ -30,6 +30,23 @@ def refuse_optimized_python() -> None:
     """Assertions guard the data and stay on: stop under `python -O`."""
     if not __debug__:
         raise SystemExit("run without -O and PYTHONOPTIMIZE: the assertions protect the data")
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as the system allows it: a shell gives it 1,024.
+
+    Every connection and every segment that is written to is one.
+    """
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            return  # macOS has a lower limit that it does not tell; 1,024 must do there
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -68,22 +85,25 @@ def run_daemon(main: Main, *, logs: DaemonLogs, loop: str = "auto") -> int:
     `tasks` is the root group: a task of it that fails ends the daemon, with 1; what is still
     running when `main` returns is cancelled. `stop` is set by SIGINT or SIGTERM; a second signal
     cancels everything, with 130. An assertion that fails in a callback of the loop ends it too.
+    What the person who started it must change (a setting, the directory) ends it with 2.
     """
     log = logs.logger()
     set_survivors_aside()
+    raise_file_limit()
     try:
         with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
             return runner.run(_run_root(main, logs))
     except BaseExceptionGroup as group:
-        for error in _leaves(group):
+        leaves = _leaves(group)
+        for error in leaves:
             _report(logs, error)
-        return 1
+        return max(map(_exit_code, leaves))
     except asyncio.CancelledError:
         log.error("stop_forced")
         return 130
     except (Error, OSError) as error:
         _report(logs, error)
-        return 1
+        return _exit_code(error)
     finally:
         logs.close()
 
@@ -133,6 +153,16 @@ async def _run_root(main: Main, logs: DaemonLogs) -> int:
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
     return 1 if failed else 0
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One error of a group: the first of ours, where there is one."""
+    leaves = _leaves(group)
+    return next((each for each in leaves if isinstance(each, Error)), leaves[0])
+
+
+def _exit_code(error: BaseException) -> int:
+    return 2 if isinstance(error, ConfigError | DataDirectoryError) else 1
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -1,14 +1,18 @@
 """`make chaos`: real daemons under load, killed with SIGKILL at random moments, nothing lost.
 
-Two stories, each with `--kills` rounds. In a round the load runs, the daemon is killed after a
-random time, started again on the same directory, and everything that was ever acknowledged must
-be there:
+Three stories with `--kills` rounds (the last with a quarter of them). In a round the load runs, the
+daemon is killed after a random time, started again on the same directory, and everything that was
+ever acknowledged must be there. Every stream of work must have got something done in every round,
+and no error but the loss of a connection is forgiven:
 
     zkserver  every znode holds a value that is at least the last acknowledged one and at most the
-              last one sent; every acknowledged creation exists; versions count the changes
+              last one sent; every acknowledged creation exists; versions count the changes;
+              ephemerals live as long as their sessions, closed or expired; a watch fires once
     kbroker   every acknowledged record stands at the offset that the acknowledgement named, for
               acks 1 and all, durability fsync and replicated; with idempotence nothing stands
               there twice or out of order
+    pair      zkserver dies under a broker that serves: what it leads goes on being produced and
+              read meanwhile, and afterwards it is registered and topics can be made
 
 A failure prints the seed; the moments are drawn from it, the scheduling is the machine's.
 """
@@ -26,14 +30,24 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from duolog import Admin, Consumer, NewTopic, Producer, TopicPartition, ZkClient
+from duolog.zk import WatchedEvent
 from duolog_cluster.processes import Daemon, kbroker, zkserver
-from duolog_protocol.errors import TransportError
+from duolog_protocol.errors import (
+    Error,
+    NodeExistsError,
+    SessionExpiredError,
+    TopicAlreadyExistsError,
+    TransportError,
+)
 from duolog_runtime.tasks import loop_factory
+from tests.support import until
 
 SECONDS_BEFORE_A_KILL: Final = (0.01, 0.3)
 ROUND_SECONDS: Final = 60.0
 KEYS: Final = 12
 CREATIONS_PER_ROUND: Final = 30
+PAIR_SHARE: Final = 4
+"""A round of the pair waits for sessions to come back: it gets this part of the kills."""
 
 
 class Violation(Exception):
@@ -45,13 +59,14 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--kills", type=int, default=200, help="of each daemon")
     options.add_argument("--seed", type=int, default=None)
-    options.add_argument("--only", choices=["zkserver", "kbroker"])
+    options.add_argument("--only", choices=["zkserver", "kbroker", "pair"])
     found = options.parse_args()
     seed = random.SystemRandom().getrandbits(32) if found.seed is None else found.seed
     print(f"chaos: seed {seed}, {found.kills} kills of each daemon", flush=True)
     stories: dict[str, Callable[[str, int, random.Random], Awaitable[str]]] = {
         "zkserver": zkserver_story,
         "kbroker": kbroker_story,
+        "pair": pair_story,
     }
     for name, story in stories.items():
         if found.only in {None, name}:
@@ -70,11 +85,19 @@ def main() -> int:
     return 0
 
 
-async def _kill_soon_and_restart(daemon: Daemon, rng: random.Random) -> None:
+async def _pause(rng: random.Random) -> None:
     """The machine decides where in the daemon's work the moment falls."""
-    await asyncio.get_running_loop().run_in_executor(
-        None, time.sleep, rng.uniform(*SECONDS_BEFORE_A_KILL)
-    )
+    await _pass(rng.uniform(*SECONDS_BEFORE_A_KILL))
+
+
+async def _pass(seconds: float) -> None:
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, passed.set)
+    await passed.wait()
+
+
+async def _kill_soon_and_restart(daemon: Daemon, rng: random.Random) -> None:
+    await _pause(rng)
     await daemon.kill()
     await daemon.start()
 
@@ -102,7 +125,7 @@ class Sequentials:
 
 async def zkserver_story(data: str, kills: int, rng: random.Random) -> str:
     """Writers, a creator and an ephemeral owner; the server dies under them again and again."""
-    daemon = zkserver(f"{data}/zk", 0, ["--snap-count", "3000"])
+    daemon = zkserver(f"{data}/zk", 0, ["--snap-count", "3000", "--tick-ms", "100"])
     await daemon.start()
     keys = [Key(f"/chaos/key-{number}") for number in range(KEYS)]
     made = Sequentials()
@@ -116,21 +139,81 @@ async def zkserver_story(data: str, kills: int, rng: random.Random) -> str:
             for round_ in range(kills):
                 async with asyncio.timeout(ROUND_SECONDS):
                     stop = asyncio.Event()
+                    before = [key.changes for key in keys], len(made.paths)
+                    watched = await _watch(zk, keys[0])
+                    await _leave_an_expired_session(daemon)
                     async with asyncio.TaskGroup() as group:
                         for key in keys:
                             group.create_task(_write_key(zk, key, stop), name=key.path)
                         group.create_task(_create_sequentials(zk, made, stop), name="creator")
+                        group.create_task(_come_and_go(daemon, stop), name="visitor")
                         await _kill_soon_and_restart(daemon, rng)
                         stop.set()
                     await _check_zk(zk, keys, made, session_id, round_)
+                    _check_progress(round_, keys, made, *before)
+                    if len(watched) != 1:
+                        raise Violation(f"round {round_}: a watch fired {len(watched)} times")
+                    await _until_gone(zk, "/chaos/expired", round_)
+                    await _until_gone(zk, "/chaos/visitor", round_)
         writes = sum(key.changes for key in keys)
         return f"{kills} kills, {writes} sets and {len(made.paths)} creations, none lost"
     finally:
         await daemon.stop()
 
 
-async def _write_key(zk: ZkClient, key: Key, stop: asyncio.Event) -> None:
+async def _watch(zk: ZkClient, key: Key) -> list[WatchedEvent]:
+    """A one-shot watch that the changes of the round must fire, across the kill or before it."""
+    fired: list[WatchedEvent] = []
+    await zk.exists(key.path, watch=fired.append)
+    return fired
+
+
+async def _leave_an_expired_session(daemon: Daemon) -> None:
+    """A client that dies without a word: its ephemeral goes when its session has expired."""
+    lost = ZkClient(daemon.address, session_timeout=0.5)
+    await lost.start(timeout=20)
+    try:
+        await lost.create("/chaos/expired", b"", ephemeral=True)
+    finally:
+        assert lost._keeper._task is not None and lost._keeper._link is not None
+        lost._keeper._task.cancel()
+        lost._keeper._link.abort()
+
+
+async def _come_and_go(daemon: Daemon, stop: asyncio.Event) -> None:
+    """Clients that close their sessions: their ephemerals go with them."""
     while not stop.is_set():
+        try:
+            async with ZkClient(daemon.address, session_timeout=2) as visitor:
+                await visitor.create("/chaos/visitor", b"", ephemeral=True)
+        except (TransportError, SessionExpiredError, NodeExistsError):
+            continue  # the last one's session was not closed: it must expire first
+
+
+async def _until_gone(zk: ZkClient, path: str, round_: int) -> None:
+    try:
+        async with asyncio.timeout(20):
+            gone = asyncio.Event()
+            while await zk.exists(path, watch=lambda _event: gone.set()) is not None:
+                await gone.wait()
+                gone.clear()
+    except TimeoutError:
+        raise Violation(f"round {round_}: {path} outlives its session") from None
+
+
+def _check_progress(
+    round_: int, keys: list[Key], made: Sequentials, changes: list[int], made_count: int
+) -> None:
+    idle = [key.path for key, before in zip(keys, changes, strict=True) if key.changes == before]
+    if idle:
+        raise Violation(f"round {round_}: no change of {idle[0]} was acknowledged")
+    if len(made.paths) == made_count:
+        raise Violation(f"round {round_}: no creation was acknowledged")
+
+
+async def _write_key(zk: ZkClient, key: Key, stop: asyncio.Event) -> None:
+    before = key.changes
+    while not stop.is_set() or key.changes == before:
         value = key.sent + 1
         key.sent = value
         try:
@@ -142,8 +225,9 @@ async def _write_key(zk: ZkClient, key: Key, stop: asyncio.Event) -> None:
 
 
 async def _create_sequentials(zk: ZkClient, made: Sequentials, stop: asyncio.Event) -> None:
+    before = len(made.paths)
     for _ in range(CREATIONS_PER_ROUND):
-        if stop.is_set():
+        if stop.is_set() and len(made.paths) > before:
             return
         try:
             made.paths.append(await zk.create("/chaos/made/n-", b"x", sequence=True))
@@ -193,6 +277,7 @@ class Stream:
     acknowledged: dict[int, int] = field(default_factory=dict)
     """Value -> offset, of what has not been checked yet."""
     acknowledged_count: int = 0
+    failed: list[BaseException] = field(default_factory=list)
     next_offset: int = 0
     """Everything below was read and checked."""
     last_value: int = -1
@@ -236,6 +321,76 @@ async def kbroker_story(data: str, kills: int, rng: random.Random) -> str:
         await zk.stop()
 
 
+async def pair_story(data: str, kills: int, rng: random.Random) -> str:
+    """Producers on a broker whose zkserver dies under it again and again."""
+    kills = max(kills // PAIR_SHARE, 3)
+    quick = ["--tick-ms", "100"]
+    zk = zkserver(f"{data}/zk", 0, quick)
+    await zk.start()
+    timeout = ["--zookeeper-session-timeout-ms", "1000"]
+    broker = kbroker(f"{data}/broker", 0, zk.address, timeout)
+    streams = [Stream(*each) for each in STREAMS[:1]]
+    try:
+        await broker.start()
+        await _create_topics(broker, streams)
+        producers = [await _producer(broker, stream) for stream in streams]
+        try:
+            for round_ in range(kills):
+                async with asyncio.timeout(ROUND_SECONDS):
+                    stop = asyncio.Event()
+                    async with asyncio.TaskGroup() as group:
+                        for stream, producer in zip(streams, producers, strict=True):
+                            group.create_task(_produce(producer, stream, stop), name=stream.topic)
+                        await _pause(rng)
+                        await zk.kill()
+                        counts = [stream.acknowledged_count for stream in streams]
+                        await _until_more(streams, counts)
+                        await _check_reading(broker, streams)
+                        await zk.start()
+                        stop.set()
+                    await _check_streams(broker, streams, round_)
+                    await _make_a_topic(broker, f"after-{round_}")
+        finally:
+            for producer in producers:
+                await producer.stop()
+        count = sum(stream.acknowledged_count for stream in streams)
+        return f"{kills} kills of zkserver, {count} records acknowledged and found"
+    finally:
+        await broker.stop()
+        await zk.stop()
+
+
+async def _until_more(streams: list[Stream], counts: list[int]) -> None:
+    """Until each stream got further than it was: the broker serves without zkserver."""
+    counted = list(zip(streams, counts, strict=True))
+    await until(lambda: all(stream.acknowledged_count > count for stream, count in counted))
+
+
+async def _check_reading(broker: Daemon, streams: list[Stream]) -> None:
+    async with Consumer(bootstrap_servers=broker.address) as consumer:
+        for stream in streams:
+            consumer.assign([TopicPartition(stream.topic, 0)])
+            consumer.seek(TopicPartition(stream.topic, 0), stream.next_offset)
+            await consumer.getone(timeout=20)
+
+
+async def _make_a_topic(broker: Daemon, name: str) -> None:
+    """Admin works again as soon as the broker has found zkserver."""
+    async with Admin(bootstrap_servers=broker.address) as admin:
+        while True:
+            try:
+                await admin.create_topics([NewTopic(name)])
+            except TopicAlreadyExistsError:
+                break  # it was made by an attempt whose answer was indefinite
+            except Error as error:
+                if not error.retriable:
+                    raise
+                await _pass(0.02)
+            else:
+                break
+        await admin.delete_topics([name])
+
+
 async def _create_topics(broker: Daemon, streams: list[Stream]) -> None:
     async with Admin(bootstrap_servers=broker.address) as admin:
         await admin.create_topics(
@@ -263,7 +418,10 @@ async def _produce(producer: Producer, stream: Stream, stop: asyncio.Event) -> N
     """Send numbered records until told to stop, then wait for all acknowledgements."""
 
     def on_done(future: asyncio.Future[Any], value: int) -> None:
-        if future.exception() is None:
+        error = future.exception()
+        if error is not None:
+            stream.failed.append(error)
+        else:
             stream.acknowledged[value] = future.result().offset
             stream.acknowledged_count += 1
 
@@ -296,6 +454,11 @@ async def _check_streams(broker: Daemon, streams: list[Stream], round_: int) -> 
 
 def _check_stream(stream: Stream, found: dict[int, int], end: int, round_: int) -> None:
     where = f"round {round_}: {stream.topic}"
+    if not stream.acknowledged:
+        raise Violation(f"{where}: nothing was acknowledged")
+    unforgiven = [each for each in stream.failed if not isinstance(each, TransportError)]
+    if unforgiven:
+        raise Violation(f"{where}: {len(unforgiven)} records failed: {unforgiven[0]!r}")
     if sorted(found) != list(range(stream.next_offset, end)):
         raise Violation(f"{where}: offsets {stream.next_offset} to {end} have a hole")
     for value, offset in stream.acknowledged.items():

@@ -18,12 +18,14 @@ from duolog import (
 )
 from duolog_cluster.cluster import Cluster
 from duolog_protocol.errors import (
+    BrokerNotAvailableError,
     InvalidConfigError,
     InvalidReplicationFactorError,
     InvalidTopicError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
 )
+from tests.support import until
 
 
 async def consume_all(cluster: Cluster, topic: str, partitions: int = 1) -> list[bytes | None]:
@@ -109,20 +111,37 @@ async def test_a_producer_rides_over_the_death_of_its_broker_without_loss_or_dou
 
 
 async def test_a_broker_serves_while_zkserver_is_away_and_registers_again_after_expiry() -> None:
-    async with asyncio.timeout(60), Cluster(zk_settings={"tick_ms": 100}) as cluster:
+    settings = {"zookeeper_session_timeout_ms": 1_000}
+    async with (
+        asyncio.timeout(60),
+        Cluster(zk_settings={"tick_ms": 100}, broker_settings=settings) as cluster,
+        Admin(bootstrap_servers=cluster.bootstrap_servers, request_timeout_ms=200) as admin,
+    ):
         broker = cluster.brokers[0]
-        async with Producer(bootstrap_servers=cluster.bootstrap_servers) as producer:
+        quick = {"retry_backoff_ms": 5, "retry_backoff_max_ms": 20}
+        async with Producer(bootstrap_servers=cluster.bootstrap_servers, **quick) as producer:
             await producer.send_and_wait("events", b"before")
             epoch = broker.server.replicas.broker_epoch
             await cluster.kill(cluster.zk)
             await producer.send_and_wait("events", b"without zkserver")
-            while "session_expired" not in broker.log.events:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            seen = [b"before", b"without zkserver"]
+            assert await consume_all(cluster, "events") == seen
+            with pytest.raises(BrokerNotAvailableError):
+                await admin.create_topics([NewTopic("impossible")])
+            await until(lambda: "session_expired" in broker.log.events)
+            refused = asyncio.ensure_future(producer.send_and_wait("events", b"after"))
+            assert await consume_all(cluster, "events") == seen  # what it has, it still serves
+            with pytest.raises(BrokerNotAvailableError):
+                await admin.create_topics([NewTopic("impossible")])
+            assert not refused.done()
             await cluster.start_zk()
             await broker.server.control.registered.wait()
             assert broker.server.replicas.broker_epoch > epoch
-            await producer.send_and_wait("events", b"after")
-        assert await consume_all(cluster, "events") == [b"before", b"without zkserver", b"after"]
+            await refused
+        assert await consume_all(cluster, "events") == [*seen, b"after"]
+        async with Admin(bootstrap_servers=cluster.bootstrap_servers) as admin_again:
+            await admin_again.create_topics([NewTopic("possible")])
+            assert await admin_again.list_topics() == ["events", "possible"]
 
 
 async def test_a_broker_that_is_killed_comes_back_at_once_not_after_the_session_timeout() -> None:

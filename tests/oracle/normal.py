@@ -12,11 +12,14 @@ Owns what may differ and how it is compared all the same:
 from __future__ import annotations
 
 import time
+from bisect import bisect_right, insort
 from typing import Any, Final, NamedTuple
 
 from .jute import Acl, Connected, Event, JuteError, OpResult, Reply, Stat
 from .jute_client import CLOSED, Closed, Frame
 
+DISTANCE: Final = 1_000_000
+"""Where distances begin, so that they are not taken for small numbers."""
 MAX_SKEW_MS: Final = 1_000
 """Clocks of two processes of one machine; a stamp is older than the reply that shows it."""
 
@@ -44,6 +47,8 @@ class Normaliser:
 
     def __init__(self, base_zxid: int) -> None:
         self.base_zxid = base_zxid
+        self._skipped: list[int] = []
+        """Zxids that only this server has taken, in order."""
         self._sessions: dict[int, str] = {0: "none"}
         self._times: dict[int, int] = {0: 0}
         """Time at which each zxid was made; the nodes that were always there have 0."""
@@ -57,7 +62,23 @@ class Normaliser:
         """The distance of a zxid from the first one; 0 and below mean no zxid and stay."""
         if zxid <= 0:
             return zxid
-        return zxid - self.base_zxid + 1_000_000
+        return zxid - self.base_zxid + DISTANCE - bisect_right(self._skipped, zxid)
+
+    def raw(self, distance: int) -> int:
+        """The zxid at a distance."""
+        zxid = distance - DISTANCE + self.base_zxid
+        for skipped in self._skipped:
+            zxid += skipped <= zxid
+        return max(0, zxid)
+
+    def skip(self, distance: int) -> None:
+        """The zxid at that distance was taken by this server only: it does not count."""
+        insort(self._skipped, self.raw(distance))
+
+    def begin_at(self, zxid: int) -> None:
+        """Count from there on."""
+        self.base_zxid = zxid
+        self._skipped.clear()
 
     def frame(self, name: str | None, frame: Frame | Connected) -> Any:
         """The normal form of a frame that answers `name`."""

@@ -13,7 +13,7 @@ from .jute import JuteError, Reply
 from .jute_client import Silence
 from .known import KNOWN_DIFFERENCES, Situation
 from .normal import Implausible
-from .programs import ALONE, Step, has_quota
+from .programs import ALONE, Step, has_null, has_quota
 from .side import Said, Side, too_large
 
 MAX_BATCH: Final = 16
@@ -64,6 +64,7 @@ class Pair:
         self.operations = 0
         self.transcript: list[Transcript] = []
         """Of the program that runs, or ran last."""
+        self._program: list[Step] = []
         self.codes: Counter[str] = Counter()
         """How often which operation ended how, at theirs."""
 
@@ -91,6 +92,7 @@ class Pair:
     def run(self, program: list[Step]) -> Difference | None:
         """Run a program on both from an empty tree; both are swept afterwards."""
         self.transcript = []
+        self._program = program
         index = 0
         for batch in batches(program):
             found = self._run_batch(batch)
@@ -131,7 +133,7 @@ class Pair:
             for side in (self.theirs, self.ours):
                 side.end_sessions()
                 side.sweep()
-                side.normaliser.base_zxid = side.control.call("ping").zxid
+                side.normaliser.begin_at(side.control.call("ping").zxid)
             self.transcript = []
             if self._finish() is None:
                 return
@@ -152,24 +154,24 @@ class Pair:
             if isinstance(their_frame, Reply):
                 self.codes[f"{name} {their_frame.error}"] += 1
                 answered += 1
-            if their_frame == our_frame:
+            if their_frame == our_frame and at[0] < len(theirs) and at[1] < len(ours):
                 at = [at[0] + 1, at[1] + 1]
                 continue
-            explained = self._explain(step, their_frame, our_frame)
+            explained = self._explain(
+                Situation(self._program, step, theirs[at[0] :], ours[at[1] :])
+            )
             if explained is None:
                 return Difference(0, step, their_frame, our_frame)
             at = [at[0] + explained[0], at[1] + explained[1]]
         return None
 
-    def _explain(self, step: Step | None, theirs: Any, ours: Any) -> tuple[int, int] | None:
-        if step is None:
-            step = Step("sweep", 0, ())
-        situation = Situation(step, theirs, ours)
+    def _explain(self, situation: Situation) -> tuple[int, int] | None:
         for known in KNOWN_DIFFERENCES:
             explained = known.explains(situation)
             if explained is not None:
                 self.hits[known.name] += 1
-                self.theirs.normaliser.base_zxid += known.zxid_shift
+                if known.skipped is not None:
+                    self.theirs.normaliser.skip(known.skipped(situation))
                 return explained
         return None
 
@@ -192,4 +194,5 @@ def batches(program: list[Step]) -> Iterator[list[Step]]:
 
 
 def _is_pipelined(step: Step) -> bool:
-    return step.kind == "call" and step.arguments[0] not in ALONE and not too_large(step)
+    alone = too_large(step) or has_null(step)
+    return step.kind == "call" and step.arguments[0] not in ALONE and not alone

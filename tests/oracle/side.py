@@ -174,7 +174,9 @@ class Side:
         return self._after(slot, frames, names)
 
     def _resolve(self, slot: Slot, value: Any) -> Any:
-        return slot.last_zxid - value.back if isinstance(value, Seen) else value
+        if not isinstance(value, Seen):
+            return value
+        return self.normaliser.raw(self.normaliser.zxid(slot.last_zxid) - value.back)
 
     def _after(
         self, slot: Slot, frames: list[Frame], names: list[str | None] | None = None
@@ -224,7 +226,7 @@ class Side:
     def _attach(self, slot: Slot, how: str, timeout_ms: int, seen: Seen) -> None:
         assert slot.session is not None
         session_id, password = slot.session
-        last_zxid: int = max(0, self._resolve(slot, seen))
+        last_zxid: int = self._resolve(slot, seen)
         said: Said = []
         if how == "right":
             said, old = self._flush(slot), slot.connection
@@ -242,7 +244,7 @@ class Side:
         elif how == "unknown session":
             session_id ^= 0x5555
         elif how == "zxid ahead":
-            last_zxid = slot.last_zxid + (1 << 32)
+            last_zxid = self.normaliser.base_zxid + (1 << 32)
         connection = self._new_connection()
         connection.send_connect(
             timeout_ms, session_id=session_id, password=password, last_zxid_seen=last_zxid

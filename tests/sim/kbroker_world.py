@@ -111,6 +111,7 @@ class BrokerWorld:
         self.settings = {
             "segment.bytes": str(faults_rng.choice([1024, 1500, 100_000])),
             "index.interval.bytes": str(faults_rng.choice([0, 200, 4096])),
+            "file.delete.delay.ms": "1000",
         }
         if faults_rng.random() < 0.3:
             self.settings["retention.bytes"] = "1500"
@@ -165,7 +166,6 @@ class BrokerWorld:
             self.work,
             self.purgatory,
             TopicConfig(),
-            memory_tail_bytes=1_000,
             clock=self.clock,
             log=self.log,
         )
@@ -355,7 +355,7 @@ class BrokerWorld:
     def _tidy(self) -> None:
         if self.logs.apply_retention(self.replicas.high_watermarks()):
             self._mark("segments deleted")
-        self.logs.unlink_deleted(1_000)
+        self.logs.unlink_deleted()
 
     # ---- invariants ----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ A partition is in one of these states:
 
     needs an offset (position None, `reset_timestamp`)  --looked up / seek-->  has a position
     has a position  --OFFSET_OUT_OF_RANGE, seek_to_...-->  needs an offset
+    has a position  --OFFSET_OUT_OF_RANGE behind what is buffered-->  hands that out first
     any  --not retriable error-->  failed (`error`), until the next seek
 """
 
@@ -68,6 +69,7 @@ class PartitionPosition:
         "failures",
         "fetch_offset",
         "high_watermark",
+        "is_behind_end",
         "is_paused",
         "log_start_offset",
         "looking_up",
@@ -94,6 +96,8 @@ class PartitionPosition:
         self.error: Error | None = None
         """Why nothing more comes; raised to the caller until a seek."""
         self.is_paused = False
+        self.is_behind_end = False
+        """The offset to fetch does not exist: first everything buffered is handed out."""
         self.high_watermark: int | None = None
         self.log_start_offset: int | None = None
         self.retry_at_ms = 0
@@ -134,6 +138,7 @@ class PartitionPosition:
     def _restart(self) -> None:
         self.version += 1
         self.error = None
+        self.is_behind_end = False
         self.retry_at_ms = self.failures = 0
         self._drop()
 
@@ -168,14 +173,28 @@ class PartitionPosition:
         self.fetch_offset = next_offset
 
     def out_of_range(self, reset_timestamp: int | None) -> None:
-        """The position does not exist (any more): follow the rule for that."""
-        if reset_timestamp is not None:
+        """The offset to fetch does not exist (any more): follow the rule for that.
+
+        Not before everything buffered was handed out: those records lie before that offset.
+        """
+        if self.has_records:
+            self.is_behind_end = True
+        elif reset_timestamp is not None:
             self.reset(reset_timestamp)
-        elif not self.has_records:
+        else:
             self.error = OffsetOutOfRangeError(
                 f"{self.topic}-{self.partition} has no offset {self.fetch_offset} "
                 "and auto_offset_reset is 'none'"
             )
+
+    @property
+    def may_fetch(self) -> bool:
+        """Whether a fetch of what follows makes sense at all."""
+        if self.is_behind_end:
+            self.is_behind_end = self.has_records
+        return not (
+            self.is_paused or self.position is None or self.error is not None or self.is_behind_end
+        )
 
     def take(self, limit: int, decoder: Decoder) -> list[Any]:
         """Up to `limit` of the next records; the position moves behind them.

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from duolog_protocol.errors import ConfigError
+from duolog_protocol.paths import path_problem
 from duolog_protocol.zk_messages import PASSWORD_BYTES, ConnectRequest, ConnectResponse
 
 from .backoff import Backoff
@@ -54,6 +55,9 @@ def parse_hosts(text: str) -> Hosts:
     """`HOST[:PORT][,HOST[:PORT]...][/chroot]`. Raises ConfigError."""
     servers, slash, rest = text.partition("/")
     chroot = slash + rest.rstrip("/")
+    problem = path_problem(chroot) if chroot else None
+    if problem is not None:
+        raise ConfigError("hosts", text, f"chroot: {problem}")
     addresses: list[tuple[str, int]] = []
     for each in servers.split(","):
         host, colon, port = each.strip().rpartition(":")

@@ -48,7 +48,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run a verb's coroutine on the fastest loop there is."""
     from duolog_runtime.tasks import loop_factory
 
-    with asyncio.Runner(loop_factory=loop_factory("uvloop")) as runner:
+    with asyncio.Runner(loop_factory=loop_factory("auto")) as runner:
         return runner.run(work)
 
 

@@ -8,8 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from duolog import Consumer, ConsumerRecord, TopicPartition
-from duolog_protocol.errors import ConfigError, UnknownTopicOrPartitionError
+from duolog import Admin, Consumer, ConsumerRecord, TopicPartition
+from duolog_protocol.errors import (
+    ConfigError,
+    OffsetOutOfRangeError,
+    UnknownTopicOrPartitionError,
+)
 
 from .common import add_bootstrap, parser, run_async
 
@@ -87,11 +91,13 @@ def formatter(text: str) -> Callable[[ConsumerRecord], bytes]:
 
 
 async def _consume(options: argparse.Namespace, show: Callable[[ConsumerRecord], bytes]) -> int:
-    async with Consumer(bootstrap_servers=options.bootstrap_servers) as consumer:
-        numbers = await consumer.partitions_for_topic(options.topic)
-        if not numbers:
-            raise UnknownTopicOrPartitionError(f"topic {options.topic!r} does not exist")
-        wanted = options.partition or sorted(numbers)
+    servers = options.bootstrap_servers
+    async with Admin(bootstrap_servers=servers) as admin:
+        (topic,) = await admin.describe_topics([options.topic])  # says at once that there is none
+    numbers = [each.partition for each in topic.partitions]
+    # Where records are deleted before they were read, go on with the oldest that are left.
+    async with Consumer(bootstrap_servers=servers, auto_offset_reset="earliest") as consumer:
+        wanted = options.partition or numbers
         missing = [each for each in wanted if each not in numbers]
         if missing:
             raise UnknownTopicOrPartitionError(
@@ -124,7 +130,15 @@ async def _seek(consumer: Consumer, partitions: list[TopicPartition], where: str
         for partition in partitions:
             consumer.seek(partition, max(starts[partition], ends[partition] + int(where)))
     elif where.isdecimal():
+        starts = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
         for partition in partitions:
+            start, end = starts[partition], ends[partition]
+            if not start <= int(where) <= end:
+                raise OffsetOutOfRangeError(
+                    f"partition {partition.partition} of topic {partition.topic!r} has the "
+                    f"offsets from {start} to {end}, not {where}; -p picks partitions"
+                )
             consumer.seek(partition, int(where))
     else:
         raise ConfigError("--offset", where, "must be beginning, end, N, -N or @MS")

@@ -15,6 +15,8 @@ from duolog_protocol.errors import Error
 from .common import add_bootstrap, parser, run_async
 
 _LINES_A_STEP: Final = 1000
+_TOPIC_SECONDS: Final = 3.0
+"""How long to wait for a topic that is not there and may just be made."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -54,6 +56,7 @@ async def _produce(options: argparse.Namespace) -> int:
         linger_ms=options.linger_ms,
         batch_size=64 * 1024,
     ) as producer:
+        await producer.partitions_for(options.topic, timeout=_TOPIC_SECONDS)
         with _progress(options) as advance:
             async for line in _lines(options.files, advance):
                 key, value = _split(line, separator)
@@ -126,15 +129,18 @@ def _streams(files: Sequence[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _progress(options: argparse.Namespace) -> Iterator[Callable[[int], None]]:
-    """A bar by bytes when files are sent and a person watches."""
-    if options.quiet or not options.files or not sys.stderr.isatty():
+    """A bar by bytes when a person watches, who does not type the records."""
+    typed = not options.files and sys.stdin.isatty()
+    if options.quiet or typed or not sys.stderr.isatty():
         yield lambda _size: None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-    total = sum(os.path.getsize(name) for name in options.files)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    # Of a pipe nobody knows the end: the bar then only shows that it moves.
+    total = sum(os.path.getsize(name) for name in options.files) if options.files else None
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(options.topic, total=total)
         waiting = 0
 

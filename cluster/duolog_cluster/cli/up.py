@@ -75,7 +75,7 @@ async def _up(options: argparse.Namespace, data: str, zk_port: int) -> int:
 
 
 def _died(daemon: Daemon) -> DaemonFailedError:
-    return DaemonFailedError(f"{daemon.module} has ended: {daemon.last_words}")
+    return DaemonFailedError(f"{daemon.module} has ended: {daemon.reason}")
 
 
 def _announce(options: argparse.Namespace, pair: Pair, data: str) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import base64
 import random
-from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 from duolog_protocol.broker_messages import NewTopicRequest
 from duolog_protocol.error_codes import KafkaErrorCode
@@ -26,8 +26,15 @@ from .topic_config import TopicConfig
 from .topic_names import colliding_name, name_problem
 
 MAX_PARTITIONS_PER_TOPIC: Final = 10_000
+MULTI_BYTES: Final = 48 * 1024
+"""Of the 64 KiB that the header of a request may have."""
+MULTI_OP_BYTES: Final = 64
+"""More than an operation adds to its path: kind, ACL, lengths, numbers."""
+MULTI_OPS: Final = 1_000
+"""Below zkserver's limit of operations, with room for the check of the controller epoch."""
 MAX_REPLICATION_FACTOR: Final = 1
 """Followers do not fetch yet, so a second replica would never be in sync."""
+T = TypeVar("T")
 NO_STATE: Final = -1
 """`partition_epoch` of a partition whose state znode does not exist yet."""
 
@@ -240,6 +247,37 @@ def elections(image: MetadataImage, controller_epoch: int) -> list[StateChange]:
                 )
             )
     return changes
+
+
+def batches(changes: Sequence[StateChange]) -> list[list[StateChange]]:
+    """The changes in order, cut so that each part fits into one transaction."""
+    return _cut(changes, lambda each: [each.path] * (2 if each.expected_epoch == NO_STATE else 1))
+
+
+def deletion_batches(topic: str, partitions: Sequence[str]) -> list[list[str]]:
+    """The znodes of partitions in the order of their deletion, cut in the same way."""
+    pairs = [
+        (f"{znodes.partitions_path(topic)}/{each}/state", f"{znodes.partitions_path(topic)}/{each}")
+        for each in partitions
+    ]
+    return [[path for pair in part for path in pair] for part in _cut(pairs, list)]
+
+
+def _cut(items: Sequence[T], paths_of: Callable[[T], list[str]]) -> list[list[T]]:
+    parts: list[list[T]] = []
+    size_bytes = op_count = 0
+    for item in items:
+        paths = paths_of(item)
+        cost_bytes = sum([len(path) + MULTI_OP_BYTES for path in paths])
+        assert cost_bytes <= MULTI_BYTES, item
+        fits = size_bytes + cost_bytes <= MULTI_BYTES and op_count + len(paths) <= MULTI_OPS
+        if not parts or not fits:
+            parts.append([])
+            size_bytes = op_count = 0
+        parts[-1].append(item)
+        size_bytes += cost_bytes
+        op_count += len(paths)
+    return parts
 
 
 def apply_states(

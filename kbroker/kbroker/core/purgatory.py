@@ -16,7 +16,10 @@ class Delayed(Protocol):
     """An operation that waits."""
 
     def try_complete(self) -> bool:
-        """Complete now if the condition holds, and say so. Called again after each change."""
+        """Complete now if the condition holds, and say so. Called again after each change.
+
+        An operation that raises is forgotten: it is not asked again.
+        """
         ...
 
     def on_expired(self) -> None:
@@ -61,10 +64,16 @@ class Purgatory:
         operations = self._watched.get(key)
         if not operations:
             return 0
-        completed = [operation for operation in list(operations) if operation.try_complete()]
-        for operation in completed:
-            self.forget(operation)
-        return len(completed)
+        count = 0
+        for operation in list(operations):
+            done = True
+            try:
+                done = operation.try_complete()
+            finally:
+                if done:
+                    self.forget(operation)
+                    count += 1
+        return count
 
     def expire(self, now_ms: int) -> int:
         """Complete what has run out of time; returns how many did."""

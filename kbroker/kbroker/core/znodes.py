@@ -234,7 +234,10 @@ def encode_producer_ids(broker_id: int, first: int, last: int) -> bytes:
 def decode_last_producer_id(data: bytes | None) -> int:
     """The last producer id of the block that was handed out last."""
     value = _field(PRODUCER_IDS, _decode(PRODUCER_IDS, data), "block_end", str)
-    return int(value)
+    try:
+        return int(value)
+    except ValueError:
+        raise CorruptRecordError(PRODUCER_IDS, 0, f"{value!r} is no number") from None
 
 
 def _encode(value: Mapping[str, Any]) -> bytes:

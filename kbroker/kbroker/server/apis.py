@@ -11,6 +11,7 @@ Source: Kafka `KafkaApis`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from duolog_protocol.apis import (
@@ -69,6 +70,8 @@ from .delayed import DelayedFetch, DelayedProduce, produce_response
 from .replica_manager import ReplicaManager
 
 ACKS: Final = (0, 1, -1)
+MAX_WAIT_MS: Final = 300_000
+"""Longest time a request waits for data or acknowledgements, whatever it asks for."""
 
 
 class RequestContext(Protocol):
@@ -80,7 +83,11 @@ class RequestContext(Protocol):
         ...
 
     def answer(self, message: Any) -> None:
-        """Send the response; ignored when the connection has gone."""
+        """Send the response; ignored when the connection has gone. Never raises."""
+        ...
+
+    def on_gone(self, forget: Callable[[], None]) -> None:
+        """Call `forget` if the connection ends before the answer."""
         ...
 
     def close(self, reason: str) -> None:
@@ -160,7 +167,7 @@ class Apis:
                     return
             return
         operation = DelayedProduce(partitions, appended, self._replicas, context.answer)
-        self._wait_for(operation, request.timeout_ms)
+        self._wait_for(context, operation, request.timeout_ms)
 
     def on_fetch(self, context: RequestContext, request: FetchRequest) -> None:
         """Read; wait for `min_bytes` where there is less."""
@@ -170,16 +177,20 @@ class Apis:
             raise InvalidRequestError("fetch sessions are not offered: session_id must be 0")
         request = request._replace(max_bytes=min(request.max_bytes, self._max_fetch_bytes))
         operation = DelayedFetch(request, self._replicas, self._disk, context.answer)
-        self._wait_for(operation, request.max_wait_ms)
+        self._wait_for(context, operation, request.max_wait_ms)
 
-    def _wait_for(self, operation: DelayedProduce | DelayedFetch, wait_ms: int) -> None:
+    def _wait_for(
+        self, context: RequestContext, operation: DelayedProduce | DelayedFetch, wait_ms: int
+    ) -> None:
         """Answer now or within `wait_ms`; with no room to wait, now with what there is."""
         if operation.try_complete():
             return
         if wait_ms <= 0 or self._purgatory.is_full:
             operation.on_expired()
             return
-        self._purgatory.watch(operation, operation.keys(), self._clock.now_ms() + wait_ms)
+        deadline_ms = self._clock.now_ms() + min(wait_ms, MAX_WAIT_MS)
+        self._purgatory.watch(operation, operation.keys(), deadline_ms)
+        context.on_gone(partial(self._purgatory.forget, operation))
         self._arm_timer()
 
     def on_list_offsets(self, context: RequestContext, request: ListOffsetsRequest) -> None:
@@ -270,7 +281,7 @@ class Apis:
     async def on_create_topics(self, context: RequestContext, request: CreateTopicsRequest) -> None:
         """Create topics, each on its own."""
         made = await self._control.create_topics(
-            request.topics, request.timeout_ms, request.validate_only
+            tuple(request.topics), request.timeout_ms, request.validate_only
         )
         context.answer(CreateTopicsResponse(made))
 
@@ -299,7 +310,7 @@ class Apis:
                 ]
             )
             results.append(DescribeConfigsResult(name, 0, None, entries))
-        context.answer(DescribeConfigsResponse(tuple(results)))
+        context.answer(DescribeConfigsResponse(results))
 
 
 __all__ = ["ACKS", "AnyApi", "Apis", "Handler", "RequestContext", "produce_response"]

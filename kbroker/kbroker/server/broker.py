@@ -17,17 +17,25 @@ from typing import Any, Final
 
 from duolog.zk import ZkClient
 from duolog_protocol.broker_messages import MAX_FRAME_BYTES
-from duolog_protocol.errors import ConfigError, Error, StorageError, TransportError
+from duolog_protocol.errors import (
+    ConfigError,
+    DiskFullError,
+    Error,
+    StorageError,
+    TransportError,
+)
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
 from duolog_runtime.logs import Logger
 from duolog_runtime.metrics_http import MetricsServer
+from duolog_runtime.tasks import first_of
 
 from ..config import BrokerConfig
 from ..core.purgatory import Purgatory
 from ..metrics import collect
 from ..storage.checkpoints import MetaProperties, write_atomically
+from ..storage.log_types import NO_ROOM
 from .apis import Apis
 from .connections import Connections, Limits
 from .controller_link import ControllerLink, Registration
@@ -87,7 +95,6 @@ class Broker:
             disk,
             self._purgatory,
             topic_defaults,
-            memory_tail_bytes=config.memory_tail_bytes,
             clock=clock,
             log=log,
         )
@@ -101,12 +108,14 @@ class Broker:
         Raises ConfigError (a port in use, an id that is taken), DataDirectoryError, StorageError.
         Cancelling stops without the clean mark.
         """
-        owner = self.logs.open_directory()
         try:
+            owner = self.logs.open_directory()
             async with asyncio.TaskGroup() as tasks:
                 await self._serve(tasks, stop, on_listening, owner)
-        except* Error as group:
-            raise _first(group) from None
+        except BaseExceptionGroup as group:
+            raise self._told(first_of(group)) from group
+        except OSError as error:
+            raise self._told(error) from error
         finally:
             self.logs.release()
 
@@ -140,9 +149,12 @@ class Broker:
             server.close()
             connections.stop()
             await self._finish_requests()
+            await connections.end_pending()
             connections.close()
+            had_session = zk.client_id is not None
             await zk.close()
-            self._forget_session()
+            if had_session:
+                self._forget_session()
             await self._close_logs()
         finally:
             server.close()
@@ -150,6 +162,13 @@ class Broker:
             self._cancel_timer()
             if self._metrics is not None:
                 await self._metrics.close()
+
+    def _told(self, error: BaseException) -> BaseException:
+        """An error of the data directory that nobody could handle, in our words."""
+        if not isinstance(error, OSError):
+            return error
+        kind = DiskFullError if error.errno in NO_ROOM else StorageError
+        return kind(f"{self.config.data}: {error.strerror or error}")
 
     async def _start_metrics(self) -> None:
         config = self.config
@@ -172,15 +191,18 @@ class Broker:
         """Connect to zkserver and serve until told to stop, or until the log directory fails."""
         assert self.control is not None
         await self._start_metrics()
-        await self._end_former_session()
-        await zk.start(timeout=self.config.zookeeper_connection_timeout_ms / 1000)
-        self._remember_session(zk)
-        zk.add_listener(lambda _state: self._remember_session(zk))
+        stopping = tasks.create_task(stop.wait(), name="stop")
+        connecting = tasks.create_task(self._connect(zk), name="connect")
+        await asyncio.wait({stopping, connecting}, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():
+            connecting.cancel()
+            await asyncio.wait({connecting})
+            return
+        connecting.result()
         children = [
             tasks.create_task(self.control.run(), name="control"),
             tasks.create_task(self._upkeep(), name="upkeep"),
         ]
-        stopping = tasks.create_task(stop.wait(), name="stop")
         ends: list[asyncio.Future[Any]] = [stopping, self._halted]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -190,6 +212,12 @@ class Broker:
         for child in children:
             child.cancel()
         await asyncio.wait(children)
+
+    async def _connect(self, zk: ZkClient) -> None:
+        await self._end_former_session()
+        await zk.start(timeout=self.config.zookeeper_connection_timeout_ms / 1000)
+        self._remember_session(zk)
+        zk.add_listener(lambda _state: self._remember_session(zk))
 
     def _new_connections(self, tasks: asyncio.TaskGroup) -> Connections:
         config = self.config
@@ -329,7 +357,7 @@ class Broker:
                 self.logs.apply_retention(self.replicas.high_watermarks())
                 retention_ms = now_ms + config.log_retention_check_interval_ms
             if now_ms >= checkpoint_ms:
-                self.logs.unlink_deleted(config.topic_defaults().file_delete_delay_ms)
+                self.logs.unlink_deleted()
                 self.logs.checkpoint(self.replicas.high_watermarks())
                 checkpoint_ms = now_ms + config.log_flush_offset_checkpoint_interval_ms
             if now_ms >= producers_ms:
@@ -382,11 +410,3 @@ class Broker:
         epoch = self.replicas.broker_epoch
         await run_on_disk(self._disk, lambda: self.logs.close(epoch))
         self._log.info("broker_stopped")
-
-
-def _first(group: BaseExceptionGroup[Error]) -> Error:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, Error), found
-    return found

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from duolog_protocol.apis import API_VERSIONS, AnyApi, encode_error, read_message, read_request
 from duolog_protocol.broker_messages import BROKER_APIS
 from duolog_protocol.connection import request_problem
 from duolog_protocol.error_codes import KafkaErrorCode
-from duolog_protocol.errors import BrokerError, DecodeError, RemoteProtocolError
+from duolog_protocol.errors import (
+    BrokerError,
+    DecodeError,
+    Error,
+    LocalProtocolError,
+    RemoteProtocolError,
+    StorageError,
+)
 from duolog_protocol.frames import Frame
 from duolog_runtime.connection import ServerLink, new_scratch
 from duolog_runtime.logs import Logger
@@ -56,7 +63,7 @@ class Limits:
 class Client:
     """One connection's own data."""
 
-    __slots__ = ("address", "backlog", "hello", "in_flight", "said_hello")
+    __slots__ = ("address", "backlog", "hello", "in_flight", "said_hello", "waiting")
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -65,6 +72,8 @@ class Client:
         """Frames of one read that came when too much was in flight; nothing is read meanwhile."""
         self.said_hello = False
         self.hello: asyncio.TimerHandle | None = None
+        self.waiting: dict[Request, Callable[[], None]] = {}
+        """Requests that wait for something, with what forgets them when the connection ends."""
 
 
 class Request:
@@ -93,9 +102,20 @@ class Request:
         return self._link.peer
 
     def answer(self, message: Any) -> None:
-        """Send the response."""
-        self._link.write(self._api.encode_response(self._correlation_id, 0, message, self._version))
+        """Send the response. Never raises: it is called where others wait for theirs."""
+        try:
+            pieces = self._api.encode_response(self._correlation_id, 0, message, self._version)
+        except LocalProtocolError as error:
+            self._connections.failed(self._api, error)
+            self.refuse(KafkaErrorCode.UNKNOWN_SERVER_ERROR, str(error))
+            return
+        self._link.write(pieces)
         self.finish()
+
+    def on_gone(self, forget: Callable[[], None]) -> None:
+        """Call `forget` if the connection ends before the answer."""
+        if self._open:
+            self._connections.waits(self._link, self, forget)
 
     def refuse(self, code: int, message: str) -> None:
         """Send an error for the whole request."""
@@ -106,7 +126,7 @@ class Request:
         """The request is done: make room for another one. Idempotent."""
         if self._open:
             self._open = False
-            self._connections.finished(self._link)
+            self._connections.finished(self._link, self)
 
     def close(self, reason: str) -> None:
         """Close the connection."""
@@ -134,6 +154,8 @@ class Connections:
         self._per_address: Counter[str] = Counter()
         self._scratch = new_scratch()
         self._stopping = False
+        self._pending: set[asyncio.Task[None]] = set()
+        """Handlers that wait for zkserver."""
         self.requests_count = 0
         self.refused_count = 0
 
@@ -165,6 +187,15 @@ class Connections:
         for link in self._links:
             link.pause_reading()
 
+    async def end_pending(self) -> None:
+        """Give up the handlers that still wait: nothing of theirs runs after this."""
+        await asyncio.sleep(0)  # one that has not begun could not be cancelled cleanly
+        pending = list(self._pending)
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
+
     def close(self) -> None:
         """Send what was answered and close every connection."""
         for link in list(self._links):
@@ -175,11 +206,25 @@ class Connections:
         for link in list(self._links):
             link.abort()
 
-    def finished(self, link: ServerLink) -> None:
+    def failed(self, api: AnyApi, error: Error) -> None:
+        """A request failed in a way that only we are to blame for."""
+        self._log.error("request_failed", api=api.name, error=f"{type(error).__name__}: {error}")
+
+    def waits(self, link: ServerLink, request: Request, forget: Callable[[], None]) -> None:
+        """A request waits; `forget` is called if its connection ends first."""
+        client = self._links.get(link)
+        if client is None:
+            forget()
+        else:
+            client.waiting[request] = forget
+
+    def finished(self, link: ServerLink, request: Request) -> None:
         """A request of this connection is done."""
         client = self._links.get(link)
         if client is None:
             return
+        if client.waiting:
+            client.waiting.pop(request, None)
         client.in_flight -= 1
         assert client.in_flight >= 0, client.in_flight
         if client.in_flight < self._limits.max_in_flight and not self._stopping:
@@ -227,6 +272,8 @@ class Connections:
             del self._per_address[client.address]
         if client.hello is not None:
             client.hello.cancel()
+        for forget in client.waiting.values():
+            forget()
         if isinstance(reason, RemoteProtocolError):
             self._log.info("connection_dropped", peer=link.peer, reason=str(reason))
 
@@ -286,12 +333,23 @@ class Connections:
             request.refuse(error.code, str(error))
             return
         if waiting is not None:
-            self._tasks.create_task(self._finish(request, waiting), name=f"{api.name} {link.peer}")
+            task = self._tasks.create_task(
+                self._finish(api, request, waiting), name=f"{api.name} {link.peer}"
+            )
+            self._pending.add(task)
+            task.add_done_callback(self._pending.discard)
         elif getattr(message, "acks", None) == 0:
             request.finish()
 
-    async def _finish(self, request: Request, waiting: Awaitable[None]) -> None:
+    async def _finish(self, api: AnyApi, request: Request, waiting: Awaitable[None]) -> None:
+        """Wait for a handler. A failed log still ends the broker, any other error the request."""
         try:
             await waiting
         except BrokerError as error:
             request.refuse(error.code, str(error))
+        except StorageError:
+            raise
+        except Error as error:
+            self.failed(api, error)
+            code = KafkaErrorCode.UNKNOWN_SERVER_ERROR
+            request.refuse(code, f"{type(error).__name__}: {error}")

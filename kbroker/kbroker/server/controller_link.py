@@ -1,8 +1,7 @@
 """All that the broker does on zkserver: registration, election, the controller's writes, watches.
 
 Owns the session's consequences and the current `MetadataImage`. Decides nothing that
-`core.controller` can decide; every write of the controller is one multi with a check of
-`/controller_epoch`'s version.
+`core.controller` can decide; reading is `znode_reader`'s, the controller's writes `znode_writer`'s.
 
     CONNECTED      register -> elect -> load -> settle -> serve
     SUSPENDED      serve what is led; admin requests fail (retriable)
@@ -17,10 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple, TypeVar
 
-from duolog.zk import SessionState, Transaction, WatchedEvent, ZkClient
+from duolog.zk import SessionState, WatchedEvent, ZkClient
 from duolog_protocol.broker_messages import (
     CreateTopicResponse,
     DeleteTopicResponse,
@@ -31,13 +30,17 @@ from duolog_protocol.errors import (
     BadVersionError,
     BrokerError,
     BrokerNotAvailableError,
+    BrokerRequestTimedOutError,
     ConfigError,
+    ConnectionClosedError,
+    CorruptRecordError,
     DataDirectoryError,
     Error,
     NodeExistsError,
     NoNodeError,
     NotControllerError,
     SessionExpiredError,
+    StorageError,
     TransportError,
 )
 from duolog_runtime.clocks import Clock
@@ -45,24 +48,21 @@ from duolog_runtime.logs import Logger
 
 from ..core import controller as decide
 from ..core import znodes
-from ..core.controller import Refusal, StateChange, TopicPlan
-from ..core.metadata_image import (
-    EMPTY_IMAGE,
-    NO_LEADER,
-    BrokerInfo,
-    MetadataImage,
-    PartitionImage,
-    TopicImage,
-)
+from ..core.controller import Refusal, TopicPlan
+from ..core.metadata_image import EMPTY_IMAGE, NO_LEADER, MetadataImage
 from ..core.topic_config import TopicConfig
 from .control_plane import DataPlane
+from .znode_reader import ZnodeReader
+from .znode_writer import ControllerLost, ZnodeWriter, first_error_raised
 
-STATES_PER_MULTI: Final = 200
-READS_IN_FLIGHT: Final = 64
 _RETRY_MS_FIRST: Final = 50
 _RETRY_MS_LAST: Final = 2_000
 _INCOMPLETE_RETRY_SECONDS: Final = 1.0
 _SEQID_TRIES: Final = 20
+_NOT_BEGUN: Final = "the time was up before this topic's turn came: nothing was done"
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Registration(NamedTuple):
@@ -77,10 +77,6 @@ class Registration(NamedTuple):
 
 class _Again(Exception):
     """What was looked at has just changed: look again, at once."""
-
-
-class ControllerLost(Exception):
-    """Another broker is the controller now: a write found a newer `/controller_epoch`."""
 
 
 class ControllerLink:
@@ -110,11 +106,11 @@ class ControllerLink:
         self._rng = rng
         self._log = log
         self._on_identity = on_identity
+        self._reader = ZnodeReader(zk, log)
+        self._writer = ZnodeWriter(zk, self._reader, log)
         self._image = EMPTY_IMAGE
         self._broker_epoch = -1
         """czxid of our registration, -1 while there is none."""
-        self._controller_epoch = -1
-        self._controller_epoch_version = -1
         self._is_controller = False
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -144,22 +140,26 @@ class ControllerLink:
     ) -> tuple[CreateTopicResponse, ...]:
         """See ControlPlane."""
         self._check_may_administer()
-        async with self._turn:
-            names = [request.name for request in requests]
-            return tuple(
-                [
-                    await self._create_topic(request, names.count(request.name), validate_only)
-                    for request in requests
-                ]
-            )
+        names = [request.name for request in requests]
+
+        async def create(request: NewTopicRequest) -> CreateTopicResponse:
+            return await self._create_topic(request, names.count(request.name), validate_only)
+
+        def late(request: NewTopicRequest) -> CreateTopicResponse:
+            return _not_created(request, KafkaErrorCode.REQUEST_TIMED_OUT, _NOT_BEGUN)
+
+        return tuple(await self._one_by_one(requests, timeout_ms, create, late))
 
     async def delete_topics(
         self, names: tuple[str, ...], timeout_ms: int
     ) -> tuple[DeleteTopicResponse, ...]:
         """See ControlPlane."""
         self._check_may_administer()
-        async with self._turn:
-            return tuple([await self._delete_topic(name) for name in names])
+
+        def late(name: str) -> DeleteTopicResponse:
+            return DeleteTopicResponse(name, "", KafkaErrorCode.REQUEST_TIMED_OUT, _NOT_BEGUN)
+
+        return tuple(await self._one_by_one(names, timeout_ms, self._delete_topic, late))
 
     async def allocate_producer_ids(self) -> range:
         """See ControlPlane."""
@@ -173,13 +173,15 @@ class ControllerLink:
                 await self._zk.set(znodes.PRODUCER_IDS, block, stat.version)
                 return range(first, last + 1)
             except NoNodeError:
-                await self._create_if_missing(
+                await self._writer.create_if_missing(
                     znodes.PRODUCER_IDS, znodes.encode_producer_ids(self.broker_id, -1, -1)
                 )
             except BadVersionError:
                 continue  # another broker took that block
-            except TransportError as error:
-                # Indefinite: the block may be ours. It is left out; there are 2^63 of them.
+            except CorruptRecordError as error:
+                raise BrokerError(str(error)) from error  # a person has to mend the znode
+            except Error as error:
+                # Where it is indefinite the block may be ours. It is left out; there are 2^63.
                 raise BrokerNotAvailableError(f"zkserver: {error}") from error
         raise BrokerNotAvailableError("producer ids: too many brokers take blocks at once")
 
@@ -196,16 +198,21 @@ class ControllerLink:
                     async with self._turn:
                         await self._settle()
                     delay_ms = _RETRY_MS_FIRST
-                except (TransportError, SessionExpiredError) as error:
-                    self._log.warning("coordination_interrupted", error=str(error))
-                    self._wake.set()
-                    await asyncio.sleep(self._rng.uniform(0.5, 1.0) * delay_ms / 1000)
-                    delay_ms = min(2 * delay_ms, _RETRY_MS_LAST)
                 except _Again:
                     continue
                 except ControllerLost:
                     self._resign("a newer controller epoch was found")
                     self._wake.set()
+                except (ConfigError, StorageError):
+                    raise  # not zkserver's fault, and no retry helps
+                except Error as error:
+                    self._log.warning("coordination_interrupted", error=_words(error))
+                    if not (error.retriable or isinstance(error, SessionExpiredError)):
+                        # A znode is not what we left there: forget what we know, read all of it.
+                        self._resign(f"the znodes have changed: {_words(error)}")
+                    self._wake.set()
+                    await asyncio.sleep(self._rng.uniform(0.5, 1.0) * delay_ms / 1000)
+                    delay_ms = min(2 * delay_ms, _RETRY_MS_LAST)
                 await self._wake.wait()
                 self._wake.clear()
         finally:
@@ -213,12 +220,16 @@ class ControllerLink:
 
     def _on_session_state(self, state: SessionState) -> None:
         if state is SessionState.LOST:
-            self._broker_epoch = -1
-            self.registered.clear()
             self._resign("the session expired")
-            self._data_plane.fence("the session with zkserver expired")
+            self._lose_registration("the session with zkserver expired")
             self._log.warning("session_expired", broker_id=self.broker_id)
         self._wake.set()
+
+    def _lose_registration(self, reason: str) -> None:
+        """Nobody may count on us: somebody else may lead what we led."""
+        self._broker_epoch = -1
+        self.registered.clear()
+        self._data_plane.fence(reason)
 
     def _on_watch(self, _event: WatchedEvent) -> None:
         self._wake.set()
@@ -229,12 +240,16 @@ class ControllerLink:
             await self._register()
         if not self._is_controller:
             await self._elect()
-        brokers = await self._read_brokers()
+        brokers = await self._reader.brokers(self._on_watch)
+        me = brokers.get(self.broker_id)
+        if me is None or me.epoch != self._broker_epoch:
+            self._lose_registration("the registration was taken away")
+            raise BrokerNotAvailableError(f"{znodes.broker_path(self.broker_id)} is not ours")
         image = self._image._replace(brokers=brokers)
         if self._is_controller:
             image = await self._settle_as_controller(image)
         else:
-            image = await self._read_topics(image, frozenset())
+            image = await self._reader.topics(image, frozenset(), self._on_watch)
         await self._publish(image)
         if not self.registered.is_set() and self._broker_epoch != -1:
             self._data_plane.unfence(self._broker_epoch)
@@ -246,10 +261,13 @@ class ControllerLink:
                 controller=self._is_controller,
             )
 
-    async def _publish(self, image: MetadataImage) -> None:
+    async def _publish(self, image: MetadataImage) -> bool:
+        """Take an image; whether all partitions could be opened. The rest is tried again."""
         self._image = image
-        if not await self._data_plane.apply_image(image):
-            asyncio.get_running_loop().call_later(_INCOMPLETE_RETRY_SECONDS, self._wake.set)
+        if await self._data_plane.apply_image(image):
+            return True
+        asyncio.get_running_loop().call_later(_INCOMPLETE_RETRY_SECONDS, self._wake.set)
+        return False
 
     # ---- registration and election -------------------------------------------------------------
 
@@ -304,7 +322,7 @@ class ControllerLink:
             data, _ = await self._zk.get(znodes.CLUSTER_ID)
         except NoNodeError:
             made = znodes.encode_cluster_id(decide.new_topic_id(self._rng))
-            await self._create_if_missing(znodes.CLUSTER_ID, made)
+            await self._writer.create_if_missing(znodes.CLUSTER_ID, made)
             data, _ = await self._zk.get(znodes.CLUSTER_ID)
         cluster_id = znodes.decode_cluster_id(data)
         known = self._known_cluster_id
@@ -324,12 +342,17 @@ class ControllerLink:
     async def _elect(self) -> None:
         """Become the controller, or learn who is. Watches `/controller` either way."""
         try:
-            data, _ = await self._zk.get(znodes.CONTROLLER, watch=self._on_watch)
-            self._note_controller(znodes.decode_controller(data))
-            return
+            data, stat = await self._zk.get(znodes.CONTROLLER, watch=self._on_watch)
         except NoNodeError:
-            pass
-        await self._create_if_missing(
+            await self._claim()
+            return
+        if stat.ephemeral_owner == self._session_id():
+            await self._take_office()  # our claim, though we have resigned, or never heard of it
+        else:
+            self._note_controller(znodes.decode_controller(data))
+
+    async def _claim(self) -> None:
+        await self._writer.create_if_missing(
             znodes.CONTROLLER_EPOCH, str(znodes.FIRST_CONTROLLER_EPOCH).encode()
         )
         data, stat = await self._zk.get(znodes.CONTROLLER_EPOCH)
@@ -339,26 +362,31 @@ class ControllerLink:
         transaction.create(znodes.CONTROLLER, claim, ephemeral=True)
         transaction.set_data(znodes.CONTROLLER_EPOCH, str(epoch).encode(), stat.version)
         try:
-            await self._commit(transaction)
-        except (NodeExistsError, BadVersionError, TransportError) as error:
-            # Another broker won, or the answer was lost: look again before acting (G.3).
-            claimed = await self._claimed_by_us()
-            if not claimed:
-                self._wake.set()
-                if isinstance(error, TransportError):
-                    raise
-                return
+            first_error_raised(await transaction.commit())
+        except (NodeExistsError, BadVersionError):
+            self._wake.set()  # another broker won; so may we have, if an earlier answer was lost
+            return
+        except TransportError:
+            # The answer was lost: whether it happened shows when we look again (kafka.md G.3).
+            self._wake.set()
+            raise
+        await self._take_office()
+
+    async def _take_office(self) -> None:
+        """`/controller` is ours: read the epoch that fences our writes, and all topics."""
         data, stat = await self._zk.get(znodes.CONTROLLER_EPOCH)
-        self._controller_epoch = znodes.decode_epoch(data)
-        self._controller_epoch_version = stat.version
         if not await self._claimed_by_us():
             self._wake.set()
             return
         await self._zk.get(znodes.CONTROLLER, watch=self._on_watch)
+        self._writer.controller_epoch = znodes.decode_epoch(data)
+        self._writer.epoch_version = stat.version
         self._is_controller = True
         self._note_controller(self.broker_id)
-        self._log.info("controller_elected", broker_id=self.broker_id, epoch=self._controller_epoch)
-        self._image = await self._read_topics(self._image, frozenset())
+        self._log.info(
+            "controller_elected", broker_id=self.broker_id, epoch=self._writer.controller_epoch
+        )
+        self._image = await self._reader.topics(self._image, frozenset(), self._on_watch)
 
     async def _claimed_by_us(self) -> bool:
         stat = await self._zk.exists(znodes.CONTROLLER)
@@ -373,110 +401,40 @@ class ControllerLink:
             self._log.warning("controller_resigned", broker_id=self.broker_id, reason=reason)
         self._note_controller(NO_LEADER)
 
-    # ---- reading -------------------------------------------------------------------------------
-
-    async def _read_brokers(self) -> dict[int, BrokerInfo]:
-        names = await self._zk.get_children(znodes.BROKER_IDS, watch=self._on_watch)
-        found: dict[int, BrokerInfo] = {}
-        for broker_id in sorted(map(int, names)):
-            try:
-                data, stat = await self._zk.get(znodes.broker_path(broker_id))
-            except NoNodeError:
-                continue
-            found[broker_id] = znodes.decode_broker(broker_id, data, stat)
-        return found
-
-    async def _read_topics(self, image: MetadataImage, known: frozenset[str]) -> MetadataImage:
-        """The image with its topics read anew, but for those that are `known`."""
-        names = await self._zk.get_children(znodes.TOPICS, watch=self._on_watch)
-        topics: dict[str, TopicImage] = {}
-        for name in sorted(names):
-            if name in known:
-                topics[name] = image.topics[name]
-                continue
-            topic = await self._read_topic(name)
-            if topic is not None:
-                topics[name] = topic
-        return image._replace(topics=topics)
-
-    async def _read_topic(self, name: str) -> TopicImage | None:
-        """A topic with settings and states; None where it is just being deleted."""
-        try:
-            data, _ = await self._zk.get(znodes.topic_path(name))
-        except NoNodeError:
-            return None
-        node = znodes.decode_topic(name, data)
-        try:
-            config, _ = await self._zk.get(znodes.topic_config_path(name))
-            configs = znodes.decode_config(name, config)
-        except NoNodeError:
-            configs = {}
-        numbers = sorted(node.replicas)
-        partitions: dict[int, PartitionImage] = {}
-        for start in range(0, len(numbers), READS_IN_FLIGHT):
-            batch = numbers[start : start + READS_IN_FLIGHT]
-            async with asyncio.TaskGroup() as group:
-                reads = [
-                    group.create_task(
-                        self._read_state(name, each, node.replicas[each]), name="read-state"
-                    )
-                    for each in batch
-                ]
-            partitions.update(zip(batch, [read.result() for read in reads], strict=True))
-        return TopicImage(name, node.topic_id, partitions, configs)
-
-    async def _read_state(
-        self, topic: str, partition: int, replicas: tuple[int, ...]
-    ) -> PartitionImage:
-        try:
-            data, stat = await self._zk.get(znodes.state_path(topic, partition))
-        except NoNodeError:
-            return PartitionImage(replicas, NO_LEADER, -1, (), decide.NO_STATE, 0, 0)
-        return znodes.decode_state(topic, partition, replicas, data, stat)
-
-    # ---- the controller's writes ---------------------------------------------------------------
+    # ---- the controller's work -----------------------------------------------------------------
 
     async def _settle_as_controller(self, image: MetadataImage) -> MetadataImage:
         """Finish what was begun: deletions, states that are missing, elections."""
-        image = await self._read_topics(image, frozenset(image.topics))
+        image = await self._reader.topics(image, frozenset(image.topics), self._on_watch)
         for name in await self._zk.get_children(znodes.DELETE_TOPICS, watch=self._on_watch):
-            image = await self._finish_deletion(image, name)
-        return await self._write_elections(image)
+            image = await self._writer.finish_deletion(image, name)
+        return await self._writer.write_elections(image)
 
-    async def _write_elections(self, image: MetadataImage) -> MetadataImage:
-        changes = decide.elections(image, self._controller_epoch)
-        for start in range(0, len(changes), STATES_PER_MULTI):
-            image = await self._write_states(image, changes[start : start + STATES_PER_MULTI])
-        return image
+    async def _one_by_one(
+        self,
+        items: Sequence[T],
+        timeout_ms: int,
+        work: Callable[[T], Awaitable[R]],
+        late: Callable[[T], R],
+    ) -> list[R]:
+        """Do the work for each item in our turn; what has not begun in time is answered `late`.
 
-    async def _write_states(
-        self, image: MetadataImage, changes: Sequence[StateChange]
-    ) -> MetadataImage:
-        transaction = self._fenced()
-        made = 0
-        for change in changes:
-            if change.expected_epoch == decide.NO_STATE:
-                partition = znodes.partition_path(change.topic, change.partition)
-                transaction.create(partition, b"")
-                transaction.create(change.path, change.data)
-                made += 1
-            else:
-                transaction.set_data(change.path, change.data, change.expected_epoch)
-        results = await self._commit_fenced(transaction)
-        written: list[tuple[StateChange, int, int]] = []
-        at = 1
-        for change in changes:
-            if change.expected_epoch == decide.NO_STATE:
-                stat = await self._zk.exists(change.path)
-                if stat is None:
-                    raise TransportError(f"{change.path} vanished while it was written")
-                written.append((change, stat.version, stat.mzxid))
-                at += 2
-            else:
-                written.append((change, results[at].version, results[at].mzxid))
-                at += 1
-        self._log.info("leaders_elected", partitions=len(changes), new=made)
-        return decide.apply_states(image, written)
+        What was begun is finished: every call to zkserver has its own time limit.
+        """
+        done: list[R] = []
+        deadline_ms = self._clock.now_ms() + timeout_ms
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._turn.acquire()
+        except TimeoutError:
+            return [late(item) for item in items]
+        try:
+            for item in items:
+                in_time = not done or self._clock.now_ms() < deadline_ms
+                done.append(await work(item) if in_time else late(item))
+        finally:
+            self._turn.release()
+        return done
 
     async def _create_topic(
         self, request: NewTopicRequest, times_named: int, validate_only: bool
@@ -500,31 +458,35 @@ class ControllerLink:
                     KafkaErrorCode.TOPIC_ALREADY_EXISTS,
                     f"topic {plan.name!r} already exists",
                 )
-            except (TransportError, ControllerLost) as error:
-                self._wake.set()
-                return _not_created(request, KafkaErrorCode.REQUEST_TIMED_OUT, str(error))
+            except (Error, ControllerLost) as error:
+                return _not_created(request, self._code_of(error), _words(error))
         return CreateTopicResponse(
             plan.name, plan.topic_id, 0, None, len(plan.replicas), plan.replication_factor
         )
 
     async def _write_topic(self, plan: TopicPlan) -> None:
-        """Topic and settings in one multi, then the states; a crash between is settled later."""
-        transaction = self._fenced()
-        await self._drop_stale_config(plan.name)
-        transaction.create(znodes.topic_config_path(plan.name), plan.config_data)
-        transaction.create(znodes.topic_path(plan.name), plan.topic_data)
-        transaction.create(znodes.partitions_path(plan.name), b"")
-        await self._commit_fenced(transaction)
-        image = decide.apply_topic(self._image, plan.image())
-        await self._publish(await self._write_elections(image))
-        self._log.info("topic_created", topic=plan.name, partitions=len(plan.replicas))
+        """Topic and settings in one multi, then the states; a crash between is settled later.
 
-    async def _drop_stale_config(self, name: str) -> None:
-        """Settings of a topic that is not there (left by an interrupted deletion)."""
+        Raises BrokerRequestTimedOutError where the topic is there but cannot be used yet.
+        """
+        await self._writer.write_topic(plan)
+        image = decide.apply_topic(self._image, plan.image())
         try:
-            await self._zk.delete(znodes.topic_config_path(name))
-        except NoNodeError:
-            return
+            image = await self._writer.write_elections(image)
+        except StorageError:
+            raise
+        except (Error, ControllerLost) as error:
+            self._image = image
+            self._code_of(error)
+            raise BrokerRequestTimedOutError(
+                f"topic {plan.name!r} is created, but has no leaders yet: {_words(error)}"
+            ) from error
+        if not await self._publish(image):
+            raise BrokerRequestTimedOutError(
+                f"topic {plan.name!r} is created, but the broker could not open all of its "
+                "partitions: it has no disk space or no file descriptors left, and tries again"
+            )
+        self._log.info("topic_created", topic=plan.name, partitions=len(plan.replicas))
 
     async def _delete_topic(self, name: str) -> DeleteTopicResponse:
         topic = self._image.topics.get(name)
@@ -532,54 +494,31 @@ class ControllerLink:
             code = KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
             return DeleteTopicResponse(name, "", code, f"topic {name!r} does not exist")
         try:
-            await self._create_if_missing(znodes.delete_topic_path(name), b"")
-            await self._publish(await self._finish_deletion(self._image, name))
-        except (TransportError, ControllerLost) as error:
-            self._wake.set()
-            return DeleteTopicResponse(
-                name, topic.topic_id, KafkaErrorCode.REQUEST_TIMED_OUT, str(error)
-            )
+            await self._writer.request_deletion(name)
+            await self._publish(await self._writer.finish_deletion(self._image, name))
+        except (Error, ControllerLost) as error:
+            return DeleteTopicResponse(name, topic.topic_id, self._code_of(error), _words(error))
         return DeleteTopicResponse(name, topic.topic_id, 0, None)
 
-    async def _finish_deletion(self, image: MetadataImage, name: str) -> MetadataImage:
-        """Remove a topic's znodes, the request last, so that a crash begins here again."""
-        await self._check_still_controller()
-        for path in (znodes.topic_path(name), znodes.topic_config_path(name)):
-            try:
-                await self._zk.delete(path, recursive=True)
-            except NoNodeError:
-                continue
-        try:
-            await self._zk.delete(znodes.delete_topic_path(name))
-        except NoNodeError:
-            self._log.debug("deletion_already_finished", topic=name)
-        self._log.info("topic_deleted", topic=name)
-        return decide.apply_deletion(image, name)
+    def _code_of(self, error: Error | ControllerLost) -> int:
+        """What an admin is told of a failed write; the task then looks at everything again.
 
-    def _fenced(self) -> Transaction:
-        """A transaction that does nothing unless we still are the controller."""
-        transaction = self._zk.transaction()
-        transaction.check(znodes.CONTROLLER_EPOCH, self._controller_epoch_version)
-        return transaction
-
-    async def _commit_fenced(self, transaction: Transaction) -> list[Any]:
-        results = await transaction.commit()
-        if isinstance(results[0], BadVersionError):
-            raise ControllerLost
-        return _first_error_raised(results)
-
-    async def _commit(self, transaction: Transaction) -> list[Any]:
-        return _first_error_raised(await transaction.commit())
-
-    async def _check_still_controller(self) -> None:
-        """Raises ControllerLost; a deletion is many writes, each of them idempotent."""
-        await self._commit_fenced(self._fenced())
-
-    async def _create_if_missing(self, path: str, data: bytes) -> None:
-        try:
-            await self._zk.create(path, data, makepath=True)
-        except NodeExistsError:
-            return
+        Raises StorageError: our own logs have failed, and the broker with them.
+        """
+        self._wake.set()
+        if isinstance(error, StorageError):
+            raise error
+        if isinstance(error, ControllerLost):
+            self._resign("a newer controller epoch was found")
+            return KafkaErrorCode.NOT_CONTROLLER
+        self._log.warning("topic_not_written", error=_words(error))
+        if isinstance(error, BrokerError):
+            return error.code
+        if not error.definite:
+            return KafkaErrorCode.REQUEST_TIMED_OUT
+        if error.retriable or isinstance(error, SessionExpiredError | ConnectionClosedError):
+            return KafkaErrorCode.BROKER_NOT_AVAILABLE
+        return KafkaErrorCode.UNKNOWN_SERVER_ERROR
 
     # ---- who may ask ---------------------------------------------------------------------------
 
@@ -595,22 +534,14 @@ class ControllerLink:
             raise BrokerNotAvailableError("zkserver cannot be reached at present")
 
 
-def _first_error_raised(results: Iterable[Any]) -> list[Any]:
-    """The results of a multi, or the error that failed it (not those it took along)."""
-    found = list(results)
-    errors = [each for each in found if isinstance(each, Error)]
-    for error in errors:
-        if getattr(error, "code", 0) != -2:
-            raise error
-    if errors:
-        raise errors[0]
-    return found
-
-
 def _not_created(request: NewTopicRequest, code: int, message: str) -> CreateTopicResponse:
     return CreateTopicResponse(
         request.name, "", code, message, request.num_partitions, request.replication_factor
     )
 
 
-__all__ = ["BrokerError", "ControllerLink", "ControllerLost", "Registration"]
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+__all__ = ["ControllerLink", "Registration"]

@@ -31,6 +31,7 @@ from ..storage.flush import FlushTarget
 from ..storage.log import DeletedSegment, Log, LogConfig
 from ..storage.memory_tail import TailBudget
 from ..storage.recovery import RecoveryReport, create_log, open_log
+from ..storage.segment import LOG_SUFFIX
 
 DELETED_DIR_SUFFIX: Final = "-delete"
 STRAY_DIR_SUFFIX: Final = "-stray"
@@ -47,6 +48,7 @@ def log_config(topic: TopicConfig, memory_tail_bytes: int) -> LogConfig:
         index_interval_bytes=topic.index_interval_bytes,
         retention_ms=topic.retention_ms,
         retention_bytes=topic.retention_bytes,
+        file_delete_delay_ms=topic.file_delete_delay_ms,
         memory_tail_bytes=memory_tail_bytes,
     )
 
@@ -89,6 +91,7 @@ class LogManager:
         self._sync_running = False
         self._sync_deferred = False
         self._deleted: list[tuple[int, Log, list[DeletedSegment]]] = []
+        """(when to unlink, log, segments)"""
 
     # ---- the directory -------------------------------------------------------------------------
 
@@ -154,8 +157,8 @@ class LogManager:
     ) -> tuple[Log, ProducerStates]:
         """Open a partition's log, or make it; blocking. Raises StorageError, OSError.
 
-        A directory of another topic of the same name (made again while we were away) is put
-        aside as stray, never deleted.
+        A directory of another topic of the same name (made again while we were away), or with
+        records of an unknown one, is put aside as stray, never deleted.
         """
         assert key not in self.logs, key
         try:
@@ -181,7 +184,10 @@ class LogManager:
             known = None
         if known is None:
             if files.exists(path):
-                self._remove_directory(name)  # its creation was interrupted: nothing was appended
+                if self._holds_records(name):
+                    self.put_aside(key)  # whose they are is not known: a person may find out
+                else:
+                    self._remove_directory(name)  # its creation was interrupted
             log = create_log(
                 files,
                 path,
@@ -337,7 +343,7 @@ class LogManager:
                 break
             if deleted:
                 count += len(deleted)
-                self._deleted.append((now_ms, log, deleted))
+                self._deleted.append((now_ms + log.config.file_delete_delay_ms, log, deleted))
                 self._log.info(
                     "segments_deleted",
                     topic=key.topic,
@@ -348,11 +354,12 @@ class LogManager:
                 )
         return count
 
-    def unlink_deleted(self, delay_ms: int) -> None:
-        """Unlink the files of segments that were deleted at least `delay_ms` ago."""
+    def unlink_deleted(self) -> None:
+        """Unlink the files of deleted segments whose delay is over."""
         now_ms = self._clock.now_ms()
-        while self._deleted and self._deleted[0][0] + delay_ms <= now_ms:
-            _, log, deleted = self._deleted.pop(0)
+        due = [each for each in self._deleted if each[0] <= now_ms]
+        self._deleted = [each for each in self._deleted if each[0] > now_ms]
+        for _, log, deleted in due:
             self._disk.submit(partial(log.unlink_deleted, deleted), self._unlinked)
 
     def _unlinked(self, _result: None, error: BaseException | None) -> None:
@@ -375,7 +382,8 @@ class LogManager:
     def close(self, broker_epoch: int) -> None:
         """Close every log and leave the clean-shutdown mark; blocking, after the last append."""
         if self._checkpoints is not None:
-            clean = True
+            # What was not opened in this life is as clean as the life before has left it.
+            clean = self._was_clean or all(key in self.logs for key in self.partitions_on_disk())
             for log in self.logs.values():
                 if log.offline is None:
                     log.close()
@@ -399,6 +407,18 @@ class LogManager:
 
     def _path(self, name: str) -> str:
         return f"{self.directory}/{name}"
+
+    def _holds_records(self, name: str) -> bool:
+        path = self._path(name)
+        for each in self._files.list(path):
+            if each.endswith(LOG_SUFFIX):
+                file = self._files.open(f"{path}/{each}")
+                try:
+                    if file.size() > 0:
+                        return True
+                finally:
+                    file.close()
+        return False
 
     def _remove_directory(self, name: str) -> None:
         path = self._path(name)

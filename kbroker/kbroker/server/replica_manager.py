@@ -9,7 +9,6 @@ Source: Kafka `ReplicaManager`, `Partition.appendRecordsToLeader`, kafka.md A6, 
 
 from __future__ import annotations
 
-import errno
 from typing import Final, NamedTuple
 
 from duolog_protocol.broker_messages import (
@@ -25,6 +24,7 @@ from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
     DiskFullError,
+    LogOfflineError,
     OffsetOutOfRangeError,
     StorageError,
 )
@@ -46,9 +46,9 @@ from ..core.producer_state import Duplicate, ProducerStates
 from ..core.purgatory import Purgatory
 from ..core.topic_config import TimestampType, TopicConfig
 from ..storage.log import Log, LogSlice
-from .log_manager import LogManager, log_config
+from ..storage.log_types import NO_ROOM
+from .log_manager import LogManager
 
-_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 NO_OFFSET: Final = -1
 
 
@@ -110,7 +110,6 @@ class ReplicaManager:
         purgatory: Purgatory,
         topic_defaults: TopicConfig,
         *,
-        memory_tail_bytes: int,
         clock: Clock,
         log: Logger,
     ) -> None:
@@ -118,7 +117,6 @@ class ReplicaManager:
         self._disk = disk
         self._purgatory = purgatory
         self._topic_defaults = topic_defaults
-        self._memory_tail_bytes = memory_tail_bytes
         self._clock = clock
         self._log = log
         self._replicas: dict[tuple[str, int], Replica] = {}
@@ -172,8 +170,8 @@ class ReplicaManager:
                     known = await self._open(TopicPartition(*key), topic)
                 await self._follow(known, partition)
             except (DiskFullError, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in _DISK_FULL:
-                    raise
+                if isinstance(error, OSError) and error.errno not in NO_ROOM:
+                    raise LogOfflineError(f"{key[0]}-{key[1]}: {error}") from error
                 complete = False
                 self._log.warning("partition_not_opened", partition=key, error=str(error))
         return complete
@@ -433,14 +431,6 @@ class ReplicaManager:
         now_ms = self._clock.now_ms()
         for replica in self._replicas.values():
             replica.producers.expire(now_ms, expiration_ms)
-
-    def follow_config(self, topic: str, overrides: dict[str, str]) -> None:
-        """Take changed settings of a topic. Raises ConfigError."""
-        config = self._topic_defaults.with_overrides(overrides)
-        for replica in self._replicas.values():
-            if replica.key.topic == topic:
-                replica.config = config
-                replica.log.config = log_config(config, self._memory_tail_bytes)
 
     @property
     def led_count(self) -> int:

@@ -12,7 +12,6 @@ Source: Kafka UnifiedLog / LocalLog, KIP-101, KAFKA-10778 (offline on the first 
 
 from __future__ import annotations
 
-import errno
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,6 +31,7 @@ from kbroker.storage.checkpoints import PartitionCheckpoints
 from kbroker.storage.epoch_cache import EpochCache
 from kbroker.storage.flush import FlushTarget
 from kbroker.storage.log_types import (
+    NO_ROOM,
     AppendInfo,
     DeletedSegment,
     LogConfig,
@@ -48,8 +48,6 @@ from kbroker.storage.segment import NO_TIMESTAMP, Segment
 from kbroker.storage.timestamps import TimestampAndOffset, find_in_batch
 
 __all__ = ["AppendInfo", "DeletedSegment", "Log", "LogConfig", "LogSlice", "OutOfOrderAppendError"]
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Log:
@@ -675,7 +673,7 @@ class Log:
 
     def _refuse(self, error: OSError) -> NoReturn:
         """A write failed and was undone: retriable for a full disk, the end for anything else."""
-        if error.errno in _DISK_FULL:
+        if error.errno in NO_ROOM:
             raise DiskFullError(f"{self.directory}: {error}") from error
         raise self._go_offline(f"write failed: {error}") from error
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from duolog_protocol.errors import StorageError
 from duolog_protocol.records import BatchHeader
@@ -12,6 +13,9 @@ from duolog_runtime.files import Buffer, File
 from kbroker.storage.producer_snapshot import ProducerEntry
 from kbroker.storage.retention import UNLIMITED, StartOffsetReason
 from kbroker.storage.segment import Segment, SegmentLimits
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+"""No space, or no file descriptor: nothing is damaged, and it may go away by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class LogConfig:
     """`retention.ms`, -1 for no limit"""
     retention_bytes: int = UNLIMITED
     """`retention.bytes`, -1 for no limit"""
+    file_delete_delay_ms: int = 60_000
+    """`file.delete.delay.ms`: time between dropping a segment and unlinking its files"""
     memory_tail_bytes: int = 2 * 1024 * 1024
     """Recently appended batches kept in memory, per log"""
 

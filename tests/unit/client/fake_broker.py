@@ -388,4 +388,4 @@ class FakeBroker:
             )
             code = Code.NONE if known else Code.UNKNOWN_TOPIC_OR_PARTITION
             results.append(m.DescribeConfigsResult(name, code, None, entries))
-        call.reply(m.DescribeConfigsResponse(tuple(results)))
+        call.reply(m.DescribeConfigsResponse(results))

@@ -41,6 +41,12 @@ def test_hosts_that_name_nothing_are_refused(text: str) -> None:
         parse_hosts(text)
 
 
+@pytest.mark.parametrize("text", ["h/a//b", "h/a/../b", "h/a\x00"])
+def test_a_chroot_that_is_no_path_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="chroot: path"):
+        parse_hosts(text)
+
+
 def test_every_server_is_tried_once_before_the_first_pause() -> None:
     found = session()
     assert {found.next_address() for _ in range(3)} == {("a", 1), ("b", 2), ("c", 3)}

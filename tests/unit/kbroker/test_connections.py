@@ -19,14 +19,17 @@ from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
     ConnectionLostError,
+    Error,
     InvalidRequestError,
     InvalidRequiredAcksError,
     NotControllerError,
+    StorageFullError,
     broker_error,
 )
 from duolog_protocol.frames import encode_frame
 from duolog_protocol.preamble import PREAMBLE
 from duolog_protocol.record_decoding import decode_records
+from duolog_protocol.records import iter_headers
 from duolog_runtime.clocks import RealClock
 from duolog_runtime.connection import ClientLink, connect
 from duolog_runtime.disk import DiskThread
@@ -41,10 +44,12 @@ from kbroker.core.metadata_image import (
 )
 from kbroker.core.purgatory import Purgatory
 from kbroker.core.topic_config import TopicConfig
-from kbroker.server.apis import Apis
+from kbroker.server.apis import MAX_WAIT_MS, Apis
 from kbroker.server.connections import Connections, Limits
 from kbroker.server.log_manager import LogManager
 from kbroker.server.replica_manager import ReplicaManager
+from kbroker.storage.log_types import LogSlice
+from tests.support import until
 from tests.unit.kbroker.test_replica_manager import encode
 
 
@@ -58,7 +63,8 @@ class FakeControl:
             brokers={1: BrokerInfo(1, "127.0.0.1", 9092, None, 1)},
         )
         self.replicas = replicas
-        self.refusing: BrokerError | None = None
+        self.refusing: Error | None = None
+        self.held: asyncio.Event | None = None
         self.blocks = 0
 
     async def create_topics(
@@ -66,6 +72,8 @@ class FakeControl:
     ) -> tuple[kb.CreateTopicResponse, ...]:
         if self.refusing is not None:
             raise self.refusing
+        if self.held is not None:
+            await self.held.wait()
         topics = dict(self.image.topics)
         made = []
         for request in requests:
@@ -121,7 +129,6 @@ class World:
             self.disk,
             purgatory,
             TopicConfig(),
-            memory_tail_bytes=10_000,
             clock=clock,
             log=log,
         )
@@ -150,6 +157,7 @@ class World:
             topic_defaults=TopicConfig(),
         )
         self.connections = Connections(loop, tasks, limits, log)
+        self.apis = apis
         self.connections.handlers.update(apis.handlers)
         self.clients: list[ClientLink] = []
 
@@ -227,7 +235,11 @@ async def create(link: ClientLink, topic: str = "t") -> None:
 
 def values(response: kb.FetchResponse) -> list[bytes]:
     data = bytes(response.partitions[0].records)
-    return [record.value for record in decode_records(data)] if data else []
+    return [
+        record.value
+        for position, _ in iter_headers(data)
+        for record in decode_records(data, position)
+    ]
 
 
 async def test_a_record_goes_in_and_comes_out(world: World) -> None:
@@ -292,7 +304,7 @@ async def test_what_a_request_gets_wrong_is_said_and_the_connection_lives(world:
         await ask(client, kb.FETCH, fetch(0)._replace(session_id=5))
     world.control.refusing = NotControllerError("broker 2 is")
     with pytest.raises(NotControllerError, match="broker 2"):
-        await ask(client, kb.CREATE_TOPICS, kb.CreateTopicsRequest((), 1, False))
+        await ask(client, kb.CREATE_TOPICS, kb.CreateTopicsRequest([], 1, False))
     assert (await ask(client, kb.PRODUCE, produce(b"a"))).partitions[0].base_offset == 0
 
 
@@ -307,7 +319,7 @@ async def test_an_unknown_api_and_wrong_types_get_an_error(world: World) -> None
     assert [answer[:2] for answer in answers] == [[1, 0], [2, 35], [3, 35], [4, 42]]
     assert "999 is not known" in answers[1][3]
     assert "only 0 to 0" in answers[2][3]
-    assert "topics: expected an array" in answers[3][3]
+    assert "topics: expected a list" in answers[3][3]
     writer.close()
     await writer.wait_closed()
 
@@ -395,7 +407,7 @@ async def test_producer_ids_come_from_blocks_and_never_twice(world: World) -> No
 async def test_topics_settings_and_offsets_can_be_asked_for(world: World) -> None:
     client = await world.client()
     topic = kb.NewTopicRequest("t", 1, 1, (), (kb.TopicConfig("retention.ms", "5000"),))
-    await ask(client, kb.CREATE_TOPICS, kb.CreateTopicsRequest((topic,), 1000, False))
+    await ask(client, kb.CREATE_TOPICS, kb.CreateTopicsRequest([topic], 1000, False))
     found = await ask(client, kb.DESCRIBE_CONFIGS, kb.DescribeConfigsRequest(("t", "u")))
     settings = {entry.name: entry for entry in found.results[0].entries}
     assert (settings["retention.ms"].value, settings["retention.ms"].is_default) == ("5000", False)
@@ -408,3 +420,171 @@ async def test_topics_settings_and_offsets_can_be_asked_for(world: World) -> Non
     assert offsets.partitions[0].offset == 1
     missing = await ask(client, kb.METADATA, kb.MetadataRequest(("bad name",), True, False))
     assert missing.topics[0].error_code == KafkaErrorCode.INVALID_TOPIC_EXCEPTION
+
+
+async def test_an_error_of_zkserver_fails_the_request_not_the_broker(world: World) -> None:
+    client = await world.client()
+    world.control.refusing = StorageFullError("no space")
+    with pytest.raises(BrokerError, match="StorageFullError: no space") as told:
+        await ask(client, kb.CREATE_TOPICS, kb.CreateTopicsRequest([], 1, False))
+    assert told.value.code == KafkaErrorCode.UNKNOWN_SERVER_ERROR
+    assert "request_failed" in world.log.events
+    world.control.refusing = None
+    await create(client)
+
+
+async def test_a_response_that_cannot_be_encoded_fails_only_its_request(world: World) -> None:
+    client = await world.client()
+    world.control.image = world.control.image._replace(cluster_id="c" * 70_000)
+    with pytest.raises(BrokerError, match="over the limit"):
+        await ask(client, kb.METADATA, kb.MetadataRequest(None, False, False))
+    world.control.image = world.control.image._replace(cluster_id="c")
+    await create(client)
+
+
+async def test_requests_of_a_connection_that_ended_wait_no_longer(world: World) -> None:
+    client, other = await world.client(), await world.client()
+    await create(client)
+    waiting = [asyncio.ensure_future(ask(client, kb.FETCH, fetch(0, 1 << 30))) for _ in range(2)]
+    survivor = asyncio.ensure_future(ask(other, kb.FETCH, fetch(0)))
+    await until(lambda: len(world.purgatory) == 3)
+    client.abort()
+    await until(lambda: len(world.purgatory) == 1)
+    assert world.connections.count == 1
+    for each in waiting:
+        with pytest.raises(ConnectionLostError):
+            await each
+    await ask(other, kb.PRODUCE, produce(b"a"))
+    assert values(await survivor) == [b"a"]
+
+
+async def test_nobody_waits_longer_than_the_broker_allows(world: World) -> None:
+    client = await world.client()
+    await create(client)
+    waiting = asyncio.ensure_future(ask(client, kb.FETCH, fetch(0, (1 << 31) - 1)))
+    await until(lambda: len(world.purgatory) == 1)
+    deadline_ms = world.purgatory.deadline_ms()
+    assert deadline_ms is not None and deadline_ms <= RealClock().now_ms() + MAX_WAIT_MS
+    await ask(client, kb.PRODUCE, produce(b"a"))
+    await waiting
+
+
+async def test_handlers_that_wait_for_zkserver_are_given_up_at_the_end(world: World) -> None:
+    client = await world.client()
+    world.control.held = asyncio.Event()
+    request = asyncio.ensure_future(
+        ask(client, kb.CREATE_TOPICS, kb.CreateTopicsRequest([], 1, False))
+    )
+    await until(lambda: world.connections.in_flight_count == 1)
+    world.connections.stop()
+    await world.connections.end_pending()
+    world.connections.close()
+    with pytest.raises(ConnectionLostError):
+        await request
+
+
+async def test_a_fetch_of_many_partitions_with_long_names_is_answered(world: World) -> None:
+    client = await world.client()
+    keys = [("n" * 200, number) for number in range(1_500)]
+    partitions = tuple(kb.FetchPartition(*key, -1, 0, -1, -1, 1) for key in keys)
+    request = fetch(0)._replace(partitions=partitions)
+    response = await ask(client, kb.FETCH, request)
+    assert [(each.topic, each.partition) for each in response.partitions] == keys
+
+
+async def test_the_settings_of_a_hundred_topics_are_told_in_one_answer(world: World) -> None:
+    client = await world.client()
+    partition = PartitionImage((1,), 1, 0, (1,), 0, 1, 1)
+    names = tuple(f"topic-{number}" for number in range(100))
+    topics = {name: TopicImage(name, "A" * 22, {0: partition}, {}) for name in names}
+    world.control.image = world.control.image._replace(topics=topics)
+    found = await ask(client, kb.DESCRIBE_CONFIGS, kb.DescribeConfigsRequest(names))
+    assert [each.topic for each in found.results] == list(names)
+
+
+async def test_bad_batches_and_wrong_sequences_are_refused_through_the_socket(
+    world: World,
+) -> None:
+    client = await world.client()
+    await create(client)
+
+    async def send(records: bytes) -> kb.ProducePartitionResponse:
+        partitions = (kb.ProducePartition("t", 0, records),)
+        response = await ask(client, kb.PRODUCE, kb.ProduceRequest(None, -1, 10_000, partitions))
+        found: kb.ProducePartitionResponse = response.partitions[0]
+        return found
+
+    def numbered(sequence: int, epoch: int = 0) -> bytes:
+        return encode(b"n", producer_id=7, producer_epoch=epoch, base_sequence=sequence)
+
+    damaged = bytearray(encode(b"a"))
+    damaged[-1] ^= 1
+    for records, code in (
+        (bytes(damaged), KafkaErrorCode.CORRUPT_MESSAGE),
+        (encode(b"a")[:-1], KafkaErrorCode.CORRUPT_MESSAGE),
+        (b"", KafkaErrorCode.CORRUPT_MESSAGE),
+    ):
+        refused = await send(records)
+        assert (refused.error_code, refused.base_offset) == (code, -1), refused
+        assert refused.error_message
+    assert (await send(numbered(0))).base_offset == 0
+    assert (await send(numbered(0))).base_offset == 0, "a duplicate is answered as the first"
+    assert (await send(numbered(2))).error_code == KafkaErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert (await send(numbered(1))).base_offset == 1
+    assert (await send(numbered(0, epoch=1))).base_offset == 2
+    assert (await send(numbered(2))).error_code == KafkaErrorCode.INVALID_PRODUCER_EPOCH
+    assert values(await ask(client, kb.FETCH, fetch(0))) == [b"n"] * 3
+
+
+async def test_metadata_makes_no_topic_where_client_or_broker_forbid_it(world: World) -> None:
+    client = await world.client()
+    unasked = await ask(client, kb.METADATA, kb.MetadataRequest(("t",), False, False))
+    assert unasked.topics[0].error_code == KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    world.apis._auto_create_topics = False
+    refused = await ask(client, kb.METADATA, kb.MetadataRequest(("t",), True, False))
+    assert refused.topics[0].error_code == KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    world.apis._auto_create_topics = True
+    world.control.refusing = NotControllerError("broker 2 is")
+    failed = await ask(client, kb.METADATA, kb.MetadataRequest(("t",), True, False))
+    assert failed.topics[0].error_code == KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    assert world.control.image.topics == {}
+
+
+async def test_a_cold_read_that_fails_is_an_error_of_the_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await world.client()
+    await create(client)
+    await ask(client, kb.PRODUCE, produce(b"a"))
+
+    def unreadable(_slice: LogSlice) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(LogSlice, "read_cached", lambda _slice: None)
+    monkeypatch.setattr(LogSlice, "read", unreadable)
+    response = await ask(client, kb.FETCH, fetch(0))
+    assert response.partitions[0].error_code == KafkaErrorCode.KAFKA_STORAGE_ERROR
+    monkeypatch.undo()
+    assert values(await ask(client, kb.FETCH, fetch(0))) == [b"a"]
+
+
+async def test_a_produce_that_cannot_be_synced_in_time_may_be_stored_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await world.client()
+    await create(client)
+    monkeypatch.setattr(world.logs, "sync_soon", lambda *_arguments: None)
+    late = produce(b"a")._replace(timeout_ms=1)
+    response = await ask(client, kb.PRODUCE, late)
+    assert response.partitions[0].error_code == KafkaErrorCode.REQUEST_TIMED_OUT
+
+
+async def test_when_too_many_wait_the_next_is_answered_at_once(world: World) -> None:
+    client = await world.client()
+    await create(client)
+    world.purgatory.max_operations = 1
+    waiting = asyncio.ensure_future(ask(client, kb.FETCH, fetch(0)))
+    await until(lambda: world.purgatory.is_full)
+    assert values(await ask(client, kb.FETCH, fetch(0))) == []
+    await ask(client, kb.PRODUCE, produce(b"a", 1, "t"))
+    assert values(await waiting) == [b"a"]

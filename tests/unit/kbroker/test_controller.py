@@ -18,6 +18,8 @@ from kbroker.core.controller import (
     apply_deletion,
     apply_states,
     apply_topic,
+    batches,
+    deletion_batches,
     elections,
     plan_topic,
 )
@@ -174,3 +176,36 @@ def test_settings_refuse_what_their_documentation_excludes() -> None:
     settings = TopicSettings()
     assert replace(settings, retention_ms=5).retention_ms == 5
     assert settings.with_overrides(settings.as_texts()) == settings
+
+
+def test_the_largest_topic_is_written_in_transactions_that_fit_their_frames() -> None:
+    """A topic of the longest name with all its partitions: bounded by bytes, not by number."""
+    from duolog_protocol import zk_messages as zk
+    from duolog_protocol.types import OPEN_ACL_UNSAFE
+
+    name = "n" * 249
+    made = plan(topic(name, 10_000))
+    assert isinstance(made, TopicPlan)
+    changes = elections(apply_topic(IMAGE, made.image()), 1)
+    parts = batches(changes)
+    assert [change for part in parts for change in part] == changes
+    assert len(parts) < 200
+    deletions = deletion_batches(name, [str(number) for number in range(10_000)])
+    transactions = [
+        [
+            op
+            for change in part
+            for path in (znodes.partition_path(name, change.partition), change.path)
+            for op in [zk.MultiOp(1, path, change.data, OPEN_ACL_UNSAFE, 0, -1, -1)]
+        ]
+        for part in parts
+    ]
+    transactions += [
+        [zk.MultiOp(2, path, None, None, 0, -1, -1) for path in part] for part in deletions
+    ]
+    fence = zk.MultiOp(13, znodes.CONTROLLER_EPOCH, None, None, 0, -1, 1 << 40)
+    for ops in transactions:
+        assert len(ops) < zk.MAX_MULTI_OPS
+        zk.MULTI.encode_request(1, zk.MultiRequest((fence, *ops)), 0)
+    assert sum(map(len, deletions)) == 20_000
+    assert deletions[0][:2] == [znodes.state_path(name, 0), znodes.partition_path(name, 0)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from kbroker.core.purgatory import Purgatory
 
 
@@ -81,3 +83,16 @@ def test_random_programs_complete_every_operation_exactly_once() -> None:
         purgatory.expire(now_ms + 1_000)
         assert all(len(operation.outcome) == 1 for operation in operations)
         assert len(purgatory) == 0
+
+
+def test_an_operation_that_raises_is_not_asked_again() -> None:
+    class Broken(Waiting):
+        def try_complete(self) -> bool:
+            raise ValueError("our bug")
+
+    purgatory = Purgatory(10)
+    purgatory.watch(Broken(1), ["a"], 100)
+    with pytest.raises(ValueError, match="our bug"):
+        purgatory.on_changed("a")
+    assert purgatory.on_changed("a") == 0
+    assert len(purgatory) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from duolog_protocol.records import BatchBuilder, iter_headers
 from duolog_protocol.types import TopicPartition
 from duolog_runtime.clocks import ManualClock
 from duolog_runtime.disk import InlineDisk
-from duolog_runtime.files import RealFiles
+from duolog_runtime.files import RealFile, RealFiles
 from duolog_runtime.logs import RecordingLogger
 from kbroker.core.metadata_image import (
     EMPTY_IMAGE,
@@ -70,7 +71,6 @@ class World:
             self.disk,
             self.purgatory,
             self.defaults,
-            memory_tail_bytes=10_000,
             clock=self.clock,
             log=self.log,
         )
@@ -218,6 +218,21 @@ async def test_a_clean_stop_needs_no_recovery(world: World) -> None:
     assert world.read() == [b"a"]
 
 
+async def test_logs_that_were_not_opened_are_not_called_clean(world: World) -> None:
+    """Killed; then stopped in order before it was registered; then the tail must be checked."""
+    world.produce(b"a")
+    world.kill()
+    torn = Path(world.directory) / "t-0" / f"{0:020d}.log"
+    torn.write_bytes(torn.read_bytes() + b"torn tail")
+    world.start()
+    world.logs.close(5)
+    world.start()
+    await world.lead(1)
+    assert "log_recovered" in world.log.events
+    assert world.produce(b"b").base_offset == 1
+    assert world.read() == [b"a", b"b"]
+
+
 async def test_a_second_broker_on_the_directory_is_refused(world: World) -> None:
     with pytest.raises(StorageError, match="in use by another broker"):
         World(Path(world.directory))
@@ -321,5 +336,76 @@ async def test_old_segments_go_and_the_log_start_follows(tmp_path: Path) -> None
     assert out.error_code == KafkaErrorCode.OFFSET_OUT_OF_RANGE
     assert out.log_start_offset == log.log_start_offset
     world.clock.advance(60_000)
-    world.logs.unlink_deleted(60_000)
+    world.logs.unlink_deleted()
     assert not list(Path(world.directory).glob("t-0/*.deleted"))
+
+
+async def test_each_topic_has_its_own_delay_until_deleted_segments_are_unlinked(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    settings = {"segment_bytes": "1024", "retention_bytes": "0", "file_delete_delay_ms": "5000"}
+    await world.lead(0, **settings)
+    for index in range(20):
+        world.produce(b"%0200d" % index)
+    assert world.logs.apply_retention(world.replicas.high_watermarks()) > 0
+    world.clock.advance(4_999)
+    world.logs.unlink_deleted()
+    assert list(Path(world.directory).glob("t-0/*.deleted"))
+    world.clock.advance(1)
+    world.logs.unlink_deleted()
+    assert not list(Path(world.directory).glob("t-0/*.deleted"))
+
+
+async def test_records_of_a_directory_without_its_metadata_are_put_aside_not_deleted(
+    world: World,
+) -> None:
+    """A restored backup, or a hand that cleaned up too much: whose they are is not known."""
+    world.produce(b"precious")
+    world.kill()
+    (Path(world.directory) / "t-0" / "partition.metadata").unlink()
+    world.start()
+    await world.lead(1)
+    (stray,) = [each for each in Path(world.directory).iterdir() if each.name.endswith("-stray")]
+    assert b"precious" in (stray / f"{0:020d}.log").read_bytes()
+    assert world.produce(b"new").base_offset == 0
+
+
+async def test_a_directory_whose_creation_was_interrupted_is_made_again(world: World) -> None:
+    world.kill()
+    (Path(world.directory) / "t-0" / "partition.metadata").unlink()
+    world.start()
+    await world.lead(1)
+    assert not [each for each in Path(world.directory).iterdir() if "stray" in each.name]
+    assert world.produce(b"new").base_offset == 0
+
+
+class FewFiles(RealFiles):
+    """A process that may not open any more files while `exhausted`."""
+
+    exhausted = False
+
+    def open(self, path: str, *, create: bool = False, exclusive: bool = False) -> RealFile:
+        if self.exhausted:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().open(path, create=create, exclusive=exclusive)
+
+
+async def test_without_file_descriptors_a_partition_waits_and_an_append_that_rolls_is_refused(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    world.logs._files = files = FewFiles()
+    files.exhausted = True
+    assert not await world.replicas.apply_image(image(0, segment_bytes="1024"))
+    assert "partition_not_opened" in world.log.events
+    files.exhausted = False
+    await world.lead(0, segment_bytes="1024")
+    assert world.produce(b"a" * 600).error_code == 0
+    files.exhausted = True
+    refused = world.produce(b"b" * 600)
+    assert refused.error_code == KafkaErrorCode.KAFKA_STORAGE_ERROR
+    files.exhausted = False
+    assert world.produce(b"b" * 600).base_offset == 1
+    assert world.read() == [b"a" * 600, b"b" * 600]
+    assert world.halted == []

@@ -141,7 +141,7 @@ BROKER_REQUESTS: dict[int, list[Any]] = {
     3: [kb.MetadataRequest(("events",), True, False), kb.MetadataRequest(None, False, False)],
     19: [
         kb.CreateTopicsRequest(
-            (
+            [
                 kb.NewTopicRequest(
                     "events",
                     -1,
@@ -149,7 +149,7 @@ BROKER_REQUESTS: dict[int, list[Any]] = {
                     (kb.ReplicaAssignment(0, (1, 2)),),
                     (kb.TopicConfig("retention.ms", "1000"), kb.TopicConfig("durability", None)),
                 ),
-            ),
+            ],
             30_000,
             False,
         )
@@ -205,14 +205,14 @@ BROKER_RESPONSES: dict[int, list[Any]] = {
     22: [kb.InitProducerIdResponse(1000, 0)],
     32: [
         kb.DescribeConfigsResponse(
-            (
+            [
                 kb.DescribeConfigsResult(
                     "events",
                     0,
                     None,
                     (kb.ConfigEntry("retention.ms", "1000", False, "how long to keep records"),),
                 ),
-            )
+            ]
         )
     ],
 }

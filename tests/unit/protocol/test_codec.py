@@ -187,9 +187,117 @@ def test_mutated_frames_are_decoded_or_refused_but_never_worse() -> None:
 
 
 def test_a_header_of_our_own_that_is_too_long_is_our_bug() -> None:
-    request = kb.MetadataRequest(tuple("t" * 200 for _ in range(1000)), True, False)
+    request = zk.MultiRequest(
+        tuple(zk.MultiOp(2, "/" + "t" * 200, None, None, 0, -1, -1) for _ in range(1000))
+    )
     with pytest.raises(LocalProtocolError, match="over the limit"):
-        kb.METADATA.encode_request(1, request, 0)
+        zk.MULTI.encode_request(1, request, 0)
+
+
+LONGEST_NAME = "n" * kb.MAX_TOPIC_NAME_BYTES
+
+
+@pytest.mark.parametrize("count", [0, 1, kb.INLINE_COUNT, kb.INLINE_COUNT + 1, 3_000])
+def test_the_messages_about_partitions_take_as_many_as_there_are(count: int) -> None:
+    """However long the names: what a request may ask for, its response can say."""
+    keys = [(LONGEST_NAME, number) for number in range(count)]
+    aborted = (kb.AbortedTransaction(1, 2),)
+    fetched = (0, 9, 9, 0, aborted, -1, None, -1, -1)
+    requests: list[tuple[Api[Any, Any], Any]] = [
+        (
+            kb.PRODUCE,
+            kb.ProduceRequest(
+                *(None, -1, 1),
+                tuple(kb.ProducePartition(*key, b"batch %d" % key[1]) for key in keys),
+            ),
+        ),
+        (
+            kb.FETCH,
+            kb.FetchRequest(
+                *(-1, -1, 1, 1, 1, 0, 0, -1, ""),
+                tuple(kb.FetchPartition(*key, -1, 0, -1, -1, 1) for key in keys),
+            ),
+        ),
+        (
+            kb.LIST_OFFSETS,
+            kb.ListOffsetsRequest(
+                -1, 0, tuple(kb.ListOffsetsPartition(*key, -1, -1) for key in keys)
+            ),
+        ),
+        (kb.METADATA, kb.MetadataRequest(tuple(name for name, _ in keys), True, False)),
+    ]
+    for api, request in requests:
+        frame = frame_of(api.encode_request(1, request, 0))
+        assert read_message(api, read_request(frame), frame) == request
+    text = "e" * 1000
+    responses: list[tuple[Api[Any, Any], Any]] = [
+        (
+            kb.PRODUCE,
+            kb.ProduceResponse(
+                tuple(
+                    kb.ProducePartitionResponse(*key, 1, text, -1, -1, -1, -1, -1) for key in keys
+                )
+            ),
+        ),
+        (
+            kb.FETCH,
+            kb.FetchResponse(
+                0, tuple(kb.FetchPartitionResponse(*key, *fetched, b"%d" % key[1]) for key in keys)
+            ),
+        ),
+        (
+            kb.LIST_OFFSETS,
+            kb.ListOffsetsResponse(
+                tuple(kb.ListOffsetsPartitionResponse(*key, 0, 1, 2, 3) for key in keys)
+            ),
+        ),
+    ]
+    for api, response in responses:
+        frame = frame_of(api.encode_response(1, 0, response, 0))
+        assert api.decode_response(read_response(frame).values, 0, cursor_of(frame)) == response
+
+
+def test_a_hundred_topics_with_the_longest_names_and_texts_fit_their_messages() -> None:
+    names = tuple(f"{number:03d}{LONGEST_NAME[3:]}" for number in range(100))
+    configs = tuple(kb.TopicConfig(f"setting.{number}", "v" * 100) for number in range(20))
+    entries = tuple(kb.ConfigEntry(f"s.{n}", "v" * 100, False, "d" * 200) for n in range(30))
+    text = "e" * 1000
+    requests: list[tuple[Api[Any, Any], Any]] = [
+        (
+            kb.CREATE_TOPICS,
+            kb.CreateTopicsRequest(
+                [kb.NewTopicRequest(name, 1, 1, (), configs) for name in names], 1, False
+            ),
+        ),
+        (kb.DELETE_TOPICS, kb.DeleteTopicsRequest(names, 1)),
+        (kb.DESCRIBE_CONFIGS, kb.DescribeConfigsRequest(names)),
+    ]
+    for api, request in requests:
+        frame = frame_of(api.encode_request(1, request, 0))
+        assert read_message(api, read_request(frame), frame) == request
+    responses: list[tuple[Api[Any, Any], Any]] = [
+        (
+            kb.CREATE_TOPICS,
+            kb.CreateTopicsResponse(
+                tuple(kb.CreateTopicResponse(name, "A" * 22, 1, text, 1, 1) for name in names)
+            ),
+        ),
+        (
+            kb.DELETE_TOPICS,
+            kb.DeleteTopicsResponse(
+                tuple(kb.DeleteTopicResponse(name, "A" * 22, 1, text) for name in names)
+            ),
+        ),
+        (
+            kb.DESCRIBE_CONFIGS,
+            kb.DescribeConfigsResponse(
+                [kb.DescribeConfigsResult(name, 0, text, entries) for name in names]
+            ),
+        ),
+    ]
+    for api, response in responses:
+        frame = frame_of(api.encode_response(1, 0, response, 0))
+        assert api.decode_response(read_response(frame).values, 0, cursor_of(frame)) == response
 
 
 def test_a_long_list_may_be_longer_than_any_header_array() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,13 @@ import pytest
 
 from duolog_protocol.errors import ConfigError, DataDirectoryError
 from duolog_runtime.logs import DaemonLogs
-from duolog_runtime.tasks import announce, loop_factory, refuse_optimized_python, run_daemon
+from duolog_runtime.tasks import (
+    announce,
+    first_of,
+    loop_factory,
+    refuse_optimized_python,
+    run_daemon,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -98,15 +105,20 @@ def test_a_task_that_fails_ends_the_daemon_with_a_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [DataDirectoryError("/data is of server 2"), OSError(98, "Address already in use")]
+    ("error", "code"),
+    [
+        (DataDirectoryError("/data is of server 2"), 2),
+        (ConfigError("port", 1, "is in use"), 2),
+        (OSError(98, "Address already in use"), 1),
+    ],
 )
-def test_an_expected_failure_is_one_sentence(error: Exception) -> None:
+def test_an_expected_failure_is_one_sentence(error: Exception, code: int) -> None:
     stream = io.StringIO()
 
     async def main(tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         raise error
 
-    assert run_daemon(main, logs=DaemonLogs(stream=stream)) == 1
+    assert run_daemon(main, logs=DaemonLogs(stream=stream)) == code
     (line,) = logged(stream)
     assert str(error) in str(line["reason"]) and "exception" not in line
 
@@ -182,3 +194,23 @@ def test_python_without_assertions_is_refused() -> None:
     )
     assert result.returncode == 1
     assert "without -O" in result.stderr and result.stdout == ""
+
+
+def test_a_daemon_may_open_as_many_files_as_the_system_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, pair: limits.append(pair))
+
+    async def main(tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+        assert limits == [(4096, 4096)]
+
+    assert run_daemon(main, logs=DaemonLogs(stream=io.StringIO())) == 0
+
+
+def test_the_first_of_our_errors_stands_for_a_group() -> None:
+    ours = ConfigError("port", 1, "is in use")
+    group = BaseExceptionGroup("", [OSError(), BaseExceptionGroup("", [ours, KeyboardInterrupt()])])
+    assert first_of(group) is ours
+    assert isinstance(first_of(BaseExceptionGroup("", [OSError()])), OSError)

@@ -113,8 +113,8 @@ class Preparer:
     def set_acl(self, connection: Connection, message: Any) -> Body:
         """Validate and note a SetAcl. Raises Rejected, Refused."""
         path, acl, version = message
-        granted = self._legal_acl(connection, acl)
         _require_legal(path)
+        granted = self._legal_acl(connection, acl)
         entry = _require(self.outstanding, path)
         _require_perm(entry, ADMIN, path, connection)
         if version not in (-1, entry.aversion):
@@ -213,11 +213,11 @@ class Preparer:
                 raise Rejected(ZkErrorCode.NO_NODE, f"{path} does not exist")
         if not entry.perms & WRITE:
             _require_perm(entry, WRITE, path, connection)
-        if version not in (-1, entry.version):
-            raise _wrong_version(path, entry.version, version)
         if self._state.quotas.limited and self._config.enforce_quota:
             size = len(data) if data is not None else 0
             _require_quota(view, path, Usage(0, size - entry.data_bytes))
+        if version not in (-1, entry.version):
+            raise _wrong_version(path, entry.version, version)
         following = entry.version + 1
         if following == -1 or following > 0x7FFFFFFF:
             following = next_version(entry.version)
@@ -282,8 +282,8 @@ class Preparer:
             raise Rejected(ZkErrorCode.BAD_ARGUMENTS, f"{path!r} cannot be deleted")
         parent_path = parent_of(path)
         parent = _require(view, parent_path)
-        entry = _require(view, path)
         _require_perm(parent, DELETE, parent_path, connection)
+        entry = _require(view, path)
         _require_version(entry, version, path)
         if entry.child_count:
             raise Rejected(ZkErrorCode.NOT_EMPTY, f"{path} has {entry.child_count} children")

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink
+from duolog_runtime.heap import resident_bytes
 from duolog_runtime.tls import TlsLayer
 from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
@@ -200,12 +201,3 @@ def open_descriptors() -> int:
 def max_descriptors() -> int:
     """Most file descriptors that this process may have."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def resident_bytes() -> int:
-    """Memory of this process; its peak where the system does not tell the present."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
