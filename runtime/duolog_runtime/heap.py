@@ -11,12 +11,17 @@ link) when they end.
 from __future__ import annotations
 
 import gc
+import os
+import resource
 from typing import Any, Final
 
 _YOUNG_OBJECTS: Final = 10_000
 """New container objects, less those that died, that start a collection: 0.5 ms."""
 _YOUNG_ROUNDS: Final = 10
 """Collections of the young after which those of the last ten are looked at together: 5 ms."""
+
+
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def set_survivors_aside() -> None:
@@ -37,4 +42,5 @@ def resident_bytes() -> int:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * _PAGE_BYTES
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak_kib: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak_kib * 1024

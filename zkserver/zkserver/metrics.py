@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from duolog_protocol.types import EventType
+from duolog_runtime.heap import resident_bytes
 from duolog_runtime.metrics_http import MetricRow, SummaryValue
 
 from .core.tally import Tally
 from .server.stats import Summary
-from .server.view import max_descriptors, open_descriptors, resident_bytes
+from .server.view import max_descriptors, open_descriptors
 
 if TYPE_CHECKING:
     from .server.view import ServerView

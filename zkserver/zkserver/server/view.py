@@ -32,7 +32,6 @@ VERSION_TEXT: Final = "3.9.0-duolog-{version}, built on 2026-11-24 00:00 GMT"
 LISTEN_BACKLOG: Final = 1024
 DEFAULT_TRACE_MASK: Final = 0b100110010
 """ZooKeeper's. Kept because the words exist; there are no traces here."""
-_PAGE_BYTES: Final = resource.getpagesize()
 
 
 class DirectorySizes(NamedTuple):
