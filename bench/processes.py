@@ -77,6 +77,11 @@ class Process:
         if self.popen.stdout is not None:
             self.popen.stdout.close()
 
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.popen.kill()
+        self.popen.wait()
+
     def first_line(self, timeout_s: float = START_S) -> str:
         """The first line on its stdout. Raises StartError."""
         assert self.popen.stdout is not None
@@ -144,9 +149,9 @@ class Daemon(Process):
             raise self.problem(f"opens with {line!r}, not with JSON that has a port") from error
 
 
-def zkserver(data: Path) -> Daemon:
+def zkserver(data: Path, *more: str) -> Daemon:
     """A zkserver on any port."""
-    return Daemon("zkserver", data)
+    return Daemon("zkserver", data, *more)
 
 
 def kbroker(data: Path, zookeeper_port: int) -> Daemon:
