@@ -47,7 +47,8 @@ class Side:
         return {name: self._rate(name, 1, 1) for name in ("get", "set")}
 
     def warm(self, seconds: float) -> None:
-        """Load until a JIT has compiled what matters."""
+        """Load until a JIT has compiled what matters, once it serves: `imok` says too little."""
+        zkload(self._program, self.port, "wait", "-d", "30", timeout_s=60)
         words = ("-c", "8", "-o", "64", "-m", MIXES["mixed"], "-w", "0", "-d", str(seconds))
         zkload(self._program, self.port, "bench", *words, timeout_s=seconds + 60)
 

@@ -61,6 +61,7 @@ class Scale:
         data = self._directory / "million"
         found: Figures = {}
         with self._start(data) as server:
+            self._load(server, "wait", "-d", "60")
             before_mb = server.rss_mb()
             filled = self._load(server, "fill", "--n", count, "-c", "8", "-o", "64")
             found["creates"] = filled["ops_s"]
@@ -94,6 +95,7 @@ class Scale:
 
     def _sessions(self, server: Process) -> Figures:
         count = str(self._arguments.sessions)
+        self._load(server, "wait", "-d", "60")
         before_mb = server.rss_mb()
         idle = self._load(server, "idle", "--n", count, "--hold", "5", "--pid", str(server.pid))
         watch = self._load(server, "watch", "--n", count, "--rounds", "10")

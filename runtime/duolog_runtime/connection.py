@@ -96,6 +96,14 @@ class Link(asyncio.BufferedProtocol):
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
 
+    def write_now(self, pieces: list[Piece]) -> None:
+        """As `write`, without waiting for the end of the loop turn."""
+        if self._flush_scheduled or self.closed:
+            self.write(pieces)
+        else:
+            self._out += pieces
+            self.flush()
+
     def flush(self) -> None:
         """Hand everything written so far to the transport now."""
         self._flush_scheduled = False

@@ -85,10 +85,22 @@ class Reads:
         Returns how many; nothing before them may be outstanding. Most batches are nothing else:
         the way through the checks of a single request would cost as much as the answer.
         """
-        find = self._by_key.get
+        find, find_node = self._by_key.get, self._state.tree.nodes.get
         limit = self.max_backlog_bytes
+        append_data, out = connection.codec.append_data, connection.out
+        zxid = self._state.last_applied_zxid
         served = 0
         for api_key, correlation_id, message in requests:
+            if api_key == 1004:
+                # The commonest request, where nothing about it is special.
+                path, watch = message
+                node = find_node(path)
+                if node is not None and node.perms & 1 and not watch:
+                    data = node.data
+                    if data is None or len(data) <= LONG_REPLY_BYTES:
+                        append_data(out, correlation_id, zxid, node)
+                        served += 1
+                        continue
             read = find(api_key)
             if read is None or (connection.backlog_bytes >= limit and not forced):
                 break

@@ -242,7 +242,7 @@ class ClientLinks:
     def send(self, connection: Connection, pieces: list[bytes | bytearray | memoryview]) -> None:
         """Write to a client."""
         link: ServerLink = connection.link
-        link.write(pieces)
+        link.write_now(pieces)
         connection.stats.sent(connection, self._last_applied_zxid(), self._clock.now_ms())
 
     def session_attached(self, connection: Connection) -> None:

@@ -140,6 +140,8 @@ class Engine:
         """Events that came while one was being stepped."""
         self._stepping = False
         self._turn_scheduled = False
+        self._turn_events = 0
+        """Events since the last write was begun: one says that its client is the only one."""
         self.halted = ""
         """Why the server stopped, or empty; then nothing happens any more."""
 
@@ -194,6 +196,7 @@ class Engine:
         """Feed the core one event and perform what it decides."""
         if self.halted:
             return
+        self._turn_events += 1
         if self._stepping:
             self._events.append(event)
             return
@@ -225,6 +228,7 @@ class Engine:
         self._turn_scheduled = False
         if not self._writing:
             self._write()
+        self._turn_events = 0
         self._shell.arm()
 
     def halt(self, reason: str) -> None:
@@ -289,7 +293,10 @@ class Engine:
             self._queued_since_ms = self._clock.now_ms()
         self._queue.append(append)
         self._queued_count += len(append.records)
-        if not self._turn_scheduled and not self._writing:
+        self._schedule_write()
+
+    def _schedule_write(self) -> None:
+        if self._queue and not self._turn_scheduled and not self._writing:
             self._turn_scheduled = True
             self._shell.call_soon()
 
@@ -324,6 +331,7 @@ class Engine:
         self._disk.submit(
             lambda: self._write_group(records, last_zxid),
             lambda sync_ms, error: self._written(group, sync_ms, error),
+            alone=count == 1 and self._turn_events == 1,
         )
 
     def _write_group(self, records: list[bytes], last_zxid: int) -> int:
@@ -355,7 +363,7 @@ class Engine:
         if error is not None:
             self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
             return
-        self._write()  # the disk works on while the core applies
+        self._schedule_write()
         assert sync_ms is not None
         self._measure(group, sync_ms)
         self.step(Durable(group.last_zxid))
