@@ -7,6 +7,7 @@ context of every response and event is the last zxid the server had processed wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from .apis import API_VERSIONS, AnyApi, Api
@@ -39,7 +40,10 @@ MAX_LIST_BYTES: Final = 64 * 1024 * 1024
 
 PATH: Final = string(4096)
 STAT: Final = structure(Stat, *[INT64] * 11)
-ACL_LIST: Final = array(structure(Acl, integer(0, 31), string(64), string(1024)), 64, nullable=True)
+_ACL_ENTRY: Final = structure(Acl, integer(0, 31), string(64), string(1024))
+ACL_LIST: Final = array(_ACL_ENTRY, 64, nullable=True)
+MAX_STORED_ACL_ENTRIES: Final = 250
+"""Entries of a stored list: an `auth` entry of a request stands for several."""
 _ZNODE_DATA: Final = data(MAX_DATA_BYTES, nullable=True)
 
 
@@ -266,7 +270,7 @@ class GetAclRequest(NamedTuple):
 class GetAclResponse(NamedTuple):
     """The ACL list, digests masked for those without ADMIN (CVE-2019-0201), and the Stat."""
 
-    acl: tuple[Acl, ...]
+    acl: Sequence[Acl]
     stat: Stat
 
 
@@ -439,7 +443,10 @@ MULTI_READ: Final = Api(
     Schema(MultiReadResponse, long_list(_READ_RESULT, MAX_MULTI_OPS, MAX_LIST_BYTES)),
 )
 GET_ACL: Final = Api(
-    1006, "GetAcl", Schema(GetAclRequest, PATH), Schema(GetAclResponse, ACL_LIST, STAT)
+    1006,
+    "GetAcl",
+    Schema(GetAclRequest, PATH),
+    Schema(GetAclResponse, long_list(_ACL_ENTRY, MAX_STORED_ACL_ENTRIES, MAX_FRAME_BYTES), STAT),
 )
 SET_ACL: Final = Api(
     1007, "SetAcl", Schema(SetAclRequest, PATH, ACL_LIST, _VERSION), _STAT_RESPONSE

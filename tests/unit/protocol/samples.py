@@ -98,7 +98,7 @@ ZK_RESPONSES: dict[int, list[Any]] = {
     1011: [zk.Empty()],
     1013: [zk.Empty()],
     1014: [zk.MultiResponse(MULTI_RESULTS), zk.MultiResponse([])],
-    1006: [zk.GetAclResponse(OPEN_ACL_UNSAFE, STAT)],
+    1006: [zk.GetAclResponse(list(OPEN_ACL_UNSAFE), STAT)],
     1007: [zk.StatResponse(STAT)],
     1017: [zk.Empty()],
     1018: [zk.Empty()],

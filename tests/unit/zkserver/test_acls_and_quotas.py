@@ -18,8 +18,7 @@ BOB = ("digest", "bob:hash")
 
 
 def acl_of(client: Client, path: str) -> tuple[Acl, ...]:
-    acl: tuple[Acl, ...] = client.ask(zk.GET_ACL, zk.GetAclRequest(path)).message.acl
-    return acl
+    return tuple(client.ask(zk.GET_ACL, zk.GetAclRequest(path)).message.acl)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +120,8 @@ def test_acl_lists_at_their_limit() -> None:
         (b"", Limits()),
         (None, Limits()),
         (b"count=many,\xff=,bytes=" + b"9" * 50, Limits()),
+        (b"count=--5,bytes=5-", Limits()),
+        (b"count=7" + b"," * 2000 + b"bytes=8", Limits(7)),
     ],
 )
 def test_the_text_of_a_quota(text: bytes | None, limits: Limits) -> None:
@@ -287,3 +288,55 @@ def test_a_container_that_got_a_child_meanwhile_stays() -> None:
     assert server.core._preparer.reap("/c") is None
     server.sync()
     assert client.exists("/c/new").code == 0
+
+
+@pytest.mark.parametrize("text", [b"count=--5", b"count=-", b"=", b"count=\xd9\xa3", b"count=1e9"])
+def test_whatever_stands_in_a_quota_replays(text: bytes) -> None:
+    """Any client may write the znodes of a quota, and what it writes is read by `apply`."""
+    server = Server()
+    client = admin_of(server)
+    client.create("/a")
+    set_quota(client, "/a", b"count=10")
+    client.set(f"{QUOTA_ROOT}/a/zookeeper_stats", text)
+    client.set(f"{QUOTA_ROOT}/a/zookeeper_limits", text)
+    assert client.create("/a/b", b"1").code == 0
+    assert client.delete("/a/b").code == 0
+    assert server.restart().core.last_applied_zxid > 0
+
+
+def test_a_multi_begins_to_count_one_subtree_only() -> None:
+    client = admin_of(Server())
+    client.create(f"{QUOTA_ROOT}/a")
+    client.create(f"{QUOTA_ROOT}/b")
+    ops = [op(zk.MultiKind.CREATE, f"{QUOTA_ROOT}/{each}/zookeeper_stats") for each in "ab"]
+    assert client.multi(*ops).code == Code.BAD_ARGUMENTS
+    assert client.multi(ops[0]).code == 0
+
+
+def test_a_stored_acl_list_is_bounded_and_can_be_read_back() -> None:
+    many = tuple(("digest", f"{number:03}" + "u" * 300) for number in range(60))
+    client = Server().client(many)
+    auth = (Acl(31, "auth", ""), Acl(1, "world", "anyone"))
+    assert client.create("/long", acl=auth).code == Code.INVALID_ACL
+    some = tuple(("digest", f"{number:03}" + "u" * 100) for number in range(64))
+    client = Server().client(some)
+    assert client.create("/a", acl=auth).code == 0
+    assert len(acl_of(client, "/a")) == 65
+
+
+def test_the_reaper_leaves_alone_what_is_about_to_change() -> None:
+    server = Server()
+    client = server.client(timeout_ms=40_000)
+    client.create("/c", flags=4)
+    client.create("/c/x")
+    client.delete("/c/x")
+    client.create("/ttl", flags=5, ttl_ms=1)
+    again = (op(zk.MultiKind.DELETE, "/c"), op(zk.MultiKind.CREATE, "/c", b"mine"))
+    client.send(
+        (zk.MULTI, zk.MultiRequest(again)), (zk.SET_DATA, zk.SetDataRequest("/ttl", b"", -1))
+    )
+    for path in ("/c", "/ttl"):
+        assert server.core._preparer.reap(path) is None, path
+    server.sync()
+    assert client.get("/c").message.data == b"mine"
+    assert client.exists("/ttl").code == 0

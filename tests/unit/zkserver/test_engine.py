@@ -428,3 +428,21 @@ def test_power_loss_at_any_moment_keeps_every_acknowledged_write(block: int) -> 
                 files.crash()
         last = Life(files, seed)
         assert last.recovered[: len(state)] == state, seed
+
+
+def test_a_step_that_logs_more_than_a_job_may_take_is_cut_between_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thousands of sessions can end in one step; a group of the log has a limit."""
+    monkeypatch.setattr("zkserver.server.engine.MAX_GROUP_BYTES", 200)
+    files = new_disk()
+    life = Life(files, 1)
+    life.settle()
+    syncs = files.sync_count
+    life.write(*range(1, 31))
+    life.write(31)
+    life.settle()
+    assert life.acknowledged == list(range(1, 32)) and not life.halted
+    assert files.sync_count - syncs >= 5
+    files.crash(lose_unsynced=True)
+    assert Life(files, 2).recovered == list(range(1, 32))

@@ -6,7 +6,9 @@ import pytest
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode as Code
+from duolog_protocol.types import OPEN_ACL_UNSAFE
 from zkserver.core.config import CoreConfig
+from zkserver.core.events import TimerFired
 
 from .core_support import Client, Server
 
@@ -71,7 +73,7 @@ def test_what_is_pipelined_behind_connect_waits_for_the_session() -> None:
     client = Client(server)
     client.send(
         (zk.CONNECT, zk.ConnectRequest(0, 10_000, 0, bytes(16), False)),
-        (zk.CREATE, zk.CreateRequest("/a", b"1", server_acl(), 0, -1)),
+        (zk.CREATE, zk.CreateRequest("/a", b"1", OPEN_ACL_UNSAFE, 0, -1)),
         (zk.GET_DATA, zk.GetDataRequest("/a", False)),
         (zk.SET_DATA, zk.SetDataRequest("/a", b"2", -1)),
     )
@@ -79,12 +81,6 @@ def test_what_is_pipelined_behind_connect_waits_for_the_session() -> None:
     connect, created, read, changed = client.replies()
     assert connect.message.session_id and created.message.path == "/a"
     assert read.message.data == b"1" and changed.message.stat.version == 1
-
-
-def server_acl() -> tuple[object, ...]:
-    from duolog_protocol.types import OPEN_ACL_UNSAFE
-
-    return OPEN_ACL_UNSAFE
 
 
 def test_a_closed_session_takes_its_ephemerals_along_in_one_txn() -> None:
@@ -105,7 +101,7 @@ def test_a_closed_session_takes_its_ephemerals_along_in_one_txn() -> None:
 def test_ephemerals_that_are_still_being_created_go_with_the_session() -> None:
     server = Server()
     client, other = server.client(), server.client()
-    acl = server_acl()
+    acl = OPEN_ACL_UNSAFE
     client.send(
         (zk.CREATE, zk.CreateRequest("/e", b"", acl, 1, -1)),
         (zk.CREATE, zk.CreateRequest("/gone", b"", acl, 1, -1)),
@@ -179,8 +175,6 @@ def test_an_expired_session_is_not_acknowledged_later() -> None:
         server.now_ms += 500
         deadline = server.core.deadline_ms()
         if deadline is not None and deadline <= server.now_ms:
-            from zkserver.core.events import TimerFired
-
             server.step(TimerFired(server.wall_ms))
     client.send((zk.SET_DATA, zk.SetDataRequest("/", b"late", -1)))
     server.sync()
@@ -213,3 +207,20 @@ def test_a_full_counter_opens_an_epoch_and_drops_nobody() -> None:
     assert not client.closed and other.get("/a").message.data == b"59"
     again = Client(server.restart())
     assert again.connect(session_id=client.session_id, password=client.password).code == 0
+
+
+def test_sessions_with_many_ephemerals_expire_as_far_as_there_is_room() -> None:
+    server = Server(CoreConfig(max_outstanding_bytes=20_000))
+    clients = [server.client(timeout_ms=4_000) for _ in range(60)]
+    for number, client in enumerate(clients):
+        client.create(f"/{number}-" + "e" * 900, flags=1)
+    largest = 0
+    for _ in range(40):
+        server.now_ms += 500
+        deadline = server.core.deadline_ms()
+        if deadline is not None and deadline <= server.now_ms:
+            server.step(TimerFired(server.wall_ms))
+        largest = max(largest, server.core._proposals.bytes_count)
+        server.sync()
+    assert all(client.closed for client in clients)
+    assert largest < 20_000 + 16 * 1_100

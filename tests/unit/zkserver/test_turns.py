@@ -10,6 +10,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode as Code
 from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl
 from zkserver.core.config import CoreConfig
+from zkserver.core.events import Durable, TimerFired
 
 from .core_support import Client, Reply, Server, op
 
@@ -186,9 +187,11 @@ def test_a_full_disk_and_sessions() -> None:
     closing.send((zk.CLOSE_SESSION, zk.Empty()))
     server.refuse()
     assert opening.replies()[0].code == Code.STORAGE_FULL and opening.closed
-    assert closing.replies()[-1].code == Code.STORAGE_FULL and not closing.closed
+    assert closing.replies()[-1].code == Code.STORAGE_FULL and closing.closed
     assert client.exists("/e").code == 0
-    assert closing.ask(zk.CLOSE_SESSION, zk.Empty()).code == 0
+    again = Client(server)
+    assert again.connect(session_id=closing.session_id, password=closing.password).code == 0
+    assert again.ask(zk.CLOSE_SESSION, zk.Empty()).code == 0
     assert client.exists("/e").code == Code.NO_NODE
 
 
@@ -237,3 +240,73 @@ def test_answers_come_in_the_order_of_the_requests(seed: int) -> None:
         assert zxids == sorted(zxids)
         assert client.order == expected[client]
     assert not server.paused
+
+
+def test_a_client_that_waits_for_its_session_behind_a_full_server_is_heard() -> None:
+    """It is paused for what is outstanding: its pings cannot be read, and it must not expire."""
+    server = Server(CoreConfig(max_outstanding_per_connection=5))
+    client, silent = server.client(timeout_ms=4_000), server.client(timeout_ms=4_000)
+    client.send(*[set_data("/", b"") for _ in range(5)])
+    held, server.unsynced = server.unsynced, []
+    assert client.connection in server.paused
+    server.pass_time(9_000)
+    assert not client.closed and silent.closed
+    server.unsynced = held + server.unsynced
+
+
+def test_writes_that_wait_are_weighed() -> None:
+    server = Server(CoreConfig(max_waiting_bytes_per_connection=300 * KIB))
+    client = server.client()
+    barrier = (zk.CONNECT, zk.ConnectRequest(0, 1, 0, bytes(16), False))
+    client.send(set_data("/", b""), barrier, set_data("/", bytes(200 * KIB)))
+    assert client.connection not in server.paused
+    client.send(set_data("/", bytes(100 * KIB)))
+    assert client.connection in server.paused
+    client.lose()
+    assert server.core._flow.waiting_bytes == 0
+
+
+def test_missed_events_of_the_same_group_of_the_log_are_told() -> None:
+    """The watch waits behind a write of its connection that is durable together with the change."""
+    server = Server()
+    watcher, writer = server.client(), server.client()
+    zxid = server.core.last_applied_zxid
+    writer.send(create("/x"))
+    watcher.send(create("/y"), (zk.ADD_WATCH, zk.AddWatchRequest("/x", 0, zxid)))
+    server.log += [record for append in server.unsynced for record in append.records]
+    last, server.unsynced = server.unsynced[-1].last_zxid, []
+    server.step(Durable(last))
+    assert [(each.type, each.path) for each in watcher.events()] == [(1, "/x")]
+
+
+def test_asking_for_the_past_again_and_again_lets_others_in_between() -> None:
+    server = Server(CoreConfig(max_reply_backlog_bytes=30_000))
+    client = server.client()
+    for number in range(500):
+        client.create(f"/n{number}")
+    client.take()
+    ask = (zk.ADD_WATCH, zk.AddWatchRequest("/", 1, 0))
+    client.send(*[ask] * 20)
+    assert len(client.replies()) < 5 and server.undrained
+    while server.undrained:
+        server.drain()
+    assert len(client.replies()) == 20
+
+
+def test_a_close_of_an_expired_session_is_answered() -> None:
+    server = Server()
+    client = server.client(timeout_ms=4_000)
+    while not server.unsynced:
+        server.now_ms += 500
+        server.step(TimerFired(server.wall_ms))
+    client.send((zk.CLOSE_SESSION, zk.Empty()))
+    server.sync()
+    assert client.replies()[-1].code == Code.SESSION_EXPIRED and client.closed
+
+
+def test_a_rejected_write_keeps_nothing_of_its_request() -> None:
+    server = Server()
+    client = server.client()
+    client.send(set_data("/none", bytes(1000)))
+    (pending,) = server.core._proposals.pending
+    assert type(pending.note).__name__ == "Failure"

@@ -36,7 +36,7 @@ def test_quotas_are_anybodys_to_set_and_the_configuration_is_not() -> None:
         ("/zookeeper/config", (Acl(1, "world", "anyone"),), -1),
     ):
         answer = client.ask(zk.GET_ACL, zk.GetAclRequest(path)).message
-        assert (answer.acl, answer.stat.aversion) == (acl, aversion), path
+        assert (tuple(answer.acl), answer.stat.aversion) == (acl, aversion), path
     assert client.create("/zookeeper/quota/app").code == 0
     assert client.set("/zookeeper/config", b"").code == Code.NO_AUTH
 

@@ -9,6 +9,8 @@ from duolog_protocol.types import ZXID_COUNTER_LAST
 from duolog_protocol.zk_messages import MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_LIST_BYTES
 
 MAX_PATH_BYTES = 4096
+MAX_ACL_BYTES = 12_000
+"""An ACL list as it stands in a Txn."""
 TXN_OVERHEAD_BYTES = 16 * 1024
 """More than a Txn of one operation adds to its data: header, path, ACL list."""
 
@@ -60,6 +62,9 @@ class CoreConfig:
     """Watches of one connection, all kinds together."""
     max_outstanding_per_connection: int = 2_000
     """Unanswered requests of a connection; beyond, it is not read."""
+    max_waiting_bytes_per_connection: int = 4 * 1024 * 1024
+    """Data of a connection's writes that wait behind a request of another kind; beyond, it is not
+    read."""
     max_outstanding_requests: int = 20_000
     """Unanswered requests in total; beyond, senders are not read (`globalOutstandingLimit`)."""
     max_outstanding_bytes: int = 64 * 1024 * 1024
@@ -94,6 +99,7 @@ class CoreConfig:
         self._require("max_children_reply_bytes", 1024, MAX_LIST_BYTES)
         self._require("max_watches_per_connection", 1, 10_000_000)
         self._require("max_outstanding_per_connection", 1, 1_000_000)
+        self._require("max_waiting_bytes_per_connection", 1, 1 << 40)
         self._require("max_outstanding_requests", 1, 10_000_000)
         self._require("max_outstanding_bytes", 1, 1 << 40)
         self._require("max_expirations_per_step", 1, 1_000_000)

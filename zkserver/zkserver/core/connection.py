@@ -70,6 +70,7 @@ class Connection:
         "stats",
         "submitted",
         "waiting",
+        "waiting_bytes",
         "waiting_count",
         "watched",
     )
@@ -99,6 +100,8 @@ class Connection:
         """Those of them that were answered; completed <= submitted."""
         self.waiting: deque[tuple[int, Any]] = deque()
         """What waits for its turn: see `turns`."""
+        self.waiting_bytes = 0
+        """Data of the writes in it."""
         self.waiting_count = 0
         """Requests in it."""
         self.barrier_count = 0

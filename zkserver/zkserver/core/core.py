@@ -51,7 +51,7 @@ from .events import (
 )
 from .flow import Flow
 from .history import History
-from .pending import Pending, failure_reply, write_reply
+from .pending import Failure, Pending, failure_reply, write_reply
 from .prepare import Preparer, Refused, Rejected, session_of
 from .proposals import Proposals
 from .reads import Reads
@@ -68,6 +68,8 @@ SECRET_BYTES: Final = 32
 MAX_OVERLAY_ENTRIES: Final = 50_000
 """Paths in the overlay of outstanding changes beyond which it is made anew from them."""
 _U32_LAST: Final = (1 << 32) - 1
+_EXPIRED_AT_ONCE: Final = 16
+"""Sessions between two looks at how much is outstanding: each may own 2 MiB of paths."""
 Write = Callable[[Connection, Any], Body]
 
 
@@ -84,9 +86,9 @@ class ZkCore:
         self._tracker = SessionTracker(config.tick_ms)
         self._reaper = Reaper(config)
         self._watches = Watches()
-        self._use(ReplicatedState())
         self._proposals = Proposals(config)
         self._flow = Flow(config, self._proposals)
+        self._use(ReplicatedState())
         self._now_ms = 0
         self._dirty: dict[Connection, None] = {}
         """Connections with something to send, in the order in which they got it."""
@@ -99,7 +101,7 @@ class ZkCore:
         self.state = state
         self._history = History(self.config.max_history_events, state.last_applied_zxid)
         self._reads = Reads(self.config, state, self._watches, self._history)
-        self._turns = Turns(self._reads, self._take, self._take_rare)
+        self._turns = Turns(self._reads, self._flow, self._take, self._take_rare)
         preparer = self._preparer = Preparer(self.config, state, self._auth.schemes)
         self._write: dict[int, Write] = {
             zk.SET_DATA.key: preparer.set_data,
@@ -171,9 +173,7 @@ class ZkCore:
         match event:
             case TimerFired(wall_ms=wall_ms):
                 self._proposals.wall_ms = wall_ms
-                limit = self.config.max_expirations_per_step
-                for session in self._tracker.take_expired(self._now_ms, limit):
-                    self._close_session(session, CloseReason.EXPIRED, None, 0)
+                self._expire()
                 self._reap()
             case Drained(connection=connection):
                 self._on_drained(connection)
@@ -183,6 +183,24 @@ class ZkCore:
                 self._on_append_refused(first_zxid)
             case _:
                 raise AssertionError(f"unknown event {event!r}")
+
+    def _expire(self) -> None:
+        """Close the sessions that were silent too long; some at a time, so that others are heard.
+
+        A connection that is not read for what is outstanding here cannot be heard either.
+        """
+        for connection in self._flow.unheard(self._reads.max_backlog_bytes):
+            session = connection.session
+            if session is not None and not session.closing:
+                self._tracker.touch(session, self._now_ms)
+        limit = self.config.max_expirations_per_step
+        while limit > 0 and self._proposals.bytes_count < self.config.max_outstanding_bytes:
+            expired = self._tracker.take_expired(self._now_ms, min(limit, _EXPIRED_AT_ONCE))
+            if not expired:
+                return
+            limit -= len(expired)
+            for session in expired:
+                self._close_session(session, CloseReason.EXPIRED, None, 0)
 
     def _effects(self) -> list[Effect]:
         effects: list[Effect] = []
@@ -291,13 +309,21 @@ class ZkCore:
         elif api_key == zk.SYNC.key:
             self._answer_sync(connection, correlation_id, message)
         elif api_key == zk.CLOSE_SESSION.key:
-            connection.last_request_taken = True
-            self._close_session(connection.session, CloseReason.CLOSED, connection, correlation_id)
+            self._take_close(connection, connection.session, correlation_id)
         else:
             text = f"api {api_key} is not served yet"
             self._refuse(
                 connection, correlation_id, Refusal(ZkErrorCode.UNIMPLEMENTED, text, False)
             )
+
+    def _take_close(self, connection: Connection, session: Session, correlation_id: int) -> None:
+        if session.closing:
+            text = "the session has expired"
+            refusal = Refusal(ZkErrorCode.SESSION_EXPIRED, text, True)
+            self._refuse(connection, correlation_id, refusal)
+            return
+        connection.last_request_taken = True
+        self._close_session(session, CloseReason.CLOSED, connection, correlation_id)
 
     def _refuse(self, connection: Connection, correlation_id: int, refusal: Refusal) -> None:
         if refusal.code:
@@ -329,7 +355,7 @@ class ZkCore:
             self._take(connection, (REFUSED, correlation_id, refusal))
             return
         except Rejected as error:
-            note = error
+            note = error.failure()
             body = (TxnKind.ERROR, error.code)
         connection.submitted += 1
         proposals = self._proposals
@@ -489,6 +515,7 @@ class ZkCore:
                 connection.completed += 1
                 dirty[connection] = None
                 if connection.waiting:
+                    self._history.take(changes)  # what waits may ask for missed events
                     self._turns.serve(connection)
         proposals.on_applied(applied_count, applied_bytes)
         self._history.take(changes)
@@ -516,7 +543,7 @@ class ZkCore:
             self._answer_close(each, result)
         elif connection is None or connection.closed:
             return
-        elif isinstance(each.note, Rejected):
+        elif isinstance(each.note, Failure):
             connection.out.append(failure_reply(connection.codec, each))
         elif api_key == zk.SET_ACL.key:
             connection.codec.append_stat(connection.out, each.correlation_id, each.zxid, result)
@@ -542,7 +569,7 @@ class ZkCore:
         """Reads that still wait for the socket must not see a write that came after them."""
         self._turns.serve(connection, forced=True)
         limit = self.config.max_unread_reply_bytes
-        if connection.backlog_bytes > limit and not connection.closed:
+        if connection.backlog_bytes >= limit and not connection.closed:
             self._close(connection, f"over {limit} bytes of replies were not read: it is too slow")
 
     def _on_drained(self, connection: Connection) -> None:
@@ -607,10 +634,8 @@ class ZkCore:
         connection.out.append(
             connection.codec.error(each.correlation_id, ZkErrorCode.STORAGE_FULL, zxid, text)
         )
-        if each.body[0] == TxnKind.CREATE_SESSION:
-            self._close(connection, text)
-        elif each.body[0] == TxnKind.CLOSE_SESSION:
-            connection.last_request_taken = False
+        if each.body[0] in (TxnKind.CREATE_SESSION, TxnKind.CLOSE_SESSION):
+            self._close(connection, text)  # what came behind it was not taken
 
     # ---- views ---------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ class Flow:
         self._config = config
         self._proposals = proposals
         self._paused: dict[Connection, None] = {}
+        self.waiting_bytes = 0
+        """Data of the writes that wait behind a barrier, all connections together."""
 
     def __bool__(self) -> bool:
         """Whether anybody is paused."""
@@ -30,8 +32,7 @@ class Flow:
         """Whether to stop reading a connection now; it counts as paused then."""
         if connection.paused or connection.closed:
             return False
-        own_limit = self._config.max_outstanding_per_connection
-        if connection.outstanding_count() < own_limit and not self._is_loaded(1):
+        if not self._is_busy(connection, 1) and not self._is_loaded(1):
             return False
         connection.paused = True
         self._paused[connection] = None
@@ -42,19 +43,33 @@ class Flow:
         if self._is_loaded(2):
             return
         for connection in list(self._paused):
-            if 2 * connection.outstanding_count() <= self._config.max_outstanding_per_connection:
+            if not self._is_busy(connection, 2):
                 connection.paused = False
                 del self._paused[connection]
+                yield connection
+
+    def unheard(self, max_backlog_bytes: int) -> Iterator[Connection]:
+        """Connections that are paused for our own load, not because they do not read."""
+        for connection in self._paused:
+            if connection.backlog_bytes < max_backlog_bytes:
                 yield connection
 
     def forget(self, connection: Connection) -> None:
         """The connection has ended."""
         self._paused.pop(connection, None)
 
+    def _is_busy(self, connection: Connection, share: int) -> bool:
+        config = self._config
+        return (
+            share * connection.outstanding_count() >= config.max_outstanding_per_connection
+            or share * connection.waiting_bytes >= config.max_waiting_bytes_per_connection
+        )
+
     def _is_loaded(self, share: int) -> bool:
         """Whether as much is outstanding as the limits allow, divided by `share`."""
         config = self._config
         return (
             share * self._proposals.count >= config.max_outstanding_requests
-            or share * self._proposals.bytes_count >= config.max_outstanding_bytes
+            or share * (self._proposals.bytes_count + self.waiting_bytes)
+            >= config.max_outstanding_bytes
         )

@@ -42,6 +42,10 @@ class History:
         while len(kept) > self._max_count:
             self.complete_after_zxid = kept.popleft()[0]
 
+    def __len__(self) -> int:
+        """Changes that are remembered."""
+        return len(self._changes)
+
     def since(self, zxid: int) -> Iterator[tuple[int, Change]]:
         """The changes after `zxid` that are known, in order."""
         for each in self._changes:

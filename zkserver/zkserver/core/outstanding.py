@@ -28,12 +28,17 @@ class OutstandingNode:
         "data_bytes",
         "ephemeral_owner",
         "exists",
+        "is_new",
         "perms",
+        "ttl_ms",
         "version",
     )
 
     def __init__(self, node: Node) -> None:
         self.exists = True
+        self.is_new = False
+        """Its Create was outstanding when the entry was made."""
+        self.ttl_ms = node.ttl_ms
         self.version = node.version
         self.aversion = node.aversion
         self.creates = node.creates
@@ -138,6 +143,7 @@ class Outstanding:
         entry.perms = world_perms(acl)
         entry.ephemeral_owner = owner
         entry.data_bytes = len(data) if data is not None else 0
+        entry.is_new = True
         self.entries[path] = entry
         if owner:
             self._note_ephemeral(owner, path, created=True)

@@ -12,7 +12,18 @@ from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.txns import Body
 
 from .connection import Codec, Connection
-from .prepare import MultiRejected, Rejected
+
+
+class Failure(NamedTuple):
+    """Why a write fails, kept until its error Txn is applied: never the exception, which would keep
+    the request and the frames it came through."""
+
+    code: int
+    message: str
+    failed_at: int = -1
+    """In a multi the place of the operation that fails; -1: not a multi."""
+    op_count: int = 0
+    """Operations in all."""
 
 
 class Pending(NamedTuple):
@@ -27,7 +38,7 @@ class Pending(NamedTuple):
     correlation_id: int
     api_key: int
     note: Any
-    """For an error Txn the Rejected to answer with; for a multi the kinds of its operations; for a
+    """For an error Txn the Failure to answer with; for a multi the kinds of its operations; for a
     sync its request; otherwise None."""
     size_bytes: int
 
@@ -53,11 +64,11 @@ def write_reply(codec: Codec, each: Pending, result: Any) -> bytes:
 
 def failure_reply(codec: Codec, each: Pending) -> bytes:
     """The reply to a write that failed with a zxid; a multi has a result for each operation."""
-    failure: Rejected = each.note
-    if not isinstance(failure, MultiRejected):
+    failure: Failure = each.note
+    if failure.failed_at < 0:
         return codec.error(each.correlation_id, failure.code, each.zxid, failure.message)
     after = int(ZkErrorCode.RUNTIME_INCONSISTENCY)
-    codes = [0] * failure.index + [int(failure.code)]
-    codes += [after] * (failure.count - len(codes))
+    codes = [0] * failure.failed_at + [int(failure.code)]
+    codes += [after] * (failure.op_count - len(codes))
     reply = zk.MultiResponse([zk.MultiResult(-1, code, None, None) for code in codes])
     return codec.reply(zk.MULTI.key, each.correlation_id, each.zxid, reply)

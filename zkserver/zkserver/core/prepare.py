@@ -21,13 +21,15 @@ from duolog_protocol.txns import (
     Body,
     TxnKind,
     close_session_path_bytes,
+    encode_acl,
     encode_body,
 )
 from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl, CreateMode
+from duolog_protocol.zk_codec import MAX_ERROR_CHARS
 from duolog_protocol.zk_messages import MultiKind, MultiOp
 
 from .auth import InvalidAcl, acl_allows, resolve_acl
-from .config import CoreConfig
+from .config import MAX_ACL_BYTES, CoreConfig
 from .connection import Connection
 from .datatree import (
     ADMIN,
@@ -40,7 +42,8 @@ from .datatree import (
     wrap_int32,
 )
 from .outstanding import Outstanding, OutstandingNode
-from .quota import Usage
+from .pending import Failure
+from .quota import Usage, is_usage_path
 from .session_tracker import Session
 from .state import ReplicatedState
 
@@ -52,6 +55,10 @@ class Rejected(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+    def failure(self) -> Failure:
+        """What is kept of it until it is answered."""
+        return Failure(self.code, self.message[:MAX_ERROR_CHARS])
 
 
 class Refused(Rejected):
@@ -152,6 +159,9 @@ class Preparer:
                 raise MultiRejected(error.code, error.message, len(bodies), len(ops)) from None
             staged.note(session.session_id, body)
             bodies.append(body)
+        if sum(map(counts_a_subtree, ops)) > 1:
+            text = "a multi may begin to count one subtree, not several"
+            raise Refused(ZkErrorCode.BAD_ARGUMENTS, text)
         whole = (TxnKind.MULTI, tuple(bodies))
         size = HEADER_BYTES + len(encode_body(whole))
         if size > self._config.max_txn_bytes:
@@ -182,7 +192,10 @@ class Preparer:
     def reap(self, path: str) -> Body | None:
         """Note the deletion of a container or TTL node, where it still is one without children."""
         entry = self.outstanding.find(path)
-        if entry is None or entry.child_count:
+        node = self._state.tree.nodes.get(path)
+        if entry is None or node is None or entry.is_new:
+            return None
+        if entry.child_count or not entry.ttl_ms or entry.version != node.version:
             return None
         body = (TxnKind.DELETE, path)
         self.outstanding.note(0, body)
@@ -315,9 +328,14 @@ class Preparer:
             text = f"{len(acl)} ACL entries are over the limit {self._config.max_acl_entries}"
             raise Refused(ZkErrorCode.INVALID_ACL, text)
         try:
-            return resolve_acl(acl, connection.identities, self._acl_schemes)
+            granted = resolve_acl(acl, connection.identities, self._acl_schemes)
         except InvalidAcl as error:
             raise Rejected(ZkErrorCode.INVALID_ACL, str(error)) from None
+        size = len(encode_acl(granted))
+        if size > MAX_ACL_BYTES:
+            text = f"an ACL list of {size} bytes is over the limit {MAX_ACL_BYTES}"
+            raise Refused(ZkErrorCode.INVALID_ACL, text)
+        return granted
 
 
 class MultiRejected(Rejected):
@@ -329,6 +347,15 @@ class MultiRejected(Rejected):
         """Place of the operation that fails."""
         self.count = count
         """Operations in all."""
+
+    def failure(self) -> Failure:
+        """What is kept of it until it is answered."""
+        return Failure(self.code, self.message[:MAX_ERROR_CHARS], self.index, self.count)
+
+
+def counts_a_subtree(op: MultiOp) -> bool:
+    """Applying it walks a subtree: the price of a quota's begin."""
+    return op.kind in (MultiKind.CREATE, MultiKind.CREATE2) and is_usage_path(op.path)
 
 
 def session_of(connection: Connection) -> Session:

@@ -12,6 +12,7 @@ nothing here; a hard limit refuses, where the server enforces quotas.
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from duolog_protocol.paths import parent_of
@@ -23,6 +24,8 @@ _LIMITS: Final = "/zookeeper_limits"
 _STATS: Final = "/zookeeper_stats"
 _UNLIMITED: Final = -1
 _INT64_LAST: Final = (1 << 63) - 1
+_MAX_TEXT_BYTES: Final = 1024
+_PAIRS: Final = re.compile(r"(?:^|[,;=])[ ]*([A-Za-z]+)=(-?[0-9]{1,19})(?=[,;=]|$)")
 
 
 class Limits(NamedTuple):
@@ -63,14 +66,12 @@ def parse_limits(data: bytes | None) -> Limits:
 
 
 def _numbers(data: bytes | None) -> dict[str, int]:
-    text = (data or b"").decode("utf-8", "replace")
-    found: dict[str, int] = {}
-    for part in text.replace(";", ",").split(","):
-        name, _, value = part.partition("=")
-        digits = value.strip("= ")
-        if digits.lstrip("-").isdecimal() and len(digits) <= 20:
-            found[name.strip()] = max(_UNLIMITED, min(int(digits), _INT64_LAST))
-    return found
+    """`name=number` pairs; a client writes the text, so whatever is not one is passed over."""
+    text = (data or b"")[:_MAX_TEXT_BYTES].decode("utf-8", "replace")
+    return {
+        name: max(_UNLIMITED, min(int(number), _INT64_LAST))
+        for name, number in _PAIRS.findall(text)
+    }
 
 
 def _usage_text(usage: Usage) -> bytes:
@@ -153,6 +154,11 @@ class Quotas:
             data_bytes += _size(node)
             waiting += node.children or ()
         return Usage(count, data_bytes)
+
+
+def is_usage_path(path: str) -> bool:
+    """The znode that shows a quota's usage."""
+    return _subject(path, _STATS) is not None
 
 
 def _subject(path: str, suffix: str) -> str | None:

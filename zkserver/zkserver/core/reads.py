@@ -14,6 +14,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import API_VERSIONS, ApiVersionsResponse, api_ranges
 from duolog_protocol.codec import MAX_STRING_BYTES
 from duolog_protocol.error_codes import ZkErrorCode
+from duolog_protocol.errors import LocalProtocolError
 from duolog_protocol.paths import path_problem
 from duolog_protocol.types import AddWatchMode, EventType, WatcherType
 
@@ -82,11 +83,12 @@ class Reads:
     ) -> int:
         """Answer the reads that a batch begins with, as far as the socket takes the replies.
 
-        Returns how many; nothing before them may be outstanding. Most batches are nothing else:
-        the way through the checks of a single request would cost as much as the answer.
+        Returns how many; nothing before them may be outstanding. `forced` does not wait for the
+        socket, up to the bound past which its client is dropped. Most batches are reads only: the
+        way through the checks of a single request would cost as much as the answer.
         """
         find, find_node = self._by_key.get, self._state.tree.nodes.get
-        limit = self.max_backlog_bytes
+        limit = self._config.max_unread_reply_bytes if forced else self.max_backlog_bytes
         append_data, out = connection.codec.append_data, connection.out
         zxid = self._state.last_applied_zxid
         served = 0
@@ -102,12 +104,14 @@ class Reads:
                         served += 1
                         continue
             read = find(api_key)
-            if read is None or (connection.backlog_bytes >= limit and not forced):
+            if read is None or connection.backlog_bytes >= limit:
                 break
             try:
                 read(connection, correlation_id, message)
             except Refused as error:
                 self._refuse(connection, correlation_id, error)
+            except LocalProtocolError as error:
+                self._refuse(connection, correlation_id, _too_long(error))
             served += 1
         return served
 
@@ -118,6 +122,8 @@ class Reads:
             self._by_key[api_key](connection, correlation_id, message)
         except Refused as error:
             self._refuse(connection, correlation_id, error)
+        except LocalProtocolError as error:
+            self._refuse(connection, correlation_id, _too_long(error))
 
     def _refuse(self, connection: Connection, correlation_id: int, error: Refused) -> None:
         zxid = self._state.last_applied_zxid
@@ -204,6 +210,7 @@ class Reads:
         if not node.perms & (READ | ADMIN) and not acl_allows(node.acl, READ | ADMIN, identities):
             raise Refused(ZkErrorCode.NO_AUTH, f"the ACL of {node.path} does not allow it")
         acl = node.acl
+        self._note_long(connection, 64 * len(acl))
         if not node.perms & ADMIN and not acl_allows(acl, ADMIN, identities):
             acl = mask_digests(acl)
         reply = zk.GetAclResponse(acl, node.stat())
@@ -244,6 +251,7 @@ class Reads:
         assert session is not None, connection
         prefix = message.path
         paths = [path for path in session.ephemerals if path.startswith(prefix)]
+        self._note_long(connection, 8 * len(session.ephemerals) + sum(map(len, paths)))
         reply = zk.GetEphemeralsResponse(paths)
         self._reply(connection, zk.GET_EPHEMERALS.key, correlation_id, reply)
 
@@ -262,6 +270,8 @@ class Reads:
                 if children:
                     count += len(children)
                     waiting += [nodes[path] for path in children]
+            # Looking at so many nodes takes as long as sending so many bytes.
+            self._note_long(connection, 8 * count)
         reply = zk.GetAllChildrenNumberResponse(count)
         self._reply(connection, zk.GET_ALL_CHILDREN_NUMBER.key, correlation_id, reply)
 
@@ -356,10 +366,15 @@ class Reads:
                 connection.event_count += 1
             return lists[0], lists[1], lists[2]
         missed = gap.events(lists)
+        # The search counts, too: a client that asks again and again must let others in between.
+        size = 8 * len(self._history)
         for zxid, event_type, path, guard in missed.events:
             if guard is None or acl_allows(guard, READ, connection.identities):
-                out.append(codec.event(zxid, event_type, path))
+                event = codec.event(zxid, event_type, path)
+                size += len(event)
+                out.append(event)
                 connection.event_count += 1
+        self._note_long(connection, size)
         return missed.data, missed.exist, missed.child
 
     def _check_watches(self, connection: Connection, correlation_id: int, message: Any) -> None:
@@ -418,3 +433,8 @@ def _require_watchable(path: str, max_path_bytes: int) -> None:
         problem = f"a path of {len(path)} characters is over the limit {max_path_bytes}"
     if problem is not None:
         raise Refused(ZkErrorCode.BAD_ARGUMENTS, problem)
+
+
+def _too_long(error: LocalProtocolError) -> Refused:
+    """The reply does not fit in a frame of this protocol."""
+    return Refused(ZkErrorCode.REQUEST_TOO_LARGE, str(error))

@@ -82,6 +82,7 @@ class Snapshot:
         if self._tree.snapshot is self:
             self._tree.snapshot = None
         self._nodes = []
+        self._sessions = []
         self._saved.clear()
 
     def _items(self) -> Iterator[bytes]:

@@ -101,7 +101,7 @@ class ReplicatedState:
             raise StorageError(f"log record {zxid:#x} does not follow {last:#x}")
         try:
             self.apply(zxid, session_id, wall_ms, body)
-        except (AssertionError, KeyError) as error:
+        except (AssertionError, KeyError, ValueError) as error:
             raise StorageError(f"log record {zxid:#x} does not fit the tree: {error!r}") from error
 
     def _apply_set(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:

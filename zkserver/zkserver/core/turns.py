@@ -17,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from duolog_protocol import zk_messages as zk
 from duolog_protocol.zk_codec import REFUSED
 
 from .connection import Connection
 from .events import Request
+from .flow import Flow
 from .reads import Reads
 
 ANSWERED: Final = -2
@@ -32,8 +34,9 @@ Take = Callable[[Connection, Request], None]
 class Turns:
     """Lets requests wait, and serves them when their turn has come."""
 
-    def __init__(self, reads: Reads, take: Take, take_rare: Take) -> None:
+    def __init__(self, reads: Reads, flow: Flow, take: Take, take_rare: Take) -> None:
         self._reads = reads
+        self._flow = flow
         self._take = take
         self._take_rare = take_rare
 
@@ -53,6 +56,10 @@ class Turns:
         else:
             waiting.append((connection.submitted, request))
             connection.waiting_count += 1
+            size = _data_bytes(request)
+            if size:
+                connection.waiting_bytes += size
+                self._flow.waiting_bytes += size
             if not _is_plain(request):
                 connection.barrier_count += 1
 
@@ -108,7 +115,8 @@ class Turns:
     def forget(self, connection: Connection) -> None:
         """Nothing waits any more."""
         connection.waiting.clear()
-        connection.waiting_count = connection.barrier_count = 0
+        self._flow.waiting_bytes -= connection.waiting_bytes
+        connection.waiting_bytes = connection.waiting_count = connection.barrier_count = 0
 
 
 def _is_plain(request: Request) -> bool:
@@ -116,3 +124,16 @@ def _is_plain(request: Request) -> bool:
     if api_key == REFUSED:
         return not message.closes
     return api_key == ANSWERED
+
+
+def _data_bytes(request: Request) -> int:
+    """The data that a write carries, which it keeps in memory while it waits."""
+    api_key, _, message = request
+    if api_key in _DATA_SECOND:
+        return len(message[1] or b"")
+    if api_key == zk.MULTI.key:
+        return sum(len(op.data or b"") for op in message.ops)
+    return 0
+
+
+_DATA_SECOND: Final = frozenset({zk.SET_DATA.key, zk.CREATE.key, zk.CREATE2_KEY})

@@ -305,19 +305,8 @@ class Engine:
         queue = self._queue
         if not queue or self.halted:
             return
-        taken = len(queue)
-        records: list[bytes] = []
-        size = 0
-        for index, append in enumerate(queue):
-            size += sum(map(len, append.records))
-            if size > MAX_GROUP_BYTES and index > 0:
-                taken = index
-                break
-            records += append.records
-        first_zxid = queue[0].first_zxid
-        last_zxid = queue[taken - 1].last_zxid
+        records, first_zxid, last_zxid = self._take_group()
         since_ms = self._queued_since_ms
-        del queue[:taken]
         now_ms = self._queued_since_ms = self._clock.now_ms()
         self._writing = True
         count = len(records)
@@ -333,6 +322,36 @@ class Engine:
             lambda sync_ms, error: self._written(group, sync_ms, error),
             alone=count == 1 and self._turn_events == 1,
         )
+
+    def _take_group(self) -> tuple[list[bytes], int, int]:
+        """Records from the front of the queue, as many as one job may take, and their zxids."""
+        queue = self._queue
+        records: list[bytes] = []
+        size = taken = 0
+        first_zxid = last_zxid = queue[0].first_zxid
+        for append in queue:
+            more = sum(map(len, append.records))
+            if size + more > MAX_GROUP_BYTES:
+                break
+            size += more
+            taken += 1
+            records += append.records
+            last_zxid = append.last_zxid
+        del queue[:taken]
+        if not records:  # a single step has logged more than that: it is cut between records
+            append = queue[0]
+            for record in append.records:
+                size += len(record)
+                if records and size > MAX_GROUP_BYTES:
+                    break
+                records.append(record)
+            last_zxid = _zxid_of(records[-1])
+            rest = append.records[len(records) :]
+            if rest:
+                queue[0] = Append(rest, _zxid_of(rest[0]), append.last_zxid)
+            else:
+                del queue[0]
+        return records, first_zxid, last_zxid
 
     def _write_group(self, records: list[bytes], last_zxid: int) -> int:
         """In the disk thread: durable when it returns. The result is the time of the sync, ms."""
@@ -391,3 +410,8 @@ class _Group(NamedTuple):
     """When its first record came."""
     taken_ms: int
     """When the job was submitted."""
+
+
+def _zxid_of(record: bytes) -> int:
+    """Every record starts with its zxid."""
+    return int.from_bytes(record[:8], "big")

@@ -77,6 +77,9 @@ class Snapshotting:
         """The snapshot under way."""
         self._chunks: Iterator[bytes] = iter(())
         self._writer: SnapshotWriter | None = None
+        self._read_back: Iterator[bytes] = iter(())
+        """The snapshot that was written, as it is read back."""
+        self._verified = False
         self._purged: list[str] | OSError = []
         self._closed = False
 
@@ -155,30 +158,32 @@ class Snapshotting:
         self._writer = None
         view.close()
         data = self._data
-        chunks = read_snapshot(data.files, data.path, data.identity, view.zxid)
-        ended = False
+        self._read_back = read_snapshot(data.files, data.path, data.identity, view.zxid)
+        self._submit(self._read_some, self._verify_more)
 
-        def read_some() -> None:
-            nonlocal ended
-            seen = 0
-            for chunk in chunks:
-                seen += len(chunk)
-                if seen >= VERIFY_BYTES:
-                    return
-            ended = True
+    def _read_some(self) -> None:
+        """In the disk thread."""
+        seen = 0
+        for chunk in self._read_back:
+            seen += len(chunk)
+            if seen >= VERIFY_BYTES:
+                return
+        self._verified = True
 
-        def then() -> None:
-            if ended:
-                stats = self._stats
-                stats.snapshot_time.add(self._clock.now_ms() - self._begun_ms)
-                stats.last_snapshot_zxid = view.zxid
-                stats.last_snapshot_wall_ms = self._clock.wall_ms()
-                self._log.info("snapshot_taken", zxid=f"{view.zxid:#x}")
-                self._submit(self._purge, self._finished)
-            else:
-                self._submit(read_some, then)
-
-        self._submit(read_some, then)
+    def _verify_more(self) -> None:
+        view = self._view
+        assert view is not None
+        if not self._verified:
+            self._submit(self._read_some, self._verify_more)
+            return
+        self._verified = False
+        self._read_back = iter(())
+        stats = self._stats
+        stats.snapshot_time.add(self._clock.now_ms() - self._begun_ms)
+        stats.last_snapshot_zxid = view.zxid
+        stats.last_snapshot_wall_ms = self._clock.wall_ms()
+        self._log.info("snapshot_taken", zxid=f"{view.zxid:#x}")
+        self._submit(self._purge, self._finished)
 
     def _purge(self) -> None:
         """In the disk thread. A failure is harmless: the next purge deletes what is left."""
