@@ -35,6 +35,7 @@ from zkserver.core.events import (
     Event,
     Halt,
     PauseReading,
+    Received,
     ResumeReading,
     Send,
     SessionAttached,
@@ -140,8 +141,8 @@ class Engine:
         """Events that came while one was being stepped."""
         self._stepping = False
         self._turn_scheduled = False
-        self._turn_events = 0
-        """Events since the last write was begun: one says that its client is the only one."""
+        self._turn_reads = 0
+        """Reads of clients since the last end of a turn: one says that its client is alone."""
         self.halted = ""
         """Why the server stopped, or empty; then nothing happens any more."""
 
@@ -196,7 +197,8 @@ class Engine:
         """Feed the core one event and perform what it decides."""
         if self.halted:
             return
-        self._turn_events += 1
+        if type(event) is Received:
+            self._turn_reads += 1
         if self._stepping:
             self._events.append(event)
             return
@@ -228,7 +230,7 @@ class Engine:
         self._turn_scheduled = False
         if not self._writing:
             self._write()
-        self._turn_events = 0
+        self._turn_reads = 0
         self._shell.arm()
 
     def halt(self, reason: str) -> None:
@@ -320,7 +322,7 @@ class Engine:
         self._disk.submit(
             lambda: self._write_group(records, last_zxid),
             lambda sync_ms, error: self._written(group, sync_ms, error),
-            alone=count == 1 and self._turn_events == 1,
+            alone=count == 1 and self._turn_reads == 1,
         )
 
     def _take_group(self) -> tuple[list[bytes], int, int]:
