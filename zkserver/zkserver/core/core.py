@@ -249,16 +249,16 @@ class ZkCore:
 
         A run is answered at once, or waits as a whole behind the connection's writes.
         """
-        turns, knows, take = self._turns, self._reads.knows, self._take
+        turns, reads, take = self._turns, self._reads.by_key, self._take
         position, end = 0, len(requests)
         if connection.session is not None and not turns.must_wait(connection):
             position = self._reads.serve_run(connection, requests)
         while position < end:
             request = requests[position]
-            if knows(request[0]) and turns.must_wait(connection):
+            if request[0] in reads and turns.must_wait(connection):
                 first = position
                 position += 1
-                while position < end and knows(requests[position][0]):
+                while position < end and requests[position][0] in reads:
                     position += 1
                 turns.add_reads(connection, requests[first:position])
                 continue

@@ -88,6 +88,7 @@ class Preparer:
         self._acl_schemes = acl_schemes
         self._max_data_bytes = config.max_data_bytes
         self._state = state
+        self._limited = state.quotas.limited
         self.outstanding = Outstanding(state)
 
     def rebuild(self, txns: Iterable[tuple[int, Body]]) -> None:
@@ -101,7 +102,12 @@ class Preparer:
         view = self.outstanding
         path, data, version = message
         body = self._set_data(view, connection, path, data, version)
-        view.note_set(view.entries[path], body)
+        entry = view.entries[path]
+        if self._limited:
+            view.note_set(entry, body)
+        else:
+            entry.version = body[3]
+            entry.data_bytes = len(data) if data is not None else 0
         return body
 
     def create(self, connection: Connection, message: Any) -> Body:
@@ -226,7 +232,7 @@ class Preparer:
                 raise Rejected(ZkErrorCode.NO_NODE, f"{path} does not exist")
         if not entry.perms & WRITE:
             _require_perm(entry, WRITE, path, connection)
-        if self._state.quotas.limited and self._config.enforce_quota:
+        if self._limited and self._config.enforce_quota:
             size = len(data) if data is not None else 0
             _require_quota(view, path, Usage(0, size - entry.data_bytes))
         if version not in (-1, entry.version):

@@ -56,7 +56,7 @@ class Reads:
         self._api_versions = ApiVersionsResponse(
             "zkserver", config.server_version, api_ranges(zk.ZK_APIS), (), zk.MAX_FRAME_BYTES
         )
-        self._by_key: Final[dict[int, Read]] = {
+        self.by_key: Final[dict[int, Read]] = {
             zk.GET_DATA.key: self._get_data,
             zk.EXISTS.key: self._exists,
             zk.GET_CHILDREN.key: partial(self._get_children, zk.GET_CHILDREN.key),
@@ -76,7 +76,7 @@ class Reads:
 
     def knows(self, api_key: int) -> bool:
         """The request is one of those that are answered here."""
-        return api_key in self._by_key
+        return api_key in self.by_key
 
     def serve_run(
         self, connection: Connection, requests: list[Request], *, forced: bool = False
@@ -87,7 +87,7 @@ class Reads:
         socket, up to the bound past which its client is dropped. Most batches are reads only: the
         way through the checks of a single request would cost as much as the answer.
         """
-        find, find_node = self._by_key.get, self._state.tree.nodes.get
+        find, find_node = self.by_key.get, self._state.tree.nodes.get
         limit = self._config.max_unread_reply_bytes if forced else self.max_backlog_bytes
         append_data, out = connection.codec.append_data, connection.out
         zxid = self._state.last_applied_zxid
@@ -119,7 +119,7 @@ class Reads:
         """Answer a request now, with the tree as it is."""
         api_key, correlation_id, message = request
         try:
-            self._by_key[api_key](connection, correlation_id, message)
+            self.by_key[api_key](connection, correlation_id, message)
         except Refused as error:
             self._refuse(connection, correlation_id, error)
         except LocalProtocolError as error:
