@@ -182,7 +182,7 @@ class Link(asyncio.BufferedProtocol):
         if self.closed:
             return
         self.closed = True
-        self.close_reason = self.close_reason or reason
+        self._keep_reason(reason)
         if self.transport is not None:
             self.transport.close()
 
@@ -190,7 +190,7 @@ class Link(asyncio.BufferedProtocol):
         """Close at once; what is not sent is lost. Idempotent."""
         self._out.clear()
         self.closed = True
-        self.close_reason = self.close_reason or reason
+        self._keep_reason(reason)
         if self.transport is not None:
             self.transport.abort()
 
@@ -199,12 +199,19 @@ class Link(asyncio.BufferedProtocol):
         self.closed = True
         self._out.clear()
         self._on_drained = None
-        self.close_reason = self.close_reason or exc
+        self._keep_reason(exc)
         if self._drained is not None:
             self._drained.set_exception(ConnectionLostError("the connection ended"))
             self._drained.exception()
             self._drained = None
         self.on_closed(self.close_reason)
+
+    def _keep_reason(self, reason: BaseException | None) -> None:
+        """The first reason counts. It is kept without its frames: they hold this link and what it
+        had read, and no cycle is left behind (`duolog_runtime.heap`)."""
+        if reason is not None and self.close_reason is None:
+            reason.__cause__ = reason.__context__ = None
+            self.close_reason = reason.with_traceback(None)
 
     def on_closed(self, reason: BaseException | None) -> None:
         """The connection has ended; `reason` is None for an orderly end."""

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import encode_error, read_message, read_request
 from duolog_protocol.connection import ServerState
-from duolog_protocol.errors import ConnectionLostError, NoNodeError, zk_error
+from duolog_protocol.errors import (
+    ConnectionLostError,
+    NoNodeError,
+    RemoteProtocolError,
+    zk_error,
+)
 from duolog_protocol.frames import Frame
 from duolog_runtime.connection import ClientLink, ServerLink, connect
 from tests.support import until
@@ -132,3 +140,80 @@ async def test_an_oversize_frame_before_the_handshake_closes_the_connection() ->
         await until(lambda: bool(server.closed))
         assert "over the limit" in str(server.closed[0])
         await server.stop()
+
+
+class Transport:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.aborted = False
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def set_write_buffer_limits(self, high: int, low: int) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Marker:
+    """Lives as long as the link that it is the context of."""
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """What is freed is freed by its reference count alone."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def refuse(link: ServerLink, frames: list[Any]) -> None:
+    """An owner that closes with what it has just caught."""
+    try:
+        try:
+            raise KeyError(len(frames))
+        except KeyError as error:
+            raise RemoteProtocolError("no such thing") from error
+    except RemoteProtocolError as error:
+        link.close(error)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [(1 << 20, "over the limit"), (8, "no such thing")], ids=["link", "owner"]
+)
+@pytest.mark.usefixtures("no_collections")
+async def test_a_link_that_was_refused_leaves_no_cycle_behind(size: int, reason: str) -> None:
+    reasons: list[str] = []
+    link = ServerLink(
+        asyncio.get_running_loop(),
+        on_made=lambda link: None,
+        on_frames=refuse,
+        on_foreign=lambda link: None,
+        on_closed=lambda link, reason: reasons.append(str(reason)),
+        max_unsent_bytes=0,
+    )
+    link.connection_made(cast(Any, Transport()))
+    link.context = marker = Marker()
+    alive = weakref.ref(marker)
+    del marker
+    data = b"DUO1\x01\0\0\0" + size.to_bytes(4, "big") + b"\0\0\0\x01" + bytes(4)
+    link.get_buffer(0)[: len(data)] = data
+    link.buffer_updated(len(data))
+    assert link.closed
+    link.connection_lost(None)
+    del link
+    assert reason in reasons[0]
+    assert alive() is None
