@@ -126,6 +126,8 @@ class Link(asyncio.BufferedProtocol):
         else:
             transport.writelines(out)
         self.sent_bytes += size
+        if self._on_drained is not None and not self._writing_paused:
+            self._loop.call_soon(self._maybe_drained)  # it was asked for while this waited
 
     @property
     def unsent_bytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -217,3 +217,32 @@ async def test_a_link_that_was_refused_leaves_no_cycle_behind(size: int, reason:
     del link
     assert reason in reasons[0]
     assert alive() is None
+
+
+def linked(transport: Transport) -> ServerLink:
+    """A link over a transport that is played by hand."""
+    link = ServerLink(
+        asyncio.get_running_loop(),
+        on_made=lambda link: None,
+        on_frames=lambda link, frames: None,
+        on_foreign=lambda link: None,
+        on_closed=lambda link, reason: None,
+        max_unsent_bytes=0,
+    )
+    link.connection_made(cast(Any, transport))
+    return link
+
+
+async def test_who_waits_for_room_hears_of_it_although_more_was_written_meanwhile() -> None:
+    link = linked(Transport())
+    drained: list[str] = []
+    link.when_drained(lambda: drained.append("asked, then written"))
+    link.write([b"a"])
+    await until(lambda: bool(drained))
+    link.pause_writing()
+    link.when_drained(lambda: drained.append("written when there was room again"))
+    await asyncio.sleep(0)
+    link.write([b"b"])
+    link.resume_writing()
+    assert len(drained) == 1
+    await until(lambda: len(drained) == 2)
