@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 WRITE_LOW_BYTES: Final = 256 * 1024
+CLOSE_SECONDS: Final = 30.0
+"""A peer that has not read what was left for it so long after the close is dropped."""
 _JOIN_BYTES: Final = 64 * 1024
 
 
@@ -45,6 +47,7 @@ class Link(asyncio.BufferedProtocol):
     """What both ends of a TCP connection share: writing, pausing, closing."""
 
     __slots__ = (
+        "_closing",
         "_drained",
         "_flush_scheduled",
         "_loop",
@@ -78,6 +81,8 @@ class Link(asyncio.BufferedProtocol):
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
         self._on_drained: Callable[[], None] | None = None
+        self._closing: asyncio.TimerHandle | None = None
+        """Bounds how long the peer may take to read the rest, from `close` on."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
@@ -177,7 +182,7 @@ class Link(asyncio.BufferedProtocol):
         self._maybe_drained()
 
     def close(self, reason: BaseException | None = None) -> None:
-        """Send what was written, then close. Idempotent."""
+        """Send what was written, for at most `CLOSE_SECONDS`, then close. Idempotent."""
         if self.closed:
             return
         self.flush()
@@ -185,8 +190,15 @@ class Link(asyncio.BufferedProtocol):
             return
         self.closed = True
         self._keep_reason(reason)
-        if self.transport is not None:
-            self.transport.close()
+        transport = self.transport
+        if transport is not None:
+            transport.close()
+            if transport.get_write_buffer_size():
+                self._closing = self._loop.call_later(CLOSE_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        text = f"peer left the rest unread for {CLOSE_SECONDS} s after the close"
+        self.abort(RemoteProtocolError(text))
 
     def abort(self, reason: BaseException | None = None) -> None:
         """Close at once; what is not sent is lost. Idempotent."""
@@ -201,6 +213,9 @@ class Link(asyncio.BufferedProtocol):
         self.closed = True
         self._out.clear()
         self._on_drained = None
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
         self._keep_reason(exc)
         if self._drained is not None:
             self._drained.set_exception(ConnectionLostError("the connection ended"))

@@ -20,6 +20,7 @@ from duolog_protocol.errors import (
     zk_error,
 )
 from duolog_protocol.frames import Frame
+from duolog_runtime import connection
 from duolog_runtime.connection import ClientLink, ServerLink, connect
 from tests.support import until
 
@@ -140,6 +141,39 @@ async def test_an_oversize_frame_before_the_handshake_closes_the_connection() ->
         await until(lambda: bool(server.closed))
         assert "over the limit" in str(server.closed[0])
         await server.stop()
+
+
+async def test_a_peer_that_does_not_read_the_rest_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "CLOSE_SECONDS", 0.01)
+    server = EchoServer()
+    port = await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    await until(lambda: bool(server.links))
+    (link,) = server.links
+    link.write([bytes(64 << 20)])
+    link.close()
+    assert not server.closed
+    await until(lambda: bool(server.closed))
+    assert "left the rest unread" in str(server.closed[0])
+    writer.close()
+    await server.stop()
+
+
+async def test_a_link_that_has_sent_everything_is_waited_for_no_more() -> None:
+    server = EchoServer()
+    port = await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await until(lambda: bool(server.links))
+    (link,) = server.links
+    link.write([bytes(8 << 20)])
+    link.close()
+    assert len(await reader.read(-1)) == 8 << 20
+    await until(lambda: bool(server.closed))
+    assert server.closed == [None] and link._closing is None
+    writer.close()
+    await server.stop()
 
 
 class Transport:
