@@ -160,8 +160,8 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
     authorities = _read("tls_ca_file", path)
     _require_pem("tls_ca_file", path, authorities, "CERTIFICATE")
     try:
-        context.load_verify_locations(cadata=authorities.decode("ascii", "replace"))
-    except (ssl.SSLError, ValueError) as error:
+        context.load_verify_locations(cadata=authorities.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError, TypeError) as error:
         raise ConfigError("tls_ca_file", path, f"cannot be loaded: {error}") from error
 
 
