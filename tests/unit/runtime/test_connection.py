@@ -149,7 +149,7 @@ async def test_a_peer_that_does_not_read_the_rest_is_dropped(
     monkeypatch.setattr(connection, "CLOSE_SECONDS", 0.01)
     server = EchoServer()
     port = await server.start()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     await until(lambda: bool(server.links))
     (link,) = server.links
     link.write([bytes(64 << 20)])

@@ -212,6 +212,9 @@ class ClientLinks:
         certificate = link.transport.peer_certificate()
         if certificate is None:
             return
+        if link.transport.resumed_past_expiry(self._clock.wall_ms()):
+            link.close(RemoteProtocolError("TLS: the certificate has expired"))
+            return
         try:
             subject = subject_name(certificate)
         except DecodeError as error:
