@@ -118,6 +118,15 @@ async def test_sizes_that_cannot_be_had_are_those_of_last_time(
     world.disk._max_pending = 10
 
 
+async def test_a_disk_that_hangs_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    world = World(tmp_path, stop_timeout_ms=1)
+    await world.with_disk(world.node.start)
+    async with asyncio.timeout(20):
+        await world.node.stop()
+    assert "disk_hangs" in world.log.events
+    assert "disk" in world.node.failure
+
+
 async def test_it_is_ready_while_it_serves(world: World) -> None:
     def ready() -> HTTPStatus:
         answers: list[HttpResponse] = []
