@@ -316,3 +316,12 @@ def test_a_resumed_session_does_not_outlive_its_certificate(tmp_path: Path) -> N
     third, client = world.connect_secure(tls, context, client.session)
     assert third.ended and client.session_reused
     assert "expired" in world.log.records[-1][2]["reason"]
+
+
+def test_a_word_is_answered_whatever_its_text_holds() -> None:
+    world = World(UNBOUNDED)
+    client = world.connect()
+    world.say(client, b"dump")
+    ((_, _, reply),) = world.asked
+    reply("/a\udc80")
+    assert client.written == b"/a\\udc80" and client.ended

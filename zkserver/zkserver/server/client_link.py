@@ -312,7 +312,7 @@ def _choose_codec(link: ServerLink, connection: Connection) -> Codec:
 
 def _reply_word(link: ServerLink, text: str | None) -> None:
     if text is not None:
-        link.write([text.encode()])
+        link.write([text.encode("utf-8", "backslashreplace")])
     link.close()
 
 
