@@ -34,6 +34,11 @@ UNBOUNDED = LinkLimits(
 )
 
 
+def element(tag: int, content: bytes) -> bytes:
+    """A DER element, with its length in two bytes."""
+    return bytes([tag, 0x82]) + len(content).to_bytes(2, "big") + content
+
+
 class Loop:
     """Runs what is called soon at once."""
 
@@ -316,6 +321,23 @@ def test_a_resumed_session_does_not_outlive_its_certificate(tmp_path: Path) -> N
     third, client = world.connect_secure(tls, context, client.session)
     assert third.ended and client.session_reused
     assert "expired" in world.log.records[-1][2]["reason"]
+
+
+def test_a_certificate_whose_subject_cannot_be_printed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_tls_files(tmp_path / "tls")
+    world = World(UNBOUNDED)
+    files = TlsFiles(str(folder / "server.pem"), str(folder / "server.key"))
+    tls = ServerTls(files, world.clock, world.log)
+    number = b"\xff" * 2100 + b"\x7f"  # 4,300 digits are the most that Python prints
+    pair = element(0x30, element(0x06, b"\x55" + number) + element(0x0C, b"a"))
+    fields = bytes(4 * [0x30, 0]) + element(0x30, element(0x31, pair))
+    certificate = element(0x30, element(0x30, fields))
+    monkeypatch.setattr(TlsLayer, "peer_certificate", lambda _layer: certificate)
+    client, _ = world.connect_secure(tls, client_context(), None)
+    assert client.ended
+    assert "names nobody" in world.log.records[-1][2]["reason"]
 
 
 def test_a_word_is_answered_whatever_its_text_holds() -> None:

@@ -217,7 +217,7 @@ class ClientLinks:
             return
         try:
             subject = subject_name(certificate)
-        except DecodeError as error:
+        except (DecodeError, ValueError) as error:  # or a number too long for Python to print
             link.close(RemoteProtocolError(f"the certificate names nobody: {error}"))
             return
         connection: Connection = link.context
