@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
-from duolog_runtime.config import require
+from duolog_runtime.config import is_loopback, require
 
 from .core.distinguished_name import is_name
 
@@ -233,8 +233,3 @@ class ServerConfig:
                 require(there, name, getattr(self, name), f"needs {what}")
         rule = "is no distinguished name such as CN=alice,O=example"
         require(is_name(self.super_x509), "super_x509", self.super_x509, rule)
-
-
-def is_loopback(host: str) -> bool:
-    """Nobody but this machine reaches the address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
