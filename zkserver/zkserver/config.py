@@ -86,7 +86,8 @@ class ServerConfig:
     admin_snapshot_interval_ms: int = 300_000
     """Least time between two such requests (`admin.snapshot.intervalInMS`)."""
     stop_timeout_ms: int = 10_000
-    """Longest wait, at an orderly stop, for what is on its way to the disk and to clients."""
+    """Longest wait, at a stop, for what is on its way to the disk and to clients; then again for
+    a disk that hangs."""
     tls_certificate_file: str = ""
     """PEM file of this server's certificate and its chain. With it TLS is answered on `port`, told
     by its first byte, beside what is not TLS (`ssl.keyStore.location`, `client.portUnification`).
