@@ -7,6 +7,7 @@ from typing import Literal
 
 from duolog.core.zk_session import parse_hosts
 from duolog_protocol.errors import ConfigError
+from duolog_runtime.config import is_loopback
 
 from .core.topic_config import Durability, TimestampType, TopicConfig
 
@@ -138,8 +139,3 @@ class BrokerConfig:
             segment_bytes=self.log_segment_bytes,
             segment_ms=self.log_roll_ms,
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    return host in {"localhost", "::1"} or host.startswith("127.")

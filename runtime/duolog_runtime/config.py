@@ -15,6 +15,7 @@ Literal[...] of str, tuple[str, ...], and each of them or None. Text for a field
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -134,6 +135,17 @@ def require(holds: bool, field: str, value: object, rule: str) -> None:
     """For `__post_init__`: raise ConfigError unless the rule holds."""
     if not holds:
         raise ConfigError(field, value, rule)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine only.
+
+    A name other than localhost is not, whatever it means at the moment.
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def field_docs(settings_class: type[Any]) -> dict[str, str]:

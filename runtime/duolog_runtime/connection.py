@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 WRITE_LOW_BYTES: Final = 256 * 1024
+CLOSE_SECONDS: Final = 30.0
+"""A peer that has not read what was left for it so long after the close is dropped."""
 _JOIN_BYTES: Final = 64 * 1024
 
 
@@ -45,6 +47,7 @@ class Link(asyncio.BufferedProtocol):
     """What both ends of a TCP connection share: writing, pausing, closing."""
 
     __slots__ = (
+        "_closing",
         "_drained",
         "_flush_scheduled",
         "_loop",
@@ -78,6 +81,8 @@ class Link(asyncio.BufferedProtocol):
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
         self._on_drained: Callable[[], None] | None = None
+        self._closing: asyncio.TimerHandle | None = None
+        """Bounds how long the peer may take to read the rest, from `close` on."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
@@ -126,6 +131,8 @@ class Link(asyncio.BufferedProtocol):
         else:
             transport.writelines(out)
         self.sent_bytes += size
+        if self._on_drained is not None and not self._writing_paused:
+            self._loop.call_soon(self._maybe_drained)  # it was asked for while this waited
 
     @property
     def unsent_bytes(self) -> int:
@@ -175,22 +182,29 @@ class Link(asyncio.BufferedProtocol):
         self._maybe_drained()
 
     def close(self, reason: BaseException | None = None) -> None:
-        """Send what was written, then close. Idempotent."""
+        """Send what was written, for at most `CLOSE_SECONDS`, then close. Idempotent."""
         if self.closed:
             return
         self.flush()
         if self.closed:
             return
         self.closed = True
-        self.close_reason = self.close_reason or reason
-        if self.transport is not None:
-            self.transport.close()
+        self._keep_reason(reason)
+        transport = self.transport
+        if transport is not None:
+            transport.close()
+            if transport.get_write_buffer_size():
+                self._closing = self._loop.call_later(CLOSE_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        text = f"peer left the rest unread for {CLOSE_SECONDS} s after the close"
+        self.abort(RemoteProtocolError(text))
 
     def abort(self, reason: BaseException | None = None) -> None:
         """Close at once; what is not sent is lost. Idempotent."""
         self._out.clear()
         self.closed = True
-        self.close_reason = self.close_reason or reason
+        self._keep_reason(reason)
         if self.transport is not None:
             self.transport.abort()
 
@@ -199,12 +213,22 @@ class Link(asyncio.BufferedProtocol):
         self.closed = True
         self._out.clear()
         self._on_drained = None
-        self.close_reason = self.close_reason or exc
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
+        self._keep_reason(exc)
         if self._drained is not None:
             self._drained.set_exception(ConnectionLostError("the connection ended"))
             self._drained.exception()
             self._drained = None
         self.on_closed(self.close_reason)
+
+    def _keep_reason(self, reason: BaseException | None) -> None:
+        """The first reason counts. It is kept without its frames: they hold this link and what it
+        had read, and no cycle is left behind (`duolog_runtime.heap`)."""
+        if reason is not None and self.close_reason is None:
+            reason.__cause__ = reason.__context__ = None
+            self.close_reason = reason.with_traceback(None)
 
     def on_closed(self, reason: BaseException | None) -> None:
         """The connection has ended; `reason` is None for an orderly end."""

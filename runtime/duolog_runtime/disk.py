@@ -133,8 +133,8 @@ class DiskThread:
         if self._pending >= self._max_pending:
             raise DiskQueueFullError(f"{self._pending} jobs wait for {self._name}")
         if self._thread is None:
-            # A daemon thread: after close() there is none, and without close() the process is
-            # dying anyway and shall not wait for a disk.
+            # A daemon thread: after close() there is none, or it hangs; without close() the process
+            # is dying anyway and shall not wait for a disk.
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._pending += 1
@@ -164,13 +164,19 @@ class DiskThread:
     def pending(self) -> int:
         return self._pending
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
+        """As the protocol says; or, after `timeout_s`, leave the thread to the work it hangs in.
+
+        Then what is outstanding is delivered only where the work ends while the loop still runs.
+        """
         if self._closed:
             return
         self._closed = True
         if self._thread is not None:
             self._jobs.put(None)
-            self._thread.join()
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                return
         self._deliver()
         assert self._pending == 0, self._pending
 
@@ -178,10 +184,9 @@ class DiskThread:
         get, completions = self._jobs.get, self._completions
         while (job := get()) is not None:
             work, done = job
-            if self._closed:
-                completions.append((done, None, DiskClosedError(f"{self._name} is closed")))
-                continue
             try:
+                if self._closed:
+                    raise DiskClosedError(f"{self._name} is closed")
                 completions.append((done, work(), None))
             except BaseException as error:  # handed to the owner, whatever it is
                 completions.append((done, None, error))

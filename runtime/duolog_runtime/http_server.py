@@ -2,7 +2,9 @@
 
 Owns the listener, the parsing of requests and every bound: bytes of a head and of a body, seconds
 of a connection, connections at a time. It knows no path; the daemon gives a handler for each. It
-never looks at forwarded headers (CVE-2024-51504), keeps no connection and streams nothing.
+never looks at forwarded headers (CVE-2024-51504), keeps no connection and streams nothing. On
+loopback it answers only who calls it by an address or as localhost: a web page whose name was
+turned to this machine (DNS rebinding) has that name in its requests.
 
 Handlers run on the loop, so they read what is in memory. One that has to wait for the disk keeps
 `respond` and calls it later; the connection's deadline bounds the wait.
@@ -12,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import ipaddress
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final, NamedTuple, cast
 from urllib.parse import parse_qsl
 
+from .config import is_loopback
 from .logs import Logger
 
 MAX_HEAD_BYTES: Final = 8 * 1024
@@ -69,6 +73,7 @@ class HttpServer:
         self._routes = dict(routes)
         self._log = log
         self._server: asyncio.Server | None = None
+        self._loopback_only = False
         self._connections: set[_HttpConnection] = set()
 
     async def start(self, host: str, port: int) -> int:
@@ -76,6 +81,7 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: _HttpConnection(self, loop), host, port)
         self._server = server
+        self._loopback_only = is_loopback(host)
         chosen: int = server.sockets[0].getsockname()[1]
         return chosen
 
@@ -101,6 +107,10 @@ class HttpServer:
 
     def answer(self, request: HttpRequest, respond: Respond) -> None:
         """Find the handler of a request and let it answer."""
+        if self._loopback_only and not _is_for_this_machine(request.headers.get("host", "")):
+            status = HTTPStatus.MISDIRECTED_REQUEST
+            respond(text_response("ask by address, or as localhost", status))
+            return
         route = self._route(request.path)
         if route is None:
             known = ", ".join(self._routes)
@@ -134,6 +144,21 @@ def method_refused(methods: tuple[str, ...]) -> HttpResponse:
     allowed = ", ".join(("GET", "HEAD", *methods[1:]) if methods[0] == "GET" else methods)
     refusal = text_response(f"{allowed} only", HTTPStatus.METHOD_NOT_ALLOWED)
     return refusal._replace(headers=(f"Allow: {allowed}",))
+
+
+def _is_for_this_machine(host: str) -> bool:
+    """Whether a `Host` header has an address or localhost, with or without a port, or nothing.
+
+    A browser always sends one.
+    """
+    name = host.partition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
+    if name.lower() in ("", "localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class _BadRequest(Exception):

@@ -83,9 +83,10 @@ def run_daemon(main: Main, *, logs: DaemonLogs, loop: str = "auto") -> int:
     """Run `main(tasks, stop)` until it returns; the result is the process's exit code.
 
     `tasks` is the root group: a task of it that fails ends the daemon, with 1; what is still
-    running when `main` returns is cancelled. `stop` is set by SIGINT or SIGTERM; a second signal
-    cancels everything, with 130. An assertion that fails in a callback of the loop ends it too.
-    What the person who started it must change (a setting, the directory) ends it with 2.
+    running when `main` returns is cancelled. `stop` is set by SIGINT or SIGTERM, or by `main`; a
+    second signal cancels everything, with 130. An assertion that fails in a callback of the loop
+    ends it too. What the person who started it must change (a setting, the directory) ends it
+    with 2.
     """
     log = logs.logger()
     set_survivors_aside()
@@ -119,9 +120,12 @@ async def _run_root(main: Main, logs: DaemonLogs) -> int:
     assert root is not None
     stop = asyncio.Event()
     failed: list[BaseException] = []
+    signals_count = 0
 
     def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
+        nonlocal signals_count
+        signals_count += 1  # `stop` may have been set by the daemon itself
+        if signals_count > 1:
             root.cancel()
         else:
             log.info("stop_requested", signal=number.name)

@@ -96,6 +96,17 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
         """
         return self._ssl.getpeercert(binary_form=True)
 
+    def resumed_past_expiry(self, wall_ms: int) -> bool:
+        """Whether the certificate has expired, which a resumed session does not tell by itself.
+
+        TLS 1.2 lets a client go on with a session of up to two hours ago, in which its certificate
+        was verified, on the same context. Of meaning once the handshake is over.
+        """
+        if not self._ssl.session_reused:
+            return False
+        end = (self._ssl.getpeercert() or {}).get("notAfter")
+        return isinstance(end, str) and wall_ms >= ssl.cert_time_to_seconds(end) * 1000
+
     def take_over(self, first: bytes) -> None:
         """Step between the link and its transport; `first` is what the link has received so far."""
         link = self._link

@@ -4,7 +4,12 @@ Owns the reading of the files, the complaints about them, and their renewal whil
 What a peer's certificate means to the server is decided elsewhere.
 
 TLS 1.2 at least; no renegotiation; no session tickets in TLS 1.3, so every connection proves its
-certificate. Reference: reliability.md §11.1.
+certificate. In TLS 1.2 sessions may be resumed on the context that they began with (the standard
+library has no switch for OpenSSL's cache of them, and without tickets they would all be in it):
+new authorities count at once, as they come with a new context, and the owner of a connection asks
+for a certificate that has expired since (`TlsLayer.resumed_past_expiry`).
+
+Reference: reliability.md §11.1.
 """
 
 from __future__ import annotations
@@ -160,8 +165,8 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
     authorities = _read("tls_ca_file", path)
     _require_pem("tls_ca_file", path, authorities, "CERTIFICATE")
     try:
-        context.load_verify_locations(cadata=authorities.decode("ascii", "replace"))
-    except (ssl.SSLError, ValueError) as error:
+        context.load_verify_locations(cadata=authorities.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError, TypeError) as error:
         raise ConfigError("tls_ca_file", path, f"cannot be loaded: {error}") from error
 
 

@@ -88,7 +88,7 @@ async def http(
     """Status and body of a response."""
     port = server.announced["http_port"]
     reader, writer = await asyncio.open_connection(server.host, port)
-    writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode() + body)
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode() + body)
     try:
         async with asyncio.timeout(20):
             head, _, rest = (await reader.read()).decode().partition("\r\n\r\n")

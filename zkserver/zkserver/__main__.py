@@ -13,6 +13,7 @@ import asyncio
 import os
 import random
 import sys
+from typing import Final
 
 from duolog_protocol.errors import ConfigError, DataDirectoryError
 from duolog_runtime.clocks import RealClock
@@ -25,6 +26,9 @@ from duolog_runtime.tasks import announce, refuse_optimized_python, run_daemon
 from .config import ServerConfig
 from .core.config import CoreConfig
 from .server.node import Node
+
+_DISK_CLOSE_S: Final = 1.0
+"""The node has waited for the disk already: what still runs there hangs, or nobody waits for it."""
 
 _TOOLS_HELP = """
 Offline tools, for data directories whose server is stopped; each with --help:
@@ -79,7 +83,7 @@ async def serve(
             await node.stop()
         return 1 if node.failure else 0
     finally:
-        disk.close()
+        disk.close(_DISK_CLOSE_S)
 
 
 def main() -> None:

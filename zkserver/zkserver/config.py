@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
-from duolog_runtime.config import require
+from duolog_runtime.config import is_loopback, require
 
 from .core.distinguished_name import is_name
 
@@ -86,7 +86,8 @@ class ServerConfig:
     admin_snapshot_interval_ms: int = 300_000
     """Least time between two such requests (`admin.snapshot.intervalInMS`)."""
     stop_timeout_ms: int = 10_000
-    """Longest wait, at an orderly stop, for what is on its way to the disk and to clients."""
+    """Longest wait, at a stop, for what is on its way to the disk and to clients; then again for
+    a disk that hangs."""
     tls_certificate_file: str = ""
     """PEM file of this server's certificate and its chain. With it TLS is answered on `port`, told
     by its first byte, beside what is not TLS (`ssl.keyStore.location`, `client.portUnification`).
@@ -233,8 +234,3 @@ class ServerConfig:
                 require(there, name, getattr(self, name), f"needs {what}")
         rule = "is no distinguished name such as CN=alice,O=example"
         require(is_name(self.super_x509), "super_x509", self.super_x509, rule)
-
-
-def is_loopback(host: str) -> bool:
-    """Nobody but this machine reaches the address."""
-    return host in ("localhost", "::1") or host.startswith("127.")

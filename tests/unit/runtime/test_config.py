@@ -16,6 +16,7 @@ from duolog_runtime.config import (
     HelpRequested,
     exit_on_config_error,
     field_docs,
+    is_loopback,
     load_config,
     require,
 )
@@ -278,3 +279,22 @@ def test_starting_with_flags_alone_loads_no_parser() -> None:
     )
     path = f"{ROOT / 'protocol'}:{ROOT / 'runtime'}"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("127.example.org", False),
+        ("127.0.0.1.example.org", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("128.0.0.1", False),
+    ],
+)
+def test_only_an_address_of_this_machine_is_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import encode_error, read_message, read_request
 from duolog_protocol.connection import ServerState
-from duolog_protocol.errors import ConnectionLostError, NoNodeError, zk_error
+from duolog_protocol.errors import (
+    ConnectionLostError,
+    NoNodeError,
+    RemoteProtocolError,
+    zk_error,
+)
 from duolog_protocol.frames import Frame
+from duolog_runtime import connection
 from duolog_runtime.connection import ClientLink, ServerLink, connect
 from tests.support import until
 
@@ -132,3 +141,142 @@ async def test_an_oversize_frame_before_the_handshake_closes_the_connection() ->
         await until(lambda: bool(server.closed))
         assert "over the limit" in str(server.closed[0])
         await server.stop()
+
+
+async def test_a_peer_that_does_not_read_the_rest_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "CLOSE_SECONDS", 0.01)
+    server = EchoServer()
+    port = await server.start()
+    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    await until(lambda: bool(server.links))
+    (link,) = server.links
+    link.write([bytes(64 << 20)])
+    link.close()
+    assert not server.closed
+    await until(lambda: bool(server.closed))
+    assert "left the rest unread" in str(server.closed[0])
+    writer.close()
+    await server.stop()
+
+
+async def test_a_link_that_has_sent_everything_is_waited_for_no_more() -> None:
+    server = EchoServer()
+    port = await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await until(lambda: bool(server.links))
+    (link,) = server.links
+    link.write([bytes(8 << 20)])
+    link.close()
+    assert len(await reader.read(-1)) == 8 << 20
+    await until(lambda: bool(server.closed))
+    assert server.closed == [None] and link._closing is None
+    writer.close()
+    await server.stop()
+
+
+class Transport:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.aborted = False
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def set_write_buffer_limits(self, high: int, low: int) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Marker:
+    """Lives as long as the link that it is the context of."""
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """What is freed is freed by its reference count alone."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def refuse(link: ServerLink, frames: list[Any]) -> None:
+    """An owner that closes with what it has just caught."""
+    try:
+        try:
+            raise KeyError(len(frames))
+        except KeyError as error:
+            raise RemoteProtocolError("no such thing") from error
+    except RemoteProtocolError as error:
+        link.close(error)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [(1 << 20, "over the limit"), (8, "no such thing")], ids=["link", "owner"]
+)
+@pytest.mark.usefixtures("no_collections")
+async def test_a_link_that_was_refused_leaves_no_cycle_behind(size: int, reason: str) -> None:
+    reasons: list[str] = []
+    link = ServerLink(
+        asyncio.get_running_loop(),
+        on_made=lambda link: None,
+        on_frames=refuse,
+        on_foreign=lambda link: None,
+        on_closed=lambda link, reason: reasons.append(str(reason)),
+        max_unsent_bytes=0,
+    )
+    link.connection_made(cast(Any, Transport()))
+    link.context = marker = Marker()
+    alive = weakref.ref(marker)
+    del marker
+    data = b"DUO1\x01\0\0\0" + size.to_bytes(4, "big") + b"\0\0\0\x01" + bytes(4)
+    link.get_buffer(0)[: len(data)] = data
+    link.buffer_updated(len(data))
+    assert link.closed
+    link.connection_lost(None)
+    del link
+    assert reason in reasons[0]
+    assert alive() is None
+
+
+def linked(transport: Transport) -> ServerLink:
+    """A link over a transport that is played by hand."""
+    link = ServerLink(
+        asyncio.get_running_loop(),
+        on_made=lambda link: None,
+        on_frames=lambda link, frames: None,
+        on_foreign=lambda link: None,
+        on_closed=lambda link, reason: None,
+        max_unsent_bytes=0,
+    )
+    link.connection_made(cast(Any, transport))
+    return link
+
+
+async def test_who_waits_for_room_hears_of_it_although_more_was_written_meanwhile() -> None:
+    link = linked(Transport())
+    drained: list[str] = []
+    link.when_drained(lambda: drained.append("asked, then written"))
+    link.write([b"a"])
+    await until(lambda: bool(drained))
+    link.pause_writing()
+    link.when_drained(lambda: drained.append("written when there was room again"))
+    await asyncio.sleep(0)
+    link.write([b"b"])
+    link.resume_writing()
+    assert len(drained) == 1
+    await until(lambda: len(drained) == 2)

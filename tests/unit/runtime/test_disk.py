@@ -150,6 +150,25 @@ async def test_closing_waits_for_the_sync_that_has_started_and_refuses_the_rest(
     disk.close()
 
 
+async def test_closing_does_not_wait_for_ever_for_work_that_hangs() -> None:
+    disk = DiskThread(asyncio.get_running_loop(), "log-0")
+    started, go_on = threading.Event(), threading.Event()
+    log = Log()
+
+    def hang() -> None:
+        started.set()
+        go_on.wait()
+
+    disk.submit(hang, log("sync"))
+    disk.submit(lambda: "never", log("queued"))
+    started.wait()
+    disk.close(0.01)
+    assert log.done == []
+    go_on.set()
+    await until(lambda: disk.pending == 0)
+    assert log.done == [("sync", None, None), ("queued", None, DiskClosedError)]
+
+
 async def test_the_queue_is_bounded() -> None:
     disk = DiskThread(asyncio.get_running_loop(), "log-0", max_pending=2)
     go_on = threading.Event()

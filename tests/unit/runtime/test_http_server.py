@@ -60,7 +60,9 @@ class Served:
         finally:
             writer.close()
 
-    async def ask(self, line: str, *, headers: str = "Host: x\r\n", body: bytes = b"") -> str:
+    async def ask(
+        self, line: str, *, headers: str = "Host: localhost\r\n", body: bytes = b""
+    ) -> str:
         return (await self.send(f"{line} HTTP/1.1\r\n{headers}\r\n".encode() + body)).decode()
 
 
@@ -86,6 +88,36 @@ async def test_a_route_answers_and_the_connection_ends(served: Served) -> None:
     (request,) = served.asked
     assert request.path == "/ok"
     assert request.query == {"name": "c", "flag": ""}
+
+
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        ("127.0.0.1:80", True),
+        ("[::1]:80", True),
+        ("10.0.0.1", True),
+        ("LOCALHOST:80", True),
+        ("", True),
+        ("rebound.example.org", False),
+        ("127.0.0.1.example.org:80", False),
+        ("[rebound.example.org]:80", False),
+        ("localhost.example.org", False),
+    ],
+)
+async def test_a_name_that_was_turned_to_loopback_is_not_answered(
+    served: Served, host: str, answered: bool
+) -> None:
+    answer = await served.ask("GET /ok", headers=f"Host: {host}\r\n")
+    assert ("200 OK" in answer) is answered
+    assert ("421 Misdirected Request" in answer) is not answered
+    assert len(served.asked) == answered
+
+
+async def test_where_others_may_connect_names_are_as_good_as_addresses() -> None:
+    served = Served()
+    served.port = await served.server.start("0.0.0.0", 0)
+    assert "200 OK" in await served.ask("GET /ok", headers="Host: monitored.example.org\r\n")
+    await served.server.close()
 
 
 async def test_a_route_takes_what_is_below_it(served: Served) -> None:

@@ -45,7 +45,7 @@ class Daemon:
             writer.close()
 
     async def get(self, path: str, method: str = "GET") -> tuple[str, bytes]:
-        answer = await self.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer = await self.send(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         head, _, body = answer.partition(b"\r\n\r\n")
         return head.decode(), body
 

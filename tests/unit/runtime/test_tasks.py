@@ -23,6 +23,7 @@ from duolog_runtime.tasks import (
     refuse_optimized_python,
     run_daemon,
 )
+from tests.support import until
 
 ROOT = Path(__file__).resolve().parents[3]
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -69,6 +70,23 @@ def test_a_second_signal_does_not_wait(loop: str) -> None:
     assert run_daemon(main, logs=DaemonLogs(stream=stream), loop=loop) == 130
     assert cleaned == ["closed"]
     assert logged(stream)[-1]["event"] == "stop_forced"
+
+
+@LOOPS
+def test_the_first_signal_after_the_daemon_stopped_itself_is_no_second_one(loop: str) -> None:
+    stream = io.StringIO()
+    steps: list[str] = []
+
+    async def main(tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+        stop.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: bool(stream.getvalue()))
+        steps.append("flushed")
+
+    logs = DaemonLogs(stream=stream)
+    logs.open()
+    assert run_daemon(main, logs=logs, loop=loop) == 0
+    assert steps == ["flushed"]
 
 
 @LOOPS

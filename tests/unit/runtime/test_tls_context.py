@@ -112,6 +112,16 @@ def test_client_certificates_need_authorities(folder: Path) -> None:
         assert problem(asking._replace(ca_file=str(folder / name))).field == "tls_ca_file"
 
 
+def test_a_file_of_authorities_may_have_comments_in_any_language(folder: Path) -> None:
+    authorities = folder / "ca.pem"
+    authorities.write_bytes(
+        "# Zertifizierungsstelle für Prüfer\n".encode() + authorities.read_bytes()
+    )
+    asking = files(folder)._replace(client_auth="need", ca_file=str(authorities))
+    assert server_tls_context(asking).cert_store_stats()["x509_ca"] == 1
+    assert client_tls_context(str(authorities)).cert_store_stats()["x509_ca"] == 1
+
+
 def test_a_client_context_checks_the_server(folder: Path) -> None:
     context = client_tls_context(str(folder / "ca.pem"))
     assert context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import random
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
@@ -21,8 +22,9 @@ from duolog_runtime.http_server import HttpRequest, HttpResponse
 from duolog_runtime.logs import RecordingLogger
 from zkserver.config import FOUR_LETTER_WORDS, MASKED, ServerConfig
 from zkserver.core.config import CoreConfig
-from zkserver.server.commands import COMMANDS
+from zkserver.server.commands import BY_NAME, COMMANDS, Command
 from zkserver.server.node import Node
+from zkserver.server.words import WORDS, Word
 
 
 class World:
@@ -116,6 +118,42 @@ async def test_sizes_that_cannot_be_had_are_those_of_last_time(
     world.disk._max_pending = 0  # a disk that hangs, with a full queue
     assert world.word("dirs") == before
     world.disk._max_pending = 10
+
+
+async def test_an_answer_that_fails_fails_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise ValueError("a bug")
+
+    monkeypatch.setitem(WORDS, "conf", Word(fail, measured=True))
+    monkeypatch.setitem(BY_NAME, "dirs", Command(("dirs",), fail, measured=True))
+    broken, refused, good = world.word("conf"), world.command("dirs"), world.word("dirs")
+    world.disk.run_pending()
+    assert broken == [None]
+    assert [each.status for each in refused] == [HTTPStatus.INTERNAL_SERVER_ERROR]
+    assert len(good) == 1 and good[0] is not None and "datadir_size" in good[0]
+    assert {"word_failed", "command_failed"} <= set(world.log.events)
+
+
+async def test_the_environment_is_told_after_the_working_directory_has_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "getcwd", fail)
+    (text,) = world.word("envi")
+    assert text is not None and "user.dir=\n" in text
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    world = World(tmp_path, stop_timeout_ms=1)
+    await world.with_disk(world.node.start)
+    async with asyncio.timeout(20):
+        await world.node.stop()
+    assert "disk_hangs" in world.log.events
+    assert "disk" in world.node.failure
 
 
 async def test_it_is_ready_while_it_serves(world: World) -> None:

@@ -6,7 +6,10 @@ Every limit is tested at the limit and one past it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,6 +17,9 @@ import pytest
 from duolog_runtime.clocks import ManualClock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import RecordingLogger
+from duolog_runtime.tls import TlsLayer
+from duolog_runtime.tls_context import ServerTls, TlsFiles
+from tests.tls_files import client_context, copy_tls_files
 from zkserver.core.connection import Connection
 from zkserver.core.events import ConnectionLost, Event, Received
 from zkserver.server.client_link import ClientLinks, LinkLimits, Reply
@@ -26,6 +32,11 @@ UNBOUNDED = LinkLimits(
     max_frame_bytes=1024,
     max_jute_frame_bytes=1024,
 )
+
+
+def element(tag: int, content: bytes) -> bytes:
+    """A DER element, with its length in two bytes."""
+    return bytes([tag, 0x82]) + len(content).to_bytes(2, "big") + content
 
 
 class Loop:
@@ -44,8 +55,9 @@ class Transport:
         self.ended = False
         self.reading = True
         self.link: ServerLink | None = None
+        self.layer: TlsLayer | None = None
 
-    def get_extra_info(self, name: str) -> tuple[str, int]:
+    def get_extra_info(self, name: str, default: object = None) -> tuple[str, int]:
         return self.peer
 
     def set_write_buffer_limits(self, high: int, low: int) -> None:
@@ -68,7 +80,7 @@ class Transport:
         if not self.ended:
             self.ended = True
             assert self.link is not None
-            self.link.connection_lost(None)
+            (self.layer or self.link).connection_lost(None)
 
     abort = close
 
@@ -97,7 +109,12 @@ class World:
     def connect(self, address: str = "1.1.1.1") -> Transport:
         self.made += 1
         transport = Transport(address, self.made)
-        transport.link = ServerLink(
+        transport.link = self.new_link()
+        transport.link.connection_made(cast(Any, transport))
+        return transport
+
+    def new_link(self) -> ServerLink:
+        return ServerLink(
             cast(asyncio.AbstractEventLoop, Loop()),
             on_made=self.links.on_made,
             on_frames=self.links.on_frames,
@@ -105,8 +122,27 @@ class World:
             on_closed=self.links.on_closed,
             max_unsent_bytes=0,
         )
-        transport.link.connection_made(cast(Any, transport))
-        return transport
+
+    def connect_secure(
+        self, tls: ServerTls, context: ssl.SSLContext, session: ssl.SSLSession | None
+    ) -> tuple[Transport, ssl.SSLObject]:
+        """A client that has made its handshake, and its end of it."""
+        self.made += 1
+        transport = Transport("1.1.1.1", self.made)
+        transport.link = self.new_link()
+        transport.layer = layer = self.links.secure(transport.link, tls)
+        layer.connection_made(cast(Any, transport))
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(incoming, outgoing, server_hostname="localhost", session=session)
+        for _ in range(4):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            data = outgoing.read()
+            layer.get_buffer(0)[: len(data)] = data
+            layer.buffer_updated(len(data))
+            incoming.write(transport.written)
+            transport.written = b""
+        return transport, client
 
     def attach(self, transport: Transport) -> None:
         """The core has given it a session."""
@@ -266,3 +302,48 @@ def test_the_links_are_listed_with_their_connections() -> None:
     assert [link for link, _ in pairs] == [first.link, second.link]
     assert all(isinstance(connection, Connection) for _, connection in pairs)
     assert [world.links.deadline_of(each) > 0 for _, each in pairs] == [False, True]
+
+
+def test_a_resumed_session_does_not_outlive_its_certificate(tmp_path: Path) -> None:
+    folder = copy_tls_files(tmp_path / "tls")
+    names = ("server.pem", "server.key", "client.pem", "client.key", "ca.pem")
+    certificate, key, client_certificate, client_key, authority = (str(folder / n) for n in names)
+    world = World(UNBOUNDED)
+    tls = ServerTls(TlsFiles(certificate, key, "", authority, "need"), world.clock, world.log)
+    context = client_context()
+    context.load_cert_chain(client_certificate, client_key)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    first, client = world.connect_secure(tls, context, None)
+    assert not first.ended and not client.session_reused
+    second, client = world.connect_secure(tls, context, client.session)
+    assert not second.ended and client.session_reused
+    world.clock.jump_wall(1000 * 365 * 86_400_000)
+    third, client = world.connect_secure(tls, context, client.session)
+    assert third.ended and client.session_reused
+    assert "expired" in world.log.records[-1][2]["reason"]
+
+
+def test_a_certificate_whose_subject_cannot_be_printed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_tls_files(tmp_path / "tls")
+    world = World(UNBOUNDED)
+    files = TlsFiles(str(folder / "server.pem"), str(folder / "server.key"))
+    tls = ServerTls(files, world.clock, world.log)
+    number = b"\xff" * 2100 + b"\x7f"  # 4,300 digits are the most that Python prints
+    pair = element(0x30, element(0x06, b"\x55" + number) + element(0x0C, b"a"))
+    fields = bytes(4 * [0x30, 0]) + element(0x30, element(0x31, pair))
+    certificate = element(0x30, element(0x30, fields))
+    monkeypatch.setattr(TlsLayer, "peer_certificate", lambda _layer: certificate)
+    client, _ = world.connect_secure(tls, client_context(), None)
+    assert client.ended
+    assert "names nobody" in world.log.records[-1][2]["reason"]
+
+
+def test_a_word_is_answered_whatever_its_text_holds() -> None:
+    world = World(UNBOUNDED)
+    client = world.connect()
+    world.say(client, b"dump")
+    ((_, _, reply),) = world.asked
+    reply("/a\udc80")
+    assert client.written == b"/a\\udc80" and client.ended

@@ -33,7 +33,7 @@ from zkserver.storage.recovery import DataDirectory
 from .client_link import Reply
 from .commands import BY_NAME, COMMANDS, Command, CommandRefused
 from .view import DirectorySizes, ServerView
-from .words import NOT_ALLOWED, WORDS
+from .words import NOT_ALLOWED, WORDS, Word
 
 _PREFIX: Final = "/commands"
 _JSON: Final = "application/json"
@@ -98,9 +98,17 @@ class Admin:
         elif word not in self._allowed:
             reply(NOT_ALLOWED.format(word=word))
         elif known.measured:
-            self._measure(lambda: reply(known.text(self.view, argument)))
+            self._measure(lambda: reply(self._text(known, word, argument)))
         else:
-            reply(known.text(self.view, argument))
+            reply(self._text(known, word, argument))
+
+    def _text(self, known: Word, word: str, argument: bytes) -> str | None:
+        """What a word is answered; None where it fails."""
+        try:
+            return known.text(self.view, argument)
+        except Exception as error:  # the end of a request: the answers behind it are still given
+            self._log.error("word_failed", word=word, exc_info=error)
+            return None
 
     # HTTP
 
@@ -127,6 +135,10 @@ class Admin:
             values = command.answer(self.view, request.query)
         except CommandRefused as refusal:
             return _json({"error": str(refusal), "command": name}, refusal.status)
+        except Exception as error:  # the end of a request: the answers behind it are still given
+            self._log.error("command_failed", command=name, exc_info=error)
+            values = {"error": "see the log", "command": name}
+            return _json(values, HTTPStatus.INTERNAL_SERVER_ERROR)
         if "POST" in command.methods:
             self._log.info("admin_command", command=name)
         return _json({**values, "command": name, "error": None})

@@ -212,9 +212,12 @@ class ClientLinks:
         certificate = link.transport.peer_certificate()
         if certificate is None:
             return
+        if link.transport.resumed_past_expiry(self._clock.wall_ms()):
+            link.close(RemoteProtocolError("TLS: the certificate has expired"))
+            return
         try:
             subject = subject_name(certificate)
-        except DecodeError as error:
+        except (DecodeError, ValueError) as error:  # or a number too long for Python to print
             link.close(RemoteProtocolError(f"the certificate names nobody: {error}"))
             return
         connection: Connection = link.context
@@ -309,7 +312,7 @@ def _choose_codec(link: ServerLink, connection: Connection) -> Codec:
 
 def _reply_word(link: ServerLink, text: str | None) -> None:
     if text is not None:
-        link.write([text.encode()])
+        link.write([text.encode("utf-8", "backslashreplace")])
     link.close()
 
 

@@ -218,10 +218,19 @@ class Node:
                 self._timer.cancel()
             self._timer = None
             await self._admin.close()
-            await run_on_disk(self._disk, _nothing)  # what was submitted before has ended
-            self._engine.close()
-            await run_on_disk(self._disk, self._data.close)
+            await self._leave_disk()
         self._log.info("server_stopped")
+
+    async def _leave_disk(self) -> None:
+        """Let go of the directory, after what was submitted; of a disk that hangs at once."""
+        try:
+            async with asyncio.timeout(self._config.stop_timeout_ms / 1000):
+                await run_on_disk(self._disk, _nothing)  # what was submitted before has ended
+                self._engine.close()
+                await run_on_disk(self._disk, self._data.close)
+        except TimeoutError:
+            self.failure = self.failure or "the disk did not answer while the server stopped"
+            self._log.error("disk_hangs", waited_ms=self._config.stop_timeout_ms)
 
     # What the engine asks for
 

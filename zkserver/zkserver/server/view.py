@@ -150,7 +150,7 @@ class ServerView:
             "os.name": system.sysname,
             "os.arch": system.machine,
             "os.version": system.release,
-            "user.dir": os.getcwd(),
+            "user.dir": _working_directory(),
             "os.memory.resident": f"{resident_bytes() // (1024 * 1024)}MB",
         }
 
@@ -200,3 +200,11 @@ def open_descriptors() -> int:
 def max_descriptors() -> int:
     """Most file descriptors that this process may have."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _working_directory() -> str:
+    """Where the process is; empty once the directory is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
