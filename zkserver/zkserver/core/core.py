@@ -130,11 +130,13 @@ class ZkCore:
             raise StorageError(f"a log record cannot be decoded: {error}") from error
         self.state.replay(txn)
         self._proposals.last_logged_zxid = txn.zxid
-        self._history.take(self.state.changes)
+        if len(self.state.changes) > 1_000:
+            self._history.take(self.state.changes)
         return txn.zxid
 
     def start(self, epoch: int, now_ms: int, wall_ms: int) -> list[Effect]:
         """Open an epoch; every session gets its full timeout again."""
+        self._history.take(self.state.changes)
         assert epoch > epoch_of(self._proposals.last_logged_zxid), (
             epoch,
             self._proposals.last_logged_zxid,

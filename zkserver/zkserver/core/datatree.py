@@ -202,35 +202,48 @@ class DataTree:
         assert not self.nodes, len(self.nodes)
         for path in SYSTEM_PATHS:
             acl = READ_ONLY_ACL if path == CONFIG_PATH else OPEN_ACL_UNSAFE
-            self.insert(Node(path, b"", acl, 0, 0, 0))
+            self.put(Node(path, b"", acl, 0, 0, 0))
         self.nodes[CONFIG_PATH].aversion = -1
 
-    def insert(self, node: Node) -> None:
+    def put(self, node: Node) -> None:
         """Put a node into its place; its parent is there."""
         path = node.path
+        self.insert(node, None if path == "/" else self.nodes[parent_of(path)])
+
+    def insert(self, node: Node, parent: Node | None) -> None:
+        """Put a node into its place; `parent` is the node above it, None for the root's."""
+        path = node.path
         assert path not in self.nodes, path
-        node.acl = self.acls.take(node.acl)
+        if node.acl is not OPEN_ACL_UNSAFE:
+            node.acl = self.acls.take(node.acl)
         self.nodes[path] = node
-        self.data_bytes += len(path) + (len(node.data) if node.data is not None else 0)
+        data = node.data
+        self.data_bytes += len(path) + (len(data) if data is not None else 0)
         if node.ttl_ms:
             self.reapable[path] = node
-        if path != "/":
-            parent = self.nodes[parent_of(path)]
-            if parent.children is None:
-                parent.children = {}
-            parent.children[path] = None
+        if parent is not None:
+            children = parent.children
+            if children is None:
+                parent.children = {path: None}
+            else:
+                children[path] = None
 
-    def create(self, node: Node, creates: int) -> None:
-        """Create a node; `creates` is its parent's create counter afterwards."""
-        parent = self.nodes[parent_of(node.path)]
-        assert parent.ephemeral_owner == 0, (node.path, parent.ephemeral_owner)
+    def create(self, node: Node, creates: int) -> Node:
+        """Create a node; `creates` is its parent's create counter afterwards.
+
+        Returns the parent.
+        """
+        path = node.path
+        parent = self.nodes[path[: path.rfind("/")] or "/"]
+        assert parent.ephemeral_owner == 0, (path, parent.ephemeral_owner)
         if self.snapshot is not None:
             self.snapshot.save(parent)
-        assert creates == wrap_int32(parent.creates + 1), (node.path, creates, parent.creates)
-        self.insert(node)
+        assert creates == wrap_int32(parent.creates + 1), (path, creates, parent.creates)
+        self.insert(node, parent)
         parent.creates = creates
         parent.pzxid = node.czxid
-        self._forget_encoded(parent)
+        parent.encoded_data = parent.encoded_stat = parent.jute_body = None
+        return parent
 
     def delete(self, path: str, zxid: int) -> Node:
         """Delete a node without children and return it."""

@@ -159,6 +159,7 @@ def _load_node(state: ReplicatedState, buffer: bytes, start: int, end: int) -> N
         raise DecodeError(f"{path!r}: a Stat that cannot be")
     if ttl_ms and (owner or not CONTAINER_TTL <= ttl_ms <= MAX_TTL_MS):
         raise DecodeError(f"{path!r}: a time to live of {ttl_ms} ms cannot be")
+    parent = None
     if path != "/":
         parent = tree.nodes.get(path[: path.rfind("/")] or "/")
         if parent is None or parent.ephemeral_owner:
@@ -182,4 +183,4 @@ def _load_node(state: ReplicatedState, buffer: bytes, start: int, end: int) -> N
         session.ephemerals[path] = None
         session.ephemeral_bytes += close_session_path_bytes(path)
         state.ephemeral_count += 1
-    tree.insert(node)
+    tree.insert(node, parent)

@@ -135,14 +135,16 @@ class ReplicatedState:
         node = Node(path, data, acl, owner, zxid, wall_ms, ttl_ms)
         if owner:
             session = self.sessions[owner]
-        self.tree.create(node, creates)
+        parent = self.tree.create(node, creates)
         if owner:
             session.ephemerals[path] = None
             session.ephemeral_bytes += close_session_path_bytes(path)
             self.ephemeral_count += 1
         if self.quotas.limited or path.startswith(QUOTA_ROOT):
             self.quotas.on_created(node)
-        self._note(zxid, _CREATED, node)
+        guard = None if node.perms & 1 else node.acl
+        parent_guard = None if parent.perms & 1 else parent.acl
+        self.changes.append((zxid, (_CREATED, path, guard, parent_guard)))
         return node
 
     def _apply_delete(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:

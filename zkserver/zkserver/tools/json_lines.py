@@ -217,7 +217,7 @@ class _Parser:
             session.ephemerals[path] = None
             session.ephemeral_bytes += close_session_path_bytes(path)
             state.ephemeral_count += 1
-        state.tree.insert(node)
+        state.tree.put(node)
 
 
 def _data(line: dict[str, Any]) -> bytes | None:

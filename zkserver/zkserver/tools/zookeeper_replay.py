@@ -109,7 +109,7 @@ class Replay:
         self._drop_orphans()
         for path in SYSTEM_PATHS:
             if path not in self._nodes:
-                self._tree.insert(_fresh(path))
+                self._tree.put(_fresh(path))
         self._reset_config()
         self._check_whole()
         self._count_quotas()
@@ -218,7 +218,7 @@ class Replay:
     ) -> Node:
         self._require_storable_acl(path, acl or ())
         node = Node(path, data, acl or (), owner, zxid, time_ms, ttl_ms)
-        self._tree.insert(node)
+        self._tree.put(node)
         if acl is None:
             self._unknown_acl.add(path)
         if owner:
