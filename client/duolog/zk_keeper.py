@@ -353,7 +353,8 @@ class SessionKeeper:
         """Returns the zxid as of which all of them are registered."""
         self._is_past = True
         try:
-            for request in self.watches.to_register(self.session.told_zxid):
+            # all at once: watches come and go while this waits for answers
+            for request in list(self.watches.to_register(self.session.told_zxid)):
                 again = request._replace(
                     data_watches=self._all_real(request.data_watches),
                     exist_watches=self._all_real(request.exist_watches),
