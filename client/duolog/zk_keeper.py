@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import (
@@ -52,6 +52,7 @@ CLOSE_SECONDS: Final = 2.0
 _EVENT_TYPES: Final = frozenset(EventType)
 MAX_FRAME_BYTES: Final = zk.MAX_LIST_BYTES + MAX_HEADER_BYTES
 
+Told = TypeVar("Told")
 Listener = Callable[[SessionState], None]
 ArmOn = Callable[[int, int], None]
 """Called with error code and zxid of a reply, in the turn it arrives: registers a watch."""
@@ -368,7 +369,7 @@ class SessionKeeper:
         finally:
             self._is_past = False
         for watcher, event in self.watches.release_all(zxid):
-            watcher(event)
+            self._call(watcher, event)
         return zxid
 
     async def _watch_over(self) -> None:
@@ -409,12 +410,12 @@ class SessionKeeper:
 
     def _forget_watches(self, state: KeeperState) -> None:
         for path, watcher in self.watches.take_all():
-            watcher(WatchedEvent(EventType.NONE, state, path))
+            self._call(watcher, WatchedEvent(EventType.NONE, state, path))
 
     def tell_removed(self, path: str, removed: list[tuple[EventType, Watcher]]) -> None:
         """Watches were removed on purpose: their watchers hear it from us."""
         for event_type, watcher in removed:
-            watcher(WatchedEvent(event_type, self._keeper_state(), path))
+            self._call(watcher, WatchedEvent(event_type, self._keeper_state(), path))
 
     def _keeper_state(self) -> KeeperState:
         usable = self._usable.is_set()
@@ -428,7 +429,16 @@ class SessionKeeper:
 
     def _tell(self, state: SessionState) -> None:
         for listener in list(self.listeners):
-            listener(state)
+            self._call(listener, state)
+
+    def _call(self, told: Callable[[Told], None], what: Told) -> None:
+        """Call a watcher or listener: one that raises keeps nothing from the others, or from us."""
+        try:
+            told(what)
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"{told!r}, called with {what}, failed", "exception": error}
+            )
 
     def _on_push(self, push: Push) -> None:
         header = push.header
@@ -449,7 +459,7 @@ class SessionKeeper:
             header.context,
         )
         for watcher in self.watches.on_event(shown):
-            watcher(shown)
+            self._call(watcher, shown)
 
     # ---- chroot --------------------------------------------------------------------------------
 

@@ -206,3 +206,32 @@ async def test_more_watches_than_one_request_holds_survive_a_reconnect_in_which_
         await zk.sync()
         await other.set(paths[-1], b"x")
         await until(lambda: heard == [paths[0], paths[-1]])
+
+
+async def test_a_watcher_or_listener_that_raises_keeps_nothing_from_the_others() -> (
+    None
+):
+    async with asyncio.timeout(10), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk, other = await server.client(connect=faults), await server.client()
+        await other.create("/a")
+        failed: list[BaseException] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, context: failed.append(context["exception"])
+        )
+
+        def raises(_told: object) -> None:
+            raise ZeroDivisionError
+
+        states: list[SessionState] = []
+        zk.add_listener(raises)
+        zk.add_listener(states.append)
+        async with zk.events("/a") as events:
+            await zk.exists("/a", raises)
+            await other.set("/a", b"1")
+            assert (await anext(events)).type is EventType.CHANGED
+            assert len(failed) == 1
+            faults.cut()
+            await zk.sync()
+            assert states == [SessionState.SUSPENDED, SessionState.CONNECTED]
+            assert [type(each) for each in failed] == [ZeroDivisionError] * 3
