@@ -59,7 +59,8 @@ class WatchStream:
         self._end: Error | None = None
         self._closed = False
         self.zxid = self._watch.after_zxid
-        """zxid of the last event that was taken from this stream: `after_zxid` for the next."""
+        """zxid of the last event that was taken from this stream, or as of which it was armed:
+        `after_zxid` for the next."""
 
     async def __aenter__(self) -> Self:
         """Arm the watch: every later change is seen."""
@@ -92,6 +93,8 @@ class WatchStream:
             request = zk.AddWatchRequest(path, mode, watch.after_zxid)
 
             def arm(_code: int, zxid: int) -> None:
+                if watch.after_zxid < 0:
+                    self.zxid = max(self.zxid, zxid)
                 for watcher, event in registry.on_armed(watch, zxid):
                     watcher(event)
 

@@ -120,6 +120,19 @@ async def test_a_session_that_ends_is_told_and_another_stream_goes_on() -> None:
             assert await take(again, 1) == [("CHANGED", "/a")]
 
 
+async def test_a_stream_that_heard_of_nothing_is_gone_on_with_too() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        zk, other = await server.client(), await server.client()
+        await other.create("/a")
+        async with zk.events("/a") as events:
+            await server.expire(zk)
+            with pytest.raises(SessionExpiredError):
+                await anext(events)
+        await other.set("/a", b"1")
+        async with zk.events("/a", after_zxid=events.zxid) as again:
+            assert await take(again, 1) == [("CHANGED", "/a")]
+
+
 async def test_a_gap_that_is_not_known_any_more_is_compacted() -> None:
     async with asyncio.timeout(30), Zk(max_history_events=3) as server:
         zk, other = await server.client(), await server.client()
