@@ -129,6 +129,16 @@ class WatchRegistry:
         del table[watch.path]
         return True
 
+    def is_wanted(self, watch: PersistentWatch) -> bool:
+        """Whether it was added and not removed: an answer to its request may come later."""
+        table = self._recursive if watch.recursive else self._persistent
+        return watch in table.get(watch.path, ())
+
+    def is_last(self, watch: PersistentWatch) -> bool:
+        """Whether there is no other watch of its kind and path."""
+        table = self._recursive if watch.recursive else self._persistent
+        return all(other is watch for other in table.get(watch.path, ()))
+
     # ---- what the server tells -----------------------------------------------------------------
 
     def on_event(self, event: WatchedEvent) -> list[Watcher]:

@@ -208,9 +208,7 @@ async def test_more_watches_than_one_request_holds_survive_a_reconnect_in_which_
         await until(lambda: heard == [paths[0], paths[-1]])
 
 
-async def test_a_watcher_or_listener_that_raises_keeps_nothing_from_the_others() -> (
-    None
-):
+async def test_a_watcher_or_listener_that_raises_keeps_nothing_from_the_others() -> None:
     async with asyncio.timeout(10), Zk() as server:
         faults = FaultyConnect(no_faults)
         zk, other = await server.client(connect=faults), await server.client()
