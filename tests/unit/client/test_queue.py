@@ -7,9 +7,11 @@ import asyncio
 import pytest
 
 from duolog import LockingQueue, Queue, ZkClient
+from duolog_protocol import zk_messages as zkm
+from duolog_protocol.apis import AnyApi
 
 from .test_recipes import KINDS, at_every_step, eventually, no_children
-from .zk_support import FaultyConnect, Zk, fault_at
+from .zk_support import FaultyConnect, Zk, fault_at, no_faults
 
 
 async def test_entries_come_by_priority_then_by_age() -> None:
@@ -64,6 +66,30 @@ async def test_an_entry_is_put_once_and_got_once_with_a_connection_lost_at_any_s
                 assert [await queue.get() for _ in range(3)] == [b"one", b"two", None]
 
         assert await at_every_step(server, kind, work) > 5
+
+
+async def test_calls_of_several_tasks_are_done_once_when_all_their_answers_are_lost() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk = await server.client(connect=faults)
+        async with Queue(zk, "/q") as queue:
+            await queue.put(b"first")
+            commits = 0
+
+            def lose_two(_number: int, api: AnyApi) -> str | None:
+                nonlocal commits
+                commits += api is zkm.MULTI
+                return "together" if api is zkm.MULTI and commits <= 2 else None
+
+            faults.plan = lose_two
+            results = await asyncio.gather(
+                queue.put(b"second"), queue.put(b"third"), queue.get(), queue.put(b"fourth")
+            )
+            assert results[2] == b"first"
+            faults.plan = no_faults
+            left = [await queue.get() for _ in range(4)]
+            assert sorted(left[:3]) == [b"fourth", b"second", b"third"]  # type: ignore[type-var]
+            assert left[3] is None
 
 
 async def test_cancelling_a_get_at_any_await_loses_no_entry() -> None:
