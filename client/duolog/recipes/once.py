@@ -86,8 +86,11 @@ class Journal:
                 data, stat = await self._zk.get(path)
             except NoNodeError:
                 raise error from None
-            except Error as passing:
-                await pauses.after(passing)
+            except Error as asking:
+                try:
+                    await pauses.after(asking)
+                except Error:
+                    raise error from asking
                 continue
             if stat.ephemeral_owner != session_id or session_of(self._zk) != session_id:
                 raise error

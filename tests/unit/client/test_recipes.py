@@ -23,7 +23,9 @@ from duolog import (
     ShallowParty,
     ZkClient,
 )
-from duolog_protocol.errors import LockTimeoutError
+from duolog_protocol import zk_messages as zkm
+from duolog_protocol.apis import AnyApi
+from duolog_protocol.errors import ConnectionLostError, LockTimeoutError
 
 from .zk_support import FaultyConnect, Zk, fault_at, no_faults
 
@@ -523,3 +525,25 @@ async def test_a_semaphore_is_never_overbooked_though_sessions_end(seed: int) ->
                 group.create_task(work(number))
         disturbing.cancel()
         await asyncio.wait({disturbing})
+
+
+async def test_an_addition_whose_fate_cannot_be_asked_for_is_told_as_open() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk, other = await server.client(connect=faults), await server.client()
+        counter = Counter(zk, "/c")
+        await counter.add(1)
+        closing: list[asyncio.Task[None]] = []
+
+        def lose_and_close(_number: int, api: AnyApi) -> str | None:
+            if api is zkm.MULTI:
+                return "after"
+            if api is zkm.SYNC:
+                closing.append(asyncio.ensure_future(zk.close()))
+            return None
+
+        faults.plan = lose_and_close
+        with pytest.raises(ConnectionLostError):
+            await counter.add(1)
+        await closing[0]
+        assert await Counter(other, "/c").value() == 2
