@@ -9,6 +9,7 @@ import pytest
 from duolog import LockingQueue, Queue, ZkClient
 from duolog_protocol import zk_messages as zkm
 from duolog_protocol.apis import AnyApi
+from tests.support import until
 
 from .test_recipes import KINDS, at_every_step, eventually, no_children
 from .zk_support import FaultyConnect, Zk, fault_at, no_faults
@@ -111,6 +112,32 @@ async def test_cancelling_a_get_at_any_await_loses_no_entry() -> None:
                 turns += 1
             assert got == b"x"
             assert turns > 3
+
+
+async def test_what_was_found_is_kept_when_the_time_is_up_while_the_turn_is_passed_on() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk, other = await server.client(connect=faults), await server.client()
+        waiting: asyncio.Future[bytes | None]
+
+        def cancel_at_release(_number: int, api: AnyApi) -> str | None:
+            if api is zkm.DELETE:  # the lock on the turn; an entry goes in a transaction
+                waiting.cancel()
+            return None
+
+        for queue, producer in (
+            (Queue(zk, "/q"), Queue(other, "/q")),
+            (LockingQueue(zk, "/l"), LockingQueue(other, "/l")),
+        ):
+            faults.plan = no_faults
+            sent = len(faults.sent)
+            waiting = asyncio.ensure_future(queue.get(timeout=None))
+            await until(lambda sent=sent: faults.sent[sent:].count("GetChildren") >= 3)  # type: ignore[misc]
+            faults.plan = cancel_at_release
+            await producer.put(b"job")
+            await asyncio.wait({waiting})
+            assert not waiting.cancelled()
+            assert waiting.result() == b"job"
 
 
 async def has_entry(queue: Queue) -> bool:
