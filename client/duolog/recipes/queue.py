@@ -272,18 +272,22 @@ class LockingQueue:
         names = await self._entries.names(change)
         if not names:
             return None
-        try:
-            watch = change.watch(self._taken_path) if change is not None else None
-            taken = set(await self._zk.get_children(self._taken_path, watch))
-        except NoNodeError:
-            await ensure_path(self._zk, self._taken_path)
-            taken = set()
+        taken = await self._taken(change)
         for name in names:
             if name not in taken:
                 found = await self._lock(name)
                 if found is not None:
                     return found
         return None
+
+    async def _taken(self, change: Change | None) -> set[str]:
+        """The entries that are locked. Creates the path, so that a watch is always armed."""
+        while True:
+            try:
+                watch = change.watch(self._taken_path) if change is not None else None
+                return set(await self._zk.get_children(self._taken_path, watch))
+            except NoNodeError:
+                await ensure_path(self._zk, self._taken_path)
 
     async def _lock(self, name: str) -> _Taken | None:
         path = f"{self._taken_path}/{name}"

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from duolog import LockingQueue, Queue, ZkClient
+from duolog.recipes.claims import Change
 from duolog_protocol import zk_messages as zkm
 from duolog_protocol.apis import AnyApi
 from tests.support import until
@@ -178,6 +179,25 @@ async def test_an_entry_of_a_crashed_consumer_goes_to_another_who_waits() -> Non
         assert not await queue.consume()
         assert await other.holds_lock()
         assert await other.consume()
+
+
+async def test_an_entry_that_is_given_back_wakes_the_first_who_ever_waited() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        one, two = await server.client(), await server.client()
+        queue, other = LockingQueue(one, "/q"), LockingQueue(two, "/q")
+        await queue.put(b"job")
+        lock = queue._lock
+
+        async def outrun(name: str) -> None:
+            queue._lock = lock  # type: ignore[method-assign]
+            assert await other.get() == b"job"
+
+        queue._lock = outrun  # type: ignore[assignment, method-assign]
+        async with Change(one) as change:
+            assert await queue._take_first(change) is None
+            await other.release()
+            await change.wait()
+            assert await queue._take_first(change) is not None
 
 
 async def test_a_claim_whose_work_fails_is_given_back() -> None:
