@@ -146,6 +146,19 @@ async def test_cancelling_a_semaphore_at_any_await_leaks_no_lease() -> None:
             turns += 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_only_lease_is_acquired_with_a_connection_lost_at_any_step(kind: str) -> None:
+    async with asyncio.timeout(20), Zk() as server:
+
+        async def work(zk: ZkClient, step: int) -> None:
+            async with Semaphore(zk, f"/s{step}", max_leases=1) as lease:
+                assert len(await zk.get_children(f"/s{step}")) == 1
+                assert lease.token > 0
+            await eventually(lambda: no_children(zk, f"/s{step}"))
+
+        assert await at_every_step(server, kind, work) > 5
+
+
 # ---- election ----------------------------------------------------------------------------------
 
 
