@@ -315,6 +315,35 @@ async def test_a_round_whose_members_died_does_not_open_the_next_one() -> None:
             await DoubleBarrier(zk, "/d", 2).enter(timeout=0.05)
 
 
+async def test_no_part_of_a_round_opens_a_barrier_whose_last_round_died() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        clients = [await server.client() for _ in range(3)]
+        await clients[0].create("/d")
+        await clients[0].create("/d/ready")
+        barriers = [DoubleBarrier(zk, "/d", 3) for zk in clients]
+        entering = [asyncio.ensure_future(each.enter()) for each in barriers[:2]]
+        await eventually(lambda: has_children(clients[2], "/d", 2))  # both, and no `ready`
+        assert not any(each.done() for each in entering)
+        await barriers[2].enter()
+        await asyncio.gather(*entering)
+        await asyncio.gather(*(each.leave() for each in barriers))
+        assert await clients[0].get_children("/d") == []
+
+
+async def test_a_double_barrier_is_entered_again_while_others_still_leave() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        clients = [await server.client() for _ in range(3)]
+
+        async def rounds(zk: ZkClient) -> None:
+            barrier = DoubleBarrier(zk, "/d", 3)
+            for _ in range(20):
+                await barrier.enter()
+                await barrier.leave()
+
+        await asyncio.gather(*(rounds(zk) for zk in clients))
+        assert await clients[0].get_children("/d") == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_double_barrier_works_with_a_connection_lost_at_any_step(kind: str) -> None:
     async with asyncio.timeout(30), Zk() as server:
