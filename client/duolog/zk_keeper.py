@@ -355,7 +355,9 @@ class SessionKeeper:
         self._is_past = True
         try:
             # all at once: watches come and go while this waits for answers
-            for request in list(self.watches.to_register(self.session.told_zxid)):
+            requests = list(self.watches.to_register(self.session.told_zxid))
+            for chunk, request in enumerate(requests):
+                self.watches.begin_chunk(chunk)
                 again = request._replace(
                     data_watches=self._all_real(request.data_watches),
                     exist_watches=self._all_real(request.exist_watches),
