@@ -47,11 +47,9 @@ class WatchStream:
         self, keeper: SessionKeeper, path: str, *, recursive: bool, after_zxid: int | None
     ) -> None:
         self._keeper = keeper
+        self._after_zxid = -1 if after_zxid is None else after_zxid
         self._watch = PersistentWatch(
-            path,
-            self._on_event,
-            recursive=recursive,
-            after_zxid=-1 if after_zxid is None else after_zxid,
+            path, self._on_event, recursive=recursive, after_zxid=self._after_zxid
         )
         self._events: deque[WatchedEvent] = deque()
         self._news = asyncio.Event()
@@ -59,11 +57,17 @@ class WatchStream:
         self._end: Error | None = None
         self._closed = False
         self.zxid = self._watch.after_zxid
-        """zxid of the last event that was taken from this stream: `after_zxid` for the next."""
+        """zxid of the last event that was taken from this stream, or as of which it was armed:
+        `after_zxid` for the next."""
 
     async def __aenter__(self) -> Self:
-        """Arm the watch: every later change is seen."""
-        await self._arm()
+        """Arm the watch: every later change is seen. Cancelling takes it away again."""
+        try:
+            await self._arm()
+        except BaseException:
+            if self._watch.armed:
+                self.close()
+            raise
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -75,23 +79,42 @@ class WatchStream:
         was_armed = self._watch.armed
         last = self._keeper.watches.remove_persistent(self._watch)
         if last and was_armed:
-            recursive = self._watch.recursive
-            kind = WatcherType.PERSISTENT_RECURSIVE if recursive else WatcherType.PERSISTENT
-            path = self._keeper.real(self._watch.path)
-            self._keeper.post(zk.REMOVE_WATCHES, zk.WatchesRequest(path, kind))
+            self._remove_at_server()
         self._closed = True
         self._news.set()
 
+    def _remove_at_server(self) -> None:
+        recursive = self._watch.recursive
+        kind = WatcherType.PERSISTENT_RECURSIVE if recursive else WatcherType.PERSISTENT
+        path = self._keeper.real(self._watch.path)
+        self._keeper.post(zk.REMOVE_WATCHES, zk.WatchesRequest(path, kind))
+
     async def _arm(self) -> None:
+        """Arm the watch, unless it is. A cancelled try may be answered yet: each has its own watch.
+
+        Cancelled when the answer has come, it stays armed.
+        """
         async with self._arming:
             if self._watch.armed or self._closed or self._end is not None:
                 return
-            watch, registry = self._watch, self._keeper.watches
+            registry = self._keeper.watches
+            watch = self._watch = PersistentWatch(
+                self._watch.path,
+                self._on_event,
+                recursive=self._watch.recursive,
+                after_zxid=self._after_zxid,
+            )
             mode = AddWatchMode.PERSISTENT_RECURSIVE if watch.recursive else AddWatchMode.PERSISTENT
             path = self._keeper.real(watch.path)
             request = zk.AddWatchRequest(path, mode, watch.after_zxid)
 
             def arm(_code: int, zxid: int) -> None:
+                if not registry.is_wanted(watch):
+                    if registry.is_last(watch):
+                        self._remove_at_server()
+                    return
+                if watch.after_zxid < 0:
+                    self.zxid = max(self.zxid, zxid)
                 for watcher, event in registry.on_armed(watch, zxid):
                     watcher(event)
 
@@ -99,8 +122,8 @@ class WatchStream:
             try:
                 await self._keeper.call(zk.ADD_WATCH, request, None, reads=True, arm=arm)
             except BaseException:
-                registry.remove_persistent(watch)
-                watch.armed = False
+                if not watch.armed:
+                    registry.remove_persistent(watch)
                 raise
 
     def _on_event(self, event: WatchedEvent) -> None:

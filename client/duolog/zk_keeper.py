@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import (
@@ -52,6 +52,7 @@ CLOSE_SECONDS: Final = 2.0
 _EVENT_TYPES: Final = frozenset(EventType)
 MAX_FRAME_BYTES: Final = zk.MAX_LIST_BYTES + MAX_HEADER_BYTES
 
+Told = TypeVar("Told")
 Listener = Callable[[SessionState], None]
 ArmOn = Callable[[int, int], None]
 """Called with error code and zxid of a reply, in the turn it arrives: registers a watch."""
@@ -353,7 +354,10 @@ class SessionKeeper:
         """Returns the zxid as of which all of them are registered."""
         self._is_past = True
         try:
-            for request in self.watches.to_register(self.session.told_zxid):
+            # all at once: watches come and go while this waits for answers
+            requests = list(self.watches.to_register(self.session.told_zxid))
+            for chunk, request in enumerate(requests):
+                self.watches.begin_chunk(chunk)
                 again = request._replace(
                     data_watches=self._all_real(request.data_watches),
                     exist_watches=self._all_real(request.exist_watches),
@@ -367,7 +371,7 @@ class SessionKeeper:
         finally:
             self._is_past = False
         for watcher, event in self.watches.release_all(zxid):
-            watcher(event)
+            self._call(watcher, event)
         return zxid
 
     async def _watch_over(self) -> None:
@@ -408,12 +412,12 @@ class SessionKeeper:
 
     def _forget_watches(self, state: KeeperState) -> None:
         for path, watcher in self.watches.take_all():
-            watcher(WatchedEvent(EventType.NONE, state, path))
+            self._call(watcher, WatchedEvent(EventType.NONE, state, path))
 
     def tell_removed(self, path: str, removed: list[tuple[EventType, Watcher]]) -> None:
         """Watches were removed on purpose: their watchers hear it from us."""
         for event_type, watcher in removed:
-            watcher(WatchedEvent(event_type, self._keeper_state(), path))
+            self._call(watcher, WatchedEvent(event_type, self._keeper_state(), path))
 
     def _keeper_state(self) -> KeeperState:
         usable = self._usable.is_set()
@@ -427,7 +431,16 @@ class SessionKeeper:
 
     def _tell(self, state: SessionState) -> None:
         for listener in list(self.listeners):
-            listener(state)
+            self._call(listener, state)
+
+    def _call(self, told: Callable[[Told], None], what: Told) -> None:
+        """Call a watcher or listener: one that raises keeps nothing from the others, or from us."""
+        try:
+            told(what)
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"{told!r}, called with {what}, failed", "exception": error}
+            )
 
     def _on_push(self, push: Push) -> None:
         header = push.header
@@ -448,7 +461,7 @@ class SessionKeeper:
             header.context,
         )
         for watcher in self.watches.on_event(shown):
-            watcher(shown)
+            self._call(watcher, shown)
 
     # ---- chroot --------------------------------------------------------------------------------
 

@@ -9,12 +9,17 @@ of the connection, too. A `Position` sorts this out for its watch:
 - While the past is being told (`hold` ... `release`) events are kept; at its end they are put in
   order, and those that were told before are left out.
 
+Many watches are registered again in several requests, *chunks*, and the past is told chunk by
+chunk: all that concerns a watch with its own chunk, and parts of it, for the sake of other watches,
+with others. So a transaction is taken from one chunk only: the watch's own; or the first that tells
+of it, where it happened after that.
+
 Two runs of the same events of one transaction are taken for one event run told twice.
 """
 
 from __future__ import annotations
 
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 Key = tuple[int, str]
 """(type, path) of an event."""
@@ -22,6 +27,13 @@ Event = TypeVar("Event")
 
 MAX_HELD_EVENTS: Final = 100_000
 """Bound of what is kept while the past is being told; `overflowed` says that it was passed."""
+
+
+class _Held(NamedTuple, Generic[Event]):
+    zxid: int
+    key: Key
+    event: Event
+    chunk: int
 
 
 class Position(Generic[Event]):
@@ -36,7 +48,7 @@ class Position(Generic[Event]):
         """The transaction told of last; `_done_zxid <= _at_zxid`."""
         self._told: list[Key] = []
         """What was told of `_at_zxid`; only of meaning when it is after `_done_zxid`."""
-        self._held: list[tuple[int, Key, Event]] | None = None
+        self._held: list[_Held[Event]] | None = None
         self.overflowed = False
         """Events were dropped because too many had to be held."""
 
@@ -45,14 +57,15 @@ class Position(Generic[Event]):
         """The last transaction of which something was told."""
         return self._at_zxid
 
-    def take(self, event: Event, zxid: int, key: Key, *, again: bool) -> bool:
+    def take(self, event: Event, zxid: int, key: Key, *, again: bool, chunk: int = 0) -> bool:
         """An event came; true when it is to be told now.
 
-        `again`: the server tells somebody's past at the moment, so it may be one we know.
+        `again`: the server tells somebody's past at the moment, so it may be one we know. `chunk`:
+        the request that is being answered.
         """
         if self._held is not None:
             if len(self._held) < MAX_HELD_EVENTS:
-                self._held.append((zxid, key, event))
+                self._held.append(_Held(zxid, key, event, chunk))
             else:
                 self.overflowed = True
             return False
@@ -75,18 +88,21 @@ class Position(Generic[Event]):
         self._held = []
         self.overflowed = False
 
-    def release(self, zxid: int) -> list[Event]:
-        """The past was told up to `zxid` (inclusive): what is news of it, in order."""
+    def release(self, zxid: int, own_chunk: int = 0) -> list[Event]:
+        """The past was told up to `zxid` (inclusive): what is news of it, in order.
+
+        `own_chunk`: the request that asked for this watch.
+        """
         held, self._held = self._held or [], None
-        held.sort(key=lambda each: each[0])  # stable: within a transaction as they came
+        held.sort(key=lambda each: each.zxid)  # stable: within a transaction as they came
         news: list[Event] = []
         first = 0
         while first < len(held):
-            at_zxid = held[first][0]
+            at_zxid = held[first].zxid
             end = first
-            while end < len(held) and held[end][0] == at_zxid:
+            while end < len(held) and held[end].zxid == at_zxid:
                 end += 1
-            news += self._news_of(at_zxid, held[first:end])
+            news += self._news_of(at_zxid, _of_one_chunk(held[first:end], own_chunk))
             first = end
         self._done_zxid = max(self._done_zxid, zxid)
         if self._at_zxid <= self._done_zxid:
@@ -94,20 +110,27 @@ class Position(Generic[Event]):
             self._told = []
         return news
 
-    def _news_of(self, zxid: int, group: list[tuple[int, Key, Event]]) -> list[Event]:
+    def _news_of(self, zxid: int, group: list[_Held[Event]]) -> list[Event]:
         if zxid <= self._done_zxid or zxid < self._at_zxid:
             return []
-        once = group[: _period([key for _, key, _ in group])]
+        once = group[: _period([each.key for each in group])]
         if zxid > self._at_zxid:
             self._done_zxid, self._at_zxid, self._told = self._at_zxid, zxid, []
-        keys = [key for _, key, _ in once]
+        keys = [each.key for each in once]
         told = self._told
         if keys[: len(told)] == told:
             once = once[len(told) :]
         else:
-            once = [each for each in once if each[1] not in told]
-        self._told = told + [key for _, key, _ in once]
-        return [event for _, _, event in once]
+            once = [each for each in once if each.key not in told]
+        self._told = told + [each.key for each in once]
+        return [each.event for each in once]
+
+
+def _of_one_chunk(group: list[_Held[Event]], own_chunk: int) -> list[_Held[Event]]:
+    """What one chunk tells of a transaction: the own one if it does, else the first."""
+    chunks = {each.chunk for each in group}
+    chosen = own_chunk if own_chunk in chunks else min(chunks)
+    return [each for each in group if each.chunk == chosen]
 
 
 def _period(keys: list[Key]) -> int:

@@ -59,7 +59,7 @@ _REMOVED_WITH: Final[dict[WatcherType, tuple[WatchKind, ...]]] = {
 class PersistentWatch:
     """One watcher of one path, and how far it was told."""
 
-    __slots__ = ("after_zxid", "armed", "path", "position", "recursive", "watcher")
+    __slots__ = ("after_zxid", "armed", "chunk", "path", "position", "recursive", "watcher")
 
     def __init__(self, path: str, watcher: Watcher, *, recursive: bool, after_zxid: int) -> None:
         self.path = path
@@ -70,6 +70,8 @@ class PersistentWatch:
         self.position: Position[WatchedEvent] = Position(after_zxid)
         self.armed = False
         """The server knows it: it is registered again after a reconnect."""
+        self.chunk = 0
+        """Which of the requests registered it again last."""
 
 
 class WatchRegistry:
@@ -81,6 +83,8 @@ class WatchRegistry:
         self._recursive: dict[str, list[PersistentWatch]] = {}
         self._replaying = 0
         """Watches whose past the server tells at the moment: other watches may hear it again."""
+        self._chunk = 0
+        """Which of the requests that register again is being answered."""
 
     # ---- one-shot ------------------------------------------------------------------------------
 
@@ -129,6 +133,16 @@ class WatchRegistry:
         del table[watch.path]
         return True
 
+    def is_wanted(self, watch: PersistentWatch) -> bool:
+        """Whether it was added and not removed: an answer to its request may come later."""
+        table = self._recursive if watch.recursive else self._persistent
+        return watch in table.get(watch.path, ())
+
+    def is_last(self, watch: PersistentWatch) -> bool:
+        """Whether there is no other watch of its kind and path."""
+        table = self._recursive if watch.recursive else self._persistent
+        return all(other is watch for other in table.get(watch.path, ()))
+
     # ---- what the server tells -----------------------------------------------------------------
 
     def on_event(self, event: WatchedEvent) -> list[Watcher]:
@@ -138,7 +152,8 @@ class WatchRegistry:
             found += self._one_shot[kind].pop(event.path, ())
         again = self._replaying > 0
         for watch in self._persistent_for(event):
-            if watch.position.take(event, event.zxid, (event.type, event.path), again=again):
+            key = (event.type, event.path)
+            if watch.position.take(event, event.zxid, key, again=again, chunk=self._chunk):
                 found.append(watch.watcher)
         return list(dict.fromkeys(found))
 
@@ -163,12 +178,17 @@ class WatchRegistry:
 
     def release_all(self, zxid: int) -> list[Told]:
         """All watches are registered again, as of `zxid`: what they missed, each in order."""
+        self._chunk = 0
         return [
             (watch.watcher, event)
             for watch in self._all_persistent()
             if watch.armed
-            for event in watch.position.release(zxid)
+            for event in watch.position.release(zxid, watch.chunk)
         ]
+
+    def begin_chunk(self, chunk: int) -> None:
+        """The request of `to_register` with this number, from 0, is sent now."""
+        self._chunk = chunk
 
     def to_register(self, relative_zxid: int) -> Iterator[SetWatchesRequest]:
         """Requests that register all watches again, each of a bounded size."""
@@ -179,15 +199,20 @@ class WatchRegistry:
             _armed_paths(self._persistent),
             _armed_paths(self._recursive),
         )
+        none: dict[str, list[PersistentWatch]] = {}
+        persistent = (none, none, none, self._persistent, self._recursive)
         request = _empty_request(relative_zxid)
-        size = 0
+        size = chunk = 0
         for at, paths in enumerate(tables):
             for path in paths:
                 if size and size + len(path) > MAX_SET_WATCHES_BYTES:
                     yield request
                     request, size = _empty_request(relative_zxid), 0
+                    chunk += 1
                 request[1 + at].append(path)  # type: ignore[union-attr]
                 size += 4 * len(path)
+                for watch in persistent[at].get(path, ()):
+                    watch.chunk = chunk
         if size:
             yield request
 

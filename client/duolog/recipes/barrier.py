@@ -11,7 +11,13 @@ import socket
 from typing import Final, Self
 
 from duolog.zk import ZkClient
-from duolog_protocol.errors import Error, LockTimeoutError, NodeExistsError, NoNodeError
+from duolog_protocol.errors import (
+    BadVersionError,
+    Error,
+    LockTimeoutError,
+    NodeExistsError,
+    NoNodeError,
+)
 
 from .claims import Change, Claim, Pauses, finish
 
@@ -102,6 +108,8 @@ class DoubleBarrier:
         self._zk = zk
         self._data = (identifier or f"{socket.getfqdn()}-{os.getpid()}").encode()
         self._member: Claim | None = None
+        self._opened_zxid = -1
+        """czxid of the `ready` that let this member in."""
         self.participating = False
         """Between the return of `enter` and that of `leave`."""
 
@@ -161,14 +169,15 @@ class DoubleBarrier:
             member.withdraw()
             self._member = self._new_member()
         elif change.created_zxid > member.czxid:
+            self._opened_zxid = change.created_zxid
             return True
-        elif ready is not None and ready.czxid < member.czxid and len(names) == 1:
-            await self._delete(self._ready)  # left by a round whose members died
+        elif ready is not None and await self._is_stale(ready.czxid, names):
+            await self._remove_ready(ready.czxid)
         elif ready is not None:
+            self._opened_zxid = ready.czxid
             return True
         elif len(names) >= self.num_clients:
-            await self._open()
-            return True
+            await self._open()  # and look again
         else:
             await change.wait()
         return False
@@ -178,6 +187,29 @@ class DoubleBarrier:
             await self._zk.create(self._ready)
         except NodeExistsError:
             return
+
+    async def _is_stale(self, czxid: int, names: list[str]) -> bool:
+        """Whether a `ready` is left of a round whose members died: all who are here came later."""
+        for name in names:
+            stat = await self._zk.exists(f"{self.path}/{name}")
+            if stat is not None and stat.czxid < czxid:
+                return False
+        return True
+
+    async def _remove_ready(self, czxid: int) -> None:
+        """Delete the `ready` with this czxid, not one of a later round.
+
+        A write shows which one it is, and gives it a version that a new one does not have.
+        """
+        try:
+            stat = await self._zk.exists(self._ready)
+            if stat is None or stat.czxid != czxid:
+                return
+            stat = await self._zk.set(self._ready, b"", stat.version)
+            if stat.czxid == czxid:
+                await self._zk.delete(self._ready, stat.version)
+        except (NoNodeError, BadVersionError):
+            return  # somebody else is at it
 
     async def _members(self) -> list[str]:
         try:
@@ -210,12 +242,16 @@ class DoubleBarrier:
             member.withdraw()
 
     async def _leave(self, member: Claim) -> None:
+        """Until those are gone who were here when this began: others belong to the next round."""
         name, path = member.name, member.path
+        round_: frozenset[str] | None = None
         pauses = Pauses(self._zk)
         while True:
             try:
-                await self._delete(self._ready)
-                members = await self._members()
+                if round_ is None:
+                    await self._remove_ready(self._opened_zxid)
+                    round_ = frozenset(await self._members())
+                members = [each for each in await self._members() if each in round_]
                 if not members:
                     return
                 if members == [name]:

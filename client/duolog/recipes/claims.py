@@ -227,6 +227,10 @@ class Change:
 
     async def __aexit__(self, *_exc: object) -> None:
         """Forget the watches."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the watches. Idempotent."""
         for path in self._paths:
             self._zk.forget_watch(path, self._on_event)
 

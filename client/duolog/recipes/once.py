@@ -12,6 +12,7 @@ Source: the idea is that of idempotent producers (KIP-98), in znodes.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 from duolog.zk import Transaction, ZkClient
@@ -30,6 +31,8 @@ class Journal:
         self._zk = zk
         self._claim = Claim(zk, f"{path}{SUFFIX}", "", b"0", sequence=False)
         self._number = 0
+        self._turn = asyncio.Lock()
+        """The journal knows one number: what is committed at once would hide each other's."""
 
     async def commit(
         self, transaction: Transaction, only_session: int | None = None
@@ -39,8 +42,13 @@ class Journal:
         Returns its results without the journal's; None when it was applied and the results were
         lost. Raises the ZkError that made it fail, and TransportError when the session ended
         before its fate was known. `only_session`: it is applied in this session or never
-        (SessionExpiredError). Cancelling leaves it open whether it is applied.
+        (SessionExpiredError). Cancelling leaves it open whether it is applied. Several tasks take
+        turns.
         """
+        async with self._turn:
+            return await self._commit(transaction, only_session)
+
+    async def _commit(self, transaction: Transaction, only_session: int | None) -> list[Any] | None:
         pauses = Pauses(self._zk)
         while True:
             await self._claim.create()
@@ -78,8 +86,11 @@ class Journal:
                 data, stat = await self._zk.get(path)
             except NoNodeError:
                 raise error from None
-            except Error as passing:
-                await pauses.after(passing)
+            except Error as asking:
+                try:
+                    await pauses.after(asking)
+                except Error:
+                    raise error from asking
                 continue
             if stat.ephemeral_owner != session_id or session_of(self._zk) != session_id:
                 raise error

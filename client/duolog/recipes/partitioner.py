@@ -87,6 +87,7 @@ class SetPartitioner:
         self._state = PartitionState.ALLOCATING
         self._state_changed = asyncio.Event()
         self._locks: list[Lock] = []
+        self._releasing: list[asyncio.Task[bool]] = []
         self._share: list[str] = []
         self._task: asyncio.Task[None] | None = None
         self._released = asyncio.Event()
@@ -149,18 +150,24 @@ class SetPartitioner:
         """Give the share up; another one is allocated. Cancelling leaves the rest to a task."""
         if self._state in (PartitionState.RELEASE, PartitionState.ACQUIRED):
             self._share = []
-            await self._release_locks()
-            self._become(PartitionState.ALLOCATING)
-            self._released.set()
+            try:
+                await self._release_locks()
+            finally:
+                self._become(PartitionState.ALLOCATING)
+                self._released.set()
 
     async def finish(self) -> None:
-        """Give the share up and leave the party. Idempotent."""
+        """Give the share up and leave the party. Idempotent. Cancelling leaves it to tasks."""
         self._become(PartitionState.FAILURE)
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
-        await self._release_locks()
+        try:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+            await self._release_locks()
+        except asyncio.CancelledError:
+            self._zk.spawn(f"leave {self._party.path}", self._party.leave())
+            raise
         await self._party.leave()
 
     async def __aenter__(self) -> Self:
@@ -188,6 +195,7 @@ class SetPartitioner:
         except Error:
             await self._release_locks()
         finally:
+            self._start_release()
             self._become(PartitionState.FAILURE)
 
     async def _allocate(self) -> None:
@@ -253,10 +261,18 @@ class SetPartitioner:
             for each in waits:
                 each.cancel()
 
-    async def _release_locks(self) -> None:
+    def _start_release(self) -> None:
+        """Release all locks in tasks: whoever waits for them may be cancelled."""
         locks, self._locks = self._locks, []
         for lock in locks:
-            await lock.release()
+            task = self._zk.spawn(f"release {lock.path}", lock.release())
+            self._releasing.append(task)
+            task.add_done_callback(self._releasing.remove)
+
+    async def _release_locks(self) -> None:
+        self._start_release()
+        if self._releasing:
+            await asyncio.wait(self._releasing)
 
     def _become(self, state: PartitionState) -> None:
         if self._state is PartitionState.FAILURE:

@@ -95,15 +95,25 @@ class _Entries:
                     found = await self._retried(take_one, None)
                     if found is not None or not waits:
                         return found
-                    async with self._turn:
-                        while not self._turn.lost.is_set():
-                            async with Change(self._zk) as change:
-                                found = await self._retried(take_one, change)
-                                if found is not None:
-                                    return found
-                                await change.wait()
+                    await self._turn.acquire()
+                    try:
+                        found = await self._wait(take_one)
+                    finally:  # without waiting: what was found must not be lost by it
+                        self._zk.spawn(f"pass on {self._path}", self._turn.release())
+                    if found is not None:
+                        return found
         except TimeoutError:
             return None
+
+    async def _wait(self, take_one: Callable[[Change | None], Awaitable[T | None]]) -> T | None:
+        """With the turn: what is found once something has changed; None when the turn is lost."""
+        while not self._turn.lost.is_set():
+            async with Change(self._zk) as change:
+                found = await self._retried(take_one, change)
+                if found is not None:
+                    return found
+                await change.wait()
+        return None
 
     async def _retried(
         self, take_one: Callable[[Change | None], Awaitable[T | None]], change: Change | None
@@ -262,18 +272,22 @@ class LockingQueue:
         names = await self._entries.names(change)
         if not names:
             return None
-        try:
-            watch = change.watch(self._taken_path) if change is not None else None
-            taken = set(await self._zk.get_children(self._taken_path, watch))
-        except NoNodeError:
-            await ensure_path(self._zk, self._taken_path)
-            taken = set()
+        taken = await self._taken(change)
         for name in names:
             if name not in taken:
                 found = await self._lock(name)
                 if found is not None:
                     return found
         return None
+
+    async def _taken(self, change: Change | None) -> set[str]:
+        """The entries that are locked. Creates the path, so that a watch is always armed."""
+        while True:
+            try:
+                watch = change.watch(self._taken_path) if change is not None else None
+                return set(await self._zk.get_children(self._taken_path, watch))
+            except NoNodeError:
+                await ensure_path(self._zk, self._taken_path)
 
     async def _lock(self, name: str) -> _Taken | None:
         path = f"{self._taken_path}/{name}"

@@ -103,6 +103,7 @@ class Semaphore:
 
     async def _take(self, *, blocking: bool) -> bool:
         """With the lock: wait until a lease is free, and create ours. False: begin again."""
+        await finish(self._withdraw())  # of a try that failed: it must not count
         while not self._lock.lost.is_set():
             async with Change(self._zk) as change:
                 names = await self._zk.get_children(self.path, change.watch(self.path))
@@ -113,7 +114,6 @@ class Semaphore:
                 await self._until(change)
         else:
             return False
-        self._withdraw()
         lease = self._lease = Claim(
             self._zk, self.path, "", self.data, sequence=False, guard=self._lock.node
         )

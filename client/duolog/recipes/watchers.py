@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from contextlib import aclosing
+from typing import Any, Generic, Self, TypeVar
 
 from duolog.zk import ZkClient
 from duolog_protocol.errors import ConnectionClosedError, Error, NoNodeError
@@ -24,11 +25,62 @@ DataState = tuple[bytes | None, Stat | None]
 """(data, Stat); both None while the znode does not exist."""
 
 
+class _States(Generic[State]):
+    """One iteration. No generator: that ends for good when one `anext` is cancelled."""
+
+    def __init__(
+        self,
+        zk: ZkClient,
+        read: Callable[[Change], Awaitable[State]],
+        marks: Callable[[State], object],
+    ) -> None:
+        self._zk = zk
+        self._read = read
+        self._marks = marks
+        self._change = Change(zk)
+        self._is_current = False
+        """The state was read, and its watch armed, since the last change."""
+        self._last: object = self  # equal to no mark
+
+    def __aiter__(self) -> Self:
+        """The iteration itself."""
+        return self
+
+    async def __anext__(self) -> State:
+        """The next state that differs. Cancelling is safe."""
+        pauses = Pauses(self._zk)
+        while True:
+            try:
+                if self._is_current:
+                    await self._change.wait()
+                    self._is_current = False
+                    pauses = Pauses(self._zk)
+                state = await self._read(self._change)
+            except ConnectionClosedError:
+                raise StopAsyncIteration from None
+            except Error as error:
+                await pauses.after(error)
+                continue
+            self._is_current = True
+            marks = self._marks(state)
+            if marks != self._last:
+                self._last = marks
+                return state
+
+    async def aclose(self) -> None:
+        """Forget the watch."""
+        self._change.forget()
+
+    def __del__(self) -> None:
+        """An iteration that is left forgets its watch, too."""
+        self._change.forget()
+
+
 class Following(Generic[State]):
     """The states of a znode: an async iterator, and a decorator.
 
     Iterating yields the state at once and each later one that differs from it, until the client
-    is closed; one that waits is cancelled safely: the next call begins with a fresh read.
+    is closed; an `anext` that waits is cancelled safely: the next one goes on.
     While SUSPENDED nothing is heard; after the reconnect, or in a new session after LOST, the state
     is read again and yielded if it has changed.
 
@@ -57,24 +109,8 @@ class Following(Generic[State]):
         """Iterate from the present state."""
         return self._states()
 
-    async def _states(self) -> AsyncIterator[State]:
-        pauses = Pauses(self._zk)
-        last: object = self  # equal to no mark
-        while True:
-            try:
-                async with Change(self._zk) as change:
-                    state = await self._read(change)
-                    marks = self._marks(state)
-                    if marks != last:
-                        last = marks
-                        yield state
-                    await change.wait()
-            except ConnectionClosedError:
-                return
-            except Error as error:
-                await pauses.after(error)
-            else:
-                pauses = Pauses(self._zk)
+    def _states(self) -> _States[State]:
+        return _States(self._zk, self._read, self._marks)
 
     def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Call `func` with every state, beginning soon. Returns `func`."""
@@ -82,12 +118,13 @@ class Following(Generic[State]):
         return func
 
     async def _call(self, func: Callable[..., Any]) -> None:
-        async for state in self._states():
-            result = func(*self._fields(state))
-            if inspect.isawaitable(result):
-                result = await result
-            if result is False:
-                return
+        async with aclosing(self._states()) as states:
+            async for state in states:
+                result = func(*self._fields(state))
+                if inspect.isawaitable(result):
+                    result = await result
+                if result is False:
+                    return
 
 
 def watch_data(zk: ZkClient, path: str) -> Following[DataState]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from duolog import SetPartitioner, ZkClient
 from duolog.core.zk_contenders import (
     EXCLUSIVE,
@@ -14,6 +16,7 @@ from duolog.core.zk_contenders import (
     sequence_of,
 )
 
+from .test_recipes import eventually, no_children
 from .zk_support import Zk
 
 ITEMS = {"a", "b", "c", "d", "e"}
@@ -126,3 +129,22 @@ async def test_a_partitioner_ends_with_its_client_and_can_be_released_early() ->
             await zk.close()
             assert await partitioner.wait_for_release()
             assert partitioner.failed
+
+
+@pytest.mark.parametrize("ending", ["release_set", "finish"])
+async def test_cancelling_the_end_of_a_share_leaks_no_lock(ending: str) -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        zk = await server.client()
+        for turns in range(6):
+            partitioner = SetPartitioner(zk, "/work", ITEMS, **QUICK)
+            await partitioner.__aenter__()
+            await partitioner.wait_for_acquire()
+            ended = asyncio.ensure_future(getattr(partitioner, ending)())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            ended.cancel()
+            await asyncio.wait({ended})
+            await partitioner.finish()
+            for item in ITEMS:
+                await eventually(lambda item=item: no_children(zk, f"/work/locks/{item}"))  # type: ignore[misc]
+            await eventually(lambda: no_children(zk, "/work/party"))

@@ -7,9 +7,13 @@ import asyncio
 import pytest
 
 from duolog import LockingQueue, Queue, ZkClient
+from duolog.recipes.claims import Change
+from duolog_protocol import zk_messages as zkm
+from duolog_protocol.apis import AnyApi
+from tests.support import until
 
 from .test_recipes import KINDS, at_every_step, eventually, no_children
-from .zk_support import FaultyConnect, Zk, fault_at
+from .zk_support import FaultyConnect, Zk, fault_at, no_faults
 
 
 async def test_entries_come_by_priority_then_by_age() -> None:
@@ -66,6 +70,30 @@ async def test_an_entry_is_put_once_and_got_once_with_a_connection_lost_at_any_s
         assert await at_every_step(server, kind, work) > 5
 
 
+async def test_calls_of_several_tasks_are_done_once_when_all_their_answers_are_lost() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk = await server.client(connect=faults)
+        async with Queue(zk, "/q") as queue:
+            await queue.put(b"first")
+            commits = 0
+
+            def lose_two(_number: int, api: AnyApi) -> str | None:
+                nonlocal commits
+                commits += api is zkm.MULTI
+                return "together" if api is zkm.MULTI and commits <= 2 else None
+
+            faults.plan = lose_two
+            results = await asyncio.gather(
+                queue.put(b"second"), queue.put(b"third"), queue.get(), queue.put(b"fourth")
+            )
+            assert results[2] == b"first"
+            faults.plan = no_faults
+            left = [await queue.get() for _ in range(4)]
+            assert sorted(left[:3]) == [b"fourth", b"second", b"third"]  # type: ignore[type-var]
+            assert left[3] is None
+
+
 async def test_cancelling_a_get_at_any_await_loses_no_entry() -> None:
     async with asyncio.timeout(30), Zk() as server:
         zk = await server.client()
@@ -85,6 +113,32 @@ async def test_cancelling_a_get_at_any_await_loses_no_entry() -> None:
                 turns += 1
             assert got == b"x"
             assert turns > 3
+
+
+async def test_what_was_found_is_kept_when_the_time_is_up_while_the_turn_is_passed_on() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk, other = await server.client(connect=faults), await server.client()
+        waiting: asyncio.Future[bytes | None]
+
+        def cancel_at_release(_number: int, api: AnyApi) -> str | None:
+            if api is zkm.DELETE:  # the lock on the turn; an entry goes in a transaction
+                waiting.cancel()
+            return None
+
+        for queue, producer in (
+            (Queue(zk, "/q"), Queue(other, "/q")),
+            (LockingQueue(zk, "/l"), LockingQueue(other, "/l")),
+        ):
+            faults.plan = no_faults
+            sent = len(faults.sent)
+            waiting = asyncio.ensure_future(queue.get(timeout=None))
+            await until(lambda sent=sent: faults.sent[sent:].count("GetChildren") >= 3)  # type: ignore[misc]
+            faults.plan = cancel_at_release
+            await producer.put(b"job")
+            await asyncio.wait({waiting})
+            assert not waiting.cancelled()
+            assert waiting.result() == b"job"
 
 
 async def has_entry(queue: Queue) -> bool:
@@ -125,6 +179,25 @@ async def test_an_entry_of_a_crashed_consumer_goes_to_another_who_waits() -> Non
         assert not await queue.consume()
         assert await other.holds_lock()
         assert await other.consume()
+
+
+async def test_an_entry_that_is_given_back_wakes_the_first_who_ever_waited() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        one, two = await server.client(), await server.client()
+        queue, other = LockingQueue(one, "/q"), LockingQueue(two, "/q")
+        await queue.put(b"job")
+        lock = queue._lock
+
+        async def outrun(name: str) -> None:
+            queue._lock = lock  # type: ignore[method-assign]
+            assert await other.get() == b"job"
+
+        queue._lock = outrun  # type: ignore[assignment, method-assign]
+        async with Change(one) as change:
+            assert await queue._take_first(change) is None
+            await other.release()
+            await change.wait()
+            assert await queue._take_first(change) is not None
 
 
 async def test_a_claim_whose_work_fails_is_given_back() -> None:

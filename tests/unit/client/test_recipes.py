@@ -23,7 +23,9 @@ from duolog import (
     ShallowParty,
     ZkClient,
 )
-from duolog_protocol.errors import LockTimeoutError
+from duolog_protocol import zk_messages as zkm
+from duolog_protocol.apis import AnyApi
+from duolog_protocol.errors import ConnectionLostError, LockTimeoutError
 
 from .zk_support import FaultyConnect, Zk, fault_at, no_faults
 
@@ -142,6 +144,19 @@ async def test_cancelling_a_semaphore_at_any_await_leaks_no_lease() -> None:
             await eventually(lambda: no_children(other, "/s"))
             await eventually(lambda: no_children(other, "/s-__lock__"))
             turns += 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_only_lease_is_acquired_with_a_connection_lost_at_any_step(kind: str) -> None:
+    async with asyncio.timeout(20), Zk() as server:
+
+        async def work(zk: ZkClient, step: int) -> None:
+            async with Semaphore(zk, f"/s{step}", max_leases=1) as lease:
+                assert len(await zk.get_children(f"/s{step}")) == 1
+                assert lease.token > 0
+            await eventually(lambda: no_children(zk, f"/s{step}"))
+
+        assert await at_every_step(server, kind, work) > 5
 
 
 # ---- election ----------------------------------------------------------------------------------
@@ -298,6 +313,35 @@ async def test_a_round_whose_members_died_does_not_open_the_next_one() -> None:
         await zk.create("/d/ready")
         with pytest.raises(LockTimeoutError):
             await DoubleBarrier(zk, "/d", 2).enter(timeout=0.05)
+
+
+async def test_no_part_of_a_round_opens_a_barrier_whose_last_round_died() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        clients = [await server.client() for _ in range(3)]
+        await clients[0].create("/d")
+        await clients[0].create("/d/ready")
+        barriers = [DoubleBarrier(zk, "/d", 3) for zk in clients]
+        entering = [asyncio.ensure_future(each.enter()) for each in barriers[:2]]
+        await eventually(lambda: has_children(clients[2], "/d", 2))  # both, and no `ready`
+        assert not any(each.done() for each in entering)
+        await barriers[2].enter()
+        await asyncio.gather(*entering)
+        await asyncio.gather(*(each.leave() for each in barriers))
+        assert await clients[0].get_children("/d") == []
+
+
+async def test_a_double_barrier_is_entered_again_while_others_still_leave() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        clients = [await server.client() for _ in range(3)]
+
+        async def rounds(zk: ZkClient) -> None:
+            barrier = DoubleBarrier(zk, "/d", 3)
+            for _ in range(20):
+                await barrier.enter()
+                await barrier.leave()
+
+        await asyncio.gather(*(rounds(zk) for zk in clients))
+        assert await clients[0].get_children("/d") == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -523,3 +567,25 @@ async def test_a_semaphore_is_never_overbooked_though_sessions_end(seed: int) ->
                 group.create_task(work(number))
         disturbing.cancel()
         await asyncio.wait({disturbing})
+
+
+async def test_an_addition_whose_fate_cannot_be_asked_for_is_told_as_open() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk, other = await server.client(connect=faults), await server.client()
+        counter = Counter(zk, "/c")
+        await counter.add(1)
+        closing: list[asyncio.Task[None]] = []
+
+        def lose_and_close(_number: int, api: AnyApi) -> str | None:
+            if api is zkm.MULTI:
+                return "after"
+            if api is zkm.SYNC:
+                closing.append(asyncio.ensure_future(zk.close()))
+            return None
+
+        faults.plan = lose_and_close
+        with pytest.raises(ConnectionLostError):
+            await counter.add(1)
+        await closing[0]
+        assert await Counter(other, "/c").value() == 2

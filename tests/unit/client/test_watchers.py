@@ -46,6 +46,27 @@ async def test_data_is_followed_through_creation_change_deletion_and_the_end_of_
             await waiting
 
 
+async def test_cancelling_a_wait_at_any_await_ends_no_iteration() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk, other = await server.client(), await server.client()
+        await other.create("/a", b"0")
+        states = aiter(watch_data(zk, "/a"))
+        assert (await anext(states))[0] == b"0"
+        for turns in range(12):
+            await other.set("/a", b"%d" % turns)
+            waiting = asyncio.ensure_future(anext(states))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            state = await anext(states) if waiting.cancelled() else waiting.result()
+            while state[0] != b"%d" % turns:
+                state = await anext(states)
+        assert zk._keeper.watches.count == 1
+        del states
+        assert zk._keeper.watches.count == 0
+
+
 async def test_a_state_that_did_not_change_is_not_told_again() -> None:
     async with asyncio.timeout(30), Zk() as server:
         faults = FaultyConnect(no_faults)

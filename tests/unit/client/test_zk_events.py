@@ -120,6 +120,19 @@ async def test_a_session_that_ends_is_told_and_another_stream_goes_on() -> None:
             assert await take(again, 1) == [("CHANGED", "/a")]
 
 
+async def test_a_stream_that_heard_of_nothing_is_gone_on_with_too() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        zk, other = await server.client(), await server.client()
+        await other.create("/a")
+        async with zk.events("/a") as events:
+            await server.expire(zk)
+            with pytest.raises(SessionExpiredError):
+                await anext(events)
+        await other.set("/a", b"1")
+        async with zk.events("/a", after_zxid=events.zxid) as again:
+            assert await take(again, 1) == [("CHANGED", "/a")]
+
+
 async def test_a_gap_that_is_not_known_any_more_is_compacted() -> None:
     async with asyncio.timeout(30), Zk(max_history_events=3) as server:
         zk, other = await server.client(), await server.client()
@@ -257,3 +270,34 @@ async def test_arming_survives_a_lost_answer() -> None:
         async with zk.events("/a", after_zxid=0) as events:
             await other.set("/a", b"1")
             assert await take(events, 2) == [("CREATED", "/a"), ("CHANGED", "/a")]
+
+
+async def test_cancelling_while_it_is_armed_leaves_a_stream_that_hears() -> None:
+    """The answer to the cancelled try comes before, or after, the next one is sent."""
+    async with asyncio.timeout(10), Zk() as server:
+        zk, other = await server.client(), await server.client()
+        await other.create("/a")
+        start = other.last_zxid_seen
+        for turns in range(12):
+            stream = zk.events("/a", after_zxid=other.last_zxid_seen)
+            await other.set("/a", b"before")
+            for answered_before in (True, False):
+                getting = asyncio.ensure_future(anext(stream))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                getting.cancel()
+                await asyncio.wait({getting})
+                if not getting.cancelled():
+                    assert told(getting.result()) == ("CHANGED", "/a")
+                    break
+                if answered_before:
+                    await zk.sync()
+            else:
+                assert await take(stream, 1) == [("CHANGED", "/a")]
+            await other.set("/a", b"after")
+            assert await take(stream, 1) == [("CHANGED", "/a")]
+            assert stream.zxid == other.last_zxid_seen > start
+            stream.close()
+            await zk.sync()
+            assert not await zk.check_watches("/a")
+            assert zk._keeper.watches._replaying == 0

@@ -14,6 +14,7 @@ from duolog_protocol.errors import (
     SessionExpiredError,
 )
 from duolog_protocol.types import EventType, KeeperState
+from tests.support import until
 
 from .zk_support import FaultyConnect, Zk, fault_at, no_faults
 
@@ -188,3 +189,47 @@ async def test_a_fault_of_the_client_itself_is_raised_by_every_call() -> None:
         await zk.start()
     loop.set_exception_handler(None)
     assert len(told) == 1
+
+
+async def test_more_watches_than_one_request_holds_survive_a_reconnect_in_which_they_fire() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk, other = await server.client(connect=faults), await server.client()
+        paths = [f"/{number:04d}{'x' * 90}" for number in range(600)]
+        await asyncio.gather(*(other.create(path) for path in paths))
+        heard: list[str] = []
+        await asyncio.gather(
+            *(zk.get(path, lambda each: heard.append(each.path)) for path in paths)
+        )
+        faults.cut()
+        await other.set(paths[0], b"x")
+        await zk.sync()
+        await other.set(paths[-1], b"x")
+        await until(lambda: heard == [paths[0], paths[-1]])
+
+
+async def test_a_watcher_or_listener_that_raises_keeps_nothing_from_the_others() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk, other = await server.client(connect=faults), await server.client()
+        await other.create("/a")
+        failed: list[BaseException] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, context: failed.append(context["exception"])
+        )
+
+        def raises(_told: object) -> None:
+            raise ZeroDivisionError
+
+        states: list[SessionState] = []
+        zk.add_listener(raises)
+        zk.add_listener(states.append)
+        async with zk.events("/a") as events:
+            await zk.exists("/a", raises)
+            await other.set("/a", b"1")
+            assert (await anext(events)).type is EventType.CHANGED
+            assert len(failed) == 1
+            faults.cut()
+            await zk.sync()
+            assert states == [SessionState.SUSPENDED, SessionState.CONNECTED]
+            assert [type(each) for each in failed] == [ZeroDivisionError] * 3

@@ -56,6 +56,20 @@ def test_a_transaction_that_touches_a_path_twice_is_told_whole() -> None:
     assert position.release(5) == [0, 1, 2]
 
 
+def test_a_transaction_is_told_once_though_several_chunks_tell_of_it() -> None:
+    for own in range(3):
+        position: Position[str] = Position(3)
+        position.hold()
+        for chunk in range(3):
+            for name in ("x", "y", "z") if chunk == own else ("yz"[chunk % 2],):
+                position.take(name, 4, (3, f"/a/{name}"), again=False, chunk=chunk)
+        position.take("later x", 9, (3, "/a/x"), again=False, chunk=1)
+        position.take("later y", 9, (3, "/a/y"), again=False, chunk=1)
+        if own < 1:
+            position.take("later y", 9, (3, "/a/y"), again=False, chunk=2)
+        assert position.release(9, own) == ["x", "y", "z", "later x", "later y"]
+
+
 def test_what_is_held_is_bounded_and_the_loss_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zk_resume, "MAX_HELD_EVENTS", 2)
     position: Position[int] = Position(0)

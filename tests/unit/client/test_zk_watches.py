@@ -159,3 +159,22 @@ def test_what_is_told_again_for_one_watch_is_not_told_again_to_another() -> None
         assert names(registry, EventType.CHANGED, "/a", zxid) == []
     assert [told.zxid for _, told in registry.on_armed(late, 15)] == [5, 9, 12, 14]
     assert names(registry, EventType.CHANGED, "/a", 16) == ["lasting", "subtree"]
+
+
+def test_an_event_that_two_requests_tell_again_is_heard_once() -> None:
+    registry = WatchRegistry()
+    persistent(registry, "/a", subtree, recursive=True)
+    for number in range(MAX_SET_WATCHES_BYTES // 400):
+        persistent(registry, f"/{number:0100}", lasting)
+    persistent(registry, "/a/y", lasting)
+    registry.hold_all()
+    requests = list(registry.to_register(3))
+    last = len(requests) - 1
+    assert last > 0
+    assert requests[0].persistent_recursive_watches == []
+    for chunk, paths in ((last - 1, ["/a/y"]), (last, ["/a/x", "/a/y"])):
+        registry.begin_chunk(chunk)
+        for path in paths:
+            assert registry.on_event(event(EventType.CHANGED, path, 20)) == []
+    told = [each.path for watcher, each in registry.release_all(30) if watcher is subtree]
+    assert told == ["/a/x", "/a/y"]

@@ -75,7 +75,8 @@ class FaultyConnect:
 
     `plan(number, api)` is asked for each request behind the handshake, numbered from 0: "before"
     breaks the connection instead of sending it, "after" when its answer has come, which the client
-    never sees; None lets it pass.
+    never sees; "together" is "after" for all such requests under way: it breaks when the last of
+    them is answered, and they all lose their answers. None lets it pass.
     """
 
     def __init__(self, plan: Callable[[int, AnyApi], str | None]) -> None:
@@ -122,6 +123,8 @@ class FaultyLink(ClientLink):
     def __init__(self, faults: FaultyConnect, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._faults = faults
+        self._losing: list[Callable[[Response | None], None]] = []
+        self._unanswered = 0
 
     def send(
         self,
@@ -151,7 +154,21 @@ class FaultyLink(ClientLink):
 
             super().send(api, message, lose, version, at_once=at_once)
             return
+        if fault == "together":
+            assert on_response is not None
+            self._losing.append(on_response)
+            self._unanswered += 1
+            super().send(api, message, self._lose_together, version, at_once=at_once)
+            return
         super().send(api, message, on_response, version, at_once=at_once)
+
+    def _lose_together(self, _response: Response | None) -> None:
+        self._unanswered -= 1
+        if not self._unanswered:
+            self.abort()
+            losing, self._losing = self._losing, []
+            for told in losing:
+                told(None)
 
 
 def no_faults(_number: int, _api: AnyApi) -> str | None:
