@@ -19,6 +19,8 @@ from duolog.zk_transaction import failure_of
 from duolog_protocol.errors import ConfigError, Error, NoNodeError
 from duolog_protocol.types import OPEN_ACL_UNSAFE
 
+from .held_command import run_held
+
 ACL_FORM: Final = "SCHEME:ID:PERMS[,...] with PERMS of cdrwa, as world:anyone:r"
 _LETTERS: Final = {
     "c": Perms.CREATE,
@@ -414,20 +416,10 @@ async def lock(zk: ZkClient, options: argparse.Namespace) -> None:
     await held.acquire(timeout=options.timeout)
     try:
         environment = os.environ | {"DUOLOG_LOCK_TOKEN": str(held.token)}
-        process = await asyncio.create_subprocess_exec(*options.command, env=environment)
-        ending = asyncio.ensure_future(process.wait())
-        doubt = asyncio.ensure_future(held.lost.wait())
-        try:
-            await asyncio.wait({ending, doubt}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            doubt.cancel()
-            if not ending.done():
-                process.terminate()
-                await process.wait()
-            ending.cancel()
+        code = await run_held(options.command, environment, held.lost)
     finally:
         await held.release()
     if held.lost.is_set():
         raise Error(f"the lock {options.path} was in doubt: the command was stopped")
-    if process.returncode:
-        raise Error(f"the command ended with {process.returncode}")
+    if code:
+        raise Error(f"the command ended with {code}")
