@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import shlex
@@ -16,7 +17,12 @@ from typing import Any, Final
 from duolog import Acl, EventType, Lock, Perms, Stat, WatchedEvent, ZkClient
 from duolog.zk import Transaction
 from duolog.zk_transaction import failure_of
-from duolog_protocol.errors import ConfigError, Error, NoNodeError
+from duolog_protocol.errors import (
+    BadVersionError,
+    ConfigError,
+    Error,
+    NoNodeError,
+)
 from duolog_protocol.types import OPEN_ACL_UNSAFE
 
 from .held_command import run_held
@@ -108,7 +114,8 @@ class _OneChange:
             self._event.set_result(event)
 
     async def tell(self, options: argparse.Namespace) -> None:
-        show_event(options, await self._event)
+        event = await self._event
+        show_event(options, event)
 
 
 def show_event(options: argparse.Namespace, event: WatchedEvent) -> None:
@@ -287,11 +294,23 @@ async def getacl(zk: ZkClient, options: argparse.Namespace) -> None:
 async def setacl(zk: ZkClient, options: argparse.Namespace) -> None:
     """Replace the ACL."""
     acl = parse_acl(options.acl)
-    found = await zk.set_acls(options.path, acl, options.version)
     if options.recursive:
-        for path in (await _subtree(zk, options.path))[1:]:
-            await zk.set_acls(path, acl)
+        await _check_aversion(zk, options)
+        # All are listed before the new ACL can forbid it; parents come last, so that one which
+        # fails can be repeated.
+        for path in reversed((await _subtree(zk, options.path))[1:]):
+            with contextlib.suppress(NoNodeError):
+                await zk.set_acls(path, acl)
+    found = await zk.set_acls(options.path, acl, options.version)
     show(options, found._asdict(), f"aversion {found.aversion}")
+
+
+async def _check_aversion(zk: ZkClient, options: argparse.Namespace) -> None:
+    found = await zk.exists(options.path)
+    if found is None:
+        raise NoNodeError(f"{options.path} does not exist")
+    if options.version not in (-1, found.aversion):
+        raise BadVersionError(f"the aversion of {options.path} is {found.aversion}")
 
 
 # ---- writes ------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+"""`duolog zk` where sessions end and znodes come and go while it works."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any
+
+import pytest
+
+from duolog import ZkClient
+from duolog_cluster.cli import zk_verbs
+from duolog_protocol.errors import BadVersionError, NoNodeError
+from tests.unit.client.zk_support import Zk
+
+
+def options(**values: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{"json": False, "path": "/a", "version": -1, **values})
+
+
+async def acl_texts(zk: ZkClient, path: str) -> list[str]:
+    return [zk_verbs.acl_text(each) for each in (await zk.get_acls(path))[0]]
+
+
+async def test_an_acl_that_forbids_reading_reaches_the_whole_subtree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        await zk.ensure_path("/a/b/c")
+        listed = zk_verbs._subtree
+
+        async def listed_late(zk: ZkClient, path: str) -> list[str]:
+            return [*await listed(zk, path), f"{path}/gone"]
+
+        monkeypatch.setattr(zk_verbs, "_subtree", listed_late)
+        await zk_verbs.setacl(zk, options(acl="world:anyone:cdwa", recursive=True))
+        for path in ("/a", "/a/b", "/a/b/c"):
+            assert await acl_texts(zk, path) == ["world:anyone:cdwa"]
+
+
+async def test_a_wrong_version_changes_no_acl_of_the_subtree() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        await zk.ensure_path("/a/b")
+        setting = options(acl="world:anyone:ra", recursive=True, version=7)
+        with pytest.raises(BadVersionError):
+            await zk_verbs.setacl(zk, setting)
+        assert await acl_texts(zk, "/a/b") == ["world:anyone:cdrwa"]
+        setting.version = 0
+        await zk_verbs.setacl(zk, setting)
+        assert await acl_texts(zk, "/a") == await acl_texts(zk, "/a/b") == ["world:anyone:ra"]
+        with pytest.raises(NoNodeError):
+            await zk_verbs.setacl(zk, options(path="/none", acl="world:anyone:r", recursive=True))
