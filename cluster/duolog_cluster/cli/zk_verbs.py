@@ -22,6 +22,7 @@ from duolog_protocol.errors import (
     ConfigError,
     Error,
     NoNodeError,
+    SessionExpiredError,
 )
 from duolog_protocol.types import OPEN_ACL_UNSAFE
 
@@ -344,7 +345,8 @@ async def create(zk: ZkClient, options: argparse.Namespace) -> None:
     show(options, {"path": path, "stat": found._asdict()}, path)
     if options.ephemeral:
         async for _ in zk.states():
-            continue
+            if zk.client_id is None or zk.client_id[0] != found.ephemeral_owner:
+                raise SessionExpiredError(f"{path} is gone: its session has ended")
 
 
 async def rm(zk: ZkClient, options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from duolog import ZkClient
 from duolog_cluster.cli import zk_verbs
-from duolog_protocol.errors import BadVersionError, NoNodeError
+from duolog_protocol.errors import BadVersionError, NoNodeError, SessionExpiredError
 from tests.unit.client.zk_support import Zk
 
 
@@ -52,3 +52,18 @@ async def test_a_wrong_version_changes_no_acl_of_the_subtree() -> None:
         assert await acl_texts(zk, "/a") == await acl_texts(zk, "/a/b") == ["world:anyone:ra"]
         with pytest.raises(NoNodeError):
             await zk_verbs.setacl(zk, options(path="/none", acl="world:anyone:r", recursive=True))
+
+
+async def test_an_ephemeral_that_is_gone_ends_the_command() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk, other = await server.client(), await server.client()
+        made = asyncio.Event()
+        await other.exists("/a", lambda _event: made.set())
+        kinds = {"ephemeral": True, "sequence": False, "container": False, "ttl": None}
+        creating = options(data="", acl=None, parents=False, **kinds)
+        running = asyncio.create_task(zk_verbs.create(zk, creating))
+        await made.wait()
+        assert not running.done()
+        await server.expire(zk)
+        with pytest.raises(SessionExpiredError, match="/a is gone"):
+            await running
