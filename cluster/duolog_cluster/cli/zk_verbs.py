@@ -116,6 +116,8 @@ class _OneChange:
 
     async def tell(self, options: argparse.Namespace) -> None:
         event = await self._event
+        if event.type is EventType.NONE:
+            raise SessionExpiredError(f"the session ended before {event.path} changed")
         show_event(options, event)
 
 

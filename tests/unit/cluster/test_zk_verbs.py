@@ -11,6 +11,7 @@ import pytest
 from duolog import ZkClient
 from duolog_cluster.cli import zk_verbs
 from duolog_protocol.errors import BadVersionError, NoNodeError, SessionExpiredError
+from tests.support import until
 from tests.unit.client.zk_support import Zk
 
 
@@ -67,3 +68,19 @@ async def test_an_ephemeral_that_is_gone_ends_the_command() -> None:
         await server.expire(zk)
         with pytest.raises(SessionExpiredError, match="/a is gone"):
             await running
+
+
+@pytest.mark.parametrize("verb", ["get", "ls"])
+async def test_waiting_for_a_change_ends_with_the_session(
+    verb: str, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        await zk.create("/a")
+        looking = options(watch=True, recursive=False, long=False, stat=False)
+        running = asyncio.create_task(getattr(zk_verbs, verb)(zk, looking))
+        await until(lambda: zk._keeper.watches.count == 1)
+        await server.expire(zk)
+        with pytest.raises(SessionExpiredError, match="before /a changed"):
+            await running
+        assert b"none" not in capsysbinary.readouterr().out
