@@ -79,6 +79,8 @@ async def test_znodes_are_made_shown_changed_and_deleted(
         assert json.loads(zk.error)["error"] == "NoNodeError"
         assert json.loads(zk.error)["code"] == -101
         await zk("create", "/x", "-c", "-s", status=2)
+        await zk("create", "/x", "-c", "-s", "--json", status=2)
+        assert json.loads(zk.error)["error"] == "ConfigError"
 
     await with_shell(capsys, story)
 
