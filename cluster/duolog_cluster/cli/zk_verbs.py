@@ -441,7 +441,8 @@ async def lock(zk: ZkClient, options: argparse.Namespace) -> None:
         environment = os.environ | {"DUOLOG_LOCK_TOKEN": str(held.token)}
         code = await run_held(options.command, environment, held.lost)
     finally:
-        await held.release()
+        if not held.lost.is_set():  # else the end of the session releases it: do not wait here
+            await held.release()
     if held.lost.is_set():
         raise Error(f"the lock {options.path} was in doubt: the command was stopped")
     if code:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from duolog import ZkClient
 from duolog_cluster.cli import zk_verbs
-from duolog_protocol.errors import BadVersionError, NoNodeError, SessionExpiredError
+from duolog_protocol.errors import BadVersionError, Error, NoNodeError, SessionExpiredError
 from tests.support import until
 from tests.unit.client.zk_support import Zk
 
@@ -53,6 +54,22 @@ async def test_a_wrong_version_changes_no_acl_of_the_subtree() -> None:
         assert await acl_texts(zk, "/a") == await acl_texts(zk, "/a/b") == ["world:anyone:ra"]
         with pytest.raises(NoNodeError):
             await zk_verbs.setacl(zk, options(path="/none", acl="world:anyone:r", recursive=True))
+
+
+async def test_a_lock_in_doubt_stops_the_command_without_waiting_for_the_server(
+    tmp_path: Path,
+) -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        begun = tmp_path / "begun"
+        command = ["sh", "-c", f"sleep 600 & echo > '{begun}'; wait"]
+        locking = options(path="/l", timeout=None, command=command)
+        running = asyncio.create_task(zk_verbs.lock(zk, locking))
+        await until(begun.exists)
+        await server.kill(server.zk)
+        with pytest.raises(Error, match="in doubt"):
+            await running
+        await zk.close()
 
 
 async def test_an_ephemeral_that_is_gone_ends_the_command() -> None:
