@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .processes import Process, StartError, accepts, free_port
+from .processes import Process, StartError, accepts, free_ports
 
 KAFKA_HEAP: Final = [
     *("-Xms1G", "-Xmx1G", "-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"),
@@ -90,7 +90,7 @@ class ApacheZooKeeper(Process):
         flags: tuple[str, ...] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         config = directory / "zoo.cfg"
         config.write_text(
             f"dataDir={directory}/data\nclientPort={self.port}\n{settings or 'tickTime=2000'}\n"
@@ -123,7 +123,7 @@ class ApacheKafka(Process):
 
     def __init__(self, java: str, libs: str, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.port, controller = free_port(), free_port()
+        self.port, controller = free_ports(2)
         config = directory / "server.properties"
         config.write_text(
             "process.roles=broker,controller\nnode.id=1\n"

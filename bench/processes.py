@@ -159,12 +159,14 @@ def kbroker(data: Path, zookeeper_port: int) -> Daemon:
     return Daemon("kbroker", data, "--zookeeper", f"127.0.0.1:{zookeeper_port}")
 
 
-def free_port() -> int:
-    """A port that nobody listened on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listened on just now."""
+    with contextlib.ExitStack() as held:
+        # All are held until the last is chosen: a port let go at once may be given again.
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def accepts(port: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from duolog_protocol.apis import AnyApi
@@ -247,18 +247,22 @@ class ClusterClient:
     async def call_any(self, api: AnyApi, message: Any, *, timeout_ms: int | None = None) -> Any:
         """Send a request to brokers in random order, connected ones first, until one answers.
 
-        `timeout_ms` bounds all attempts together; without it each has request_timeout_ms. Raises
-        the last error.
+        `timeout_ms` bounds all attempts together, and each has an equal share of what is left, so
+        that a broker that hangs leaves time for the others; without it each has
+        request_timeout_ms. Raises the last error.
         """
-        limit_ms = self.settings.request_timeout_ms if timeout_ms is None else timeout_ms
+        share_ms = self.settings.request_timeout_ms
         error: Error = ConnectionLostError("no broker is known")
-        deadline_ms = self.clock.now_ms() + limit_ms
-        for address in self._any_order():
-            left_ms = limit_ms if timeout_ms is None else deadline_ms - self.clock.now_ms()
-            if left_ms <= 0:
-                break
+        deadline_ms = self.clock.now_ms() + (timeout_ms or 0)
+        addresses = self._any_order()
+        for index, address in enumerate(addresses):
+            if timeout_ms is not None:
+                left_ms = deadline_ms - self.clock.now_ms()
+                if left_ms <= 0:
+                    break
+                share_ms = max(left_ms // (len(addresses) - index), 1)
             try:
-                return await self.connections.call(address, api, message, timeout_ms=left_ms)
+                return await self.connections.call(address, api, message, timeout_ms=share_ms)
             except Error as found:
                 error = found
                 if not found.retriable:
@@ -298,7 +302,7 @@ class ClusterClient:
                 f"the controller did not answer {api.name} within {timeout_ms} ms{why}"
             ) from cause
 
-    def _any_order(self) -> Iterable[Address]:
+    def _any_order(self) -> list[Address]:
         known = [(broker.host, broker.port) for broker in self.metadata.brokers.values()]
         self._rng.shuffle(known)
         known.sort(key=lambda address: not self.connections.is_open(address))

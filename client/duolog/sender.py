@@ -126,8 +126,12 @@ class Sender:
             )
 
     def hurry(self) -> None:
-        """Somebody waits for a record that can be sent now: if nothing is in flight, it leaves."""
-        if self._in_flight or self._in_turn:
+        """Somebody waits for a record that can be sent now: if nothing is in flight, it leaves.
+
+        Without acknowledgements it has its outcome when it is sent, and who sends one after the
+        other would never suspend: then the task sends it.
+        """
+        if self._in_flight or self._in_turn or self._settings.acks == 0:
             self._wake.set()
         else:
             self._turn_here()

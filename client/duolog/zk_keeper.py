@@ -130,28 +130,30 @@ class SessionKeeper:
     async def close(self) -> None:
         """Close the session (its ephemeral znodes go at once) and the connection. Idempotent.
 
-        Where the server cannot be reached the session is left to expire.
+        Where the server cannot be reached the session is left to expire. Cancelling it leaves the
+        same, with the connection closed.
         """
         self.closing = True
-        await self.tasks.stop()
-        link = self._link
-        if link is not None and self._usable.is_set() and not link.closed:
-            try:
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await link.call(zk.CLOSE_SESSION, zk.Empty(), zk_error)
-            except (Error, TimeoutError):
-                pass  # it expires by itself
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            self._task = None
-        if self._link is not None:
-            self._link.abort()
-            self._link = None
-        self._usable.clear()
-        if self.session.on_expired():
-            self._tell(SessionState.LOST)
-        self._forget_watches(KeeperState.CLOSED)
+        try:
+            # Recipes are cancelled; one that takes long to end does not hold the session.
+            await _within(CLOSE_SECONDS, self.tasks.stop())
+            link = self._link
+            if link is not None and self._usable.is_set() and not link.closed:
+                closing = link.call(zk.CLOSE_SESSION, zk.Empty(), zk_error)
+                await _within(CLOSE_SECONDS, closing)  # else it expires by itself
+        finally:
+            task, self._task = self._task, None
+            if task is not None:
+                task.cancel()
+            if self._link is not None:
+                self._link.abort()
+                self._link = None
+            self._usable.clear()
+            if self.session.on_expired():
+                self._tell(SessionState.LOST)
+            self._forget_watches(KeeperState.CLOSED)
+        if task is not None:
+            await asyncio.wait({task})
 
     async def call(
         self,
@@ -477,6 +479,15 @@ class SessionKeeper:
     def shown(self, path: str) -> str:
         """The path as the client's user knows it."""
         return path[len(self.chroot) :] or "/" if self.chroot else path
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
+    """Await what may fail or take too long: then it is given up."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except (Error, TimeoutError):
+        pass
 
 
 async def _plain(work: Any) -> Response | Error:

@@ -101,7 +101,14 @@ class ZkOperations:
         path = ""
         for name in self._keeper.chroot.strip("/").split("/"):
             path += f"/{name}"
+            seen = zk.ExistsRequest(path, False)
             request = create_request(path, b"", acl, ephemeral=False, sequence=False)
+            try:
+                # Looked for first: creating what is there is refused where CREATE is missing.
+                await self._keeper.call(zk.EXISTS, seen, timeout, reads=True)
+                continue
+            except NoNodeError:
+                pass
             try:
                 await self._keeper.call(zk.CREATE, request, timeout)
             except NodeExistsError:

@@ -79,6 +79,8 @@ async def test_znodes_are_made_shown_changed_and_deleted(
         assert json.loads(zk.error)["error"] == "NoNodeError"
         assert json.loads(zk.error)["code"] == -101
         await zk("create", "/x", "-c", "-s", status=2)
+        await zk("create", "/x", "-c", "-s", "--json", status=2)
+        assert json.loads(zk.error)["error"] == "ConfigError"
 
     await with_shell(capsys, story)
 
@@ -158,6 +160,13 @@ async def test_quotas_are_zookeepers(capsys: pytest.CaptureFixture[str]) -> None
         await zk("quota", "set", "/a/b", "-n", "1")
         await zk("quota", "set", "/a", "-n", "1", status=1)
         assert "child with a quota: /a/b" in zk.error
+        await zk("quota", "set", "/", "-n", "1", status=2)
+        assert "the root has no quota" in zk.error
+        inside = Shell(f"{zk.address}/a", capsys)
+        for words in (("set", "/b", "-n", "1"), ("list", "/b"), ("del", "/b")):
+            await inside("quota", *words, status=2)
+            assert "no chroot here" in inside.error
+        assert await zk("ls", "/a") == "b"
 
     await with_shell(capsys, story)
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from duolog import ZkClient
-from duolog_protocol.errors import Error, ZkError
+from duolog_protocol.errors import ConfigError, Error, ZkError
 
 from . import zk_quota, zk_verbs
 from .common import add_zookeeper, parser, run_async
@@ -36,7 +36,7 @@ def run(words: Sequence[str]) -> int:
         told = {"error": type(error).__name__, "message": str(error)}
         code = {"code": int(error.code)} if isinstance(error, ZkError) else {}
         print(json.dumps(told | code), file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     return 0
 
 

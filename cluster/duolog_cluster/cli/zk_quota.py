@@ -13,7 +13,7 @@ import contextlib
 from typing import Any, Final
 
 from duolog import ZkClient
-from duolog_protocol.errors import Error, NodeExistsError, NoNodeError, NotEmptyError
+from duolog_protocol.errors import ConfigError, Error, NodeExistsError, NoNodeError, NotEmptyError
 from duolog_protocol.paths import parent_of
 
 from .zk_verbs import show
@@ -57,10 +57,10 @@ async def set_quota(zk: ZkClient, options: argparse.Namespace) -> None:
     if not given:
         raise Error("name a limit: -n, -b, -N or -B")
     path = options.path
+    place = _place(zk, path)
     if await zk.exists(path) is None:
         raise NoNodeError(f"{path} does not exist")
     await _refuse_nested(zk, path)
-    place = ROOT + path
     try:
         data, _ = await zk.get(f"{place}/{LIMITS}")
         limits = parse(data) | given
@@ -72,6 +72,15 @@ async def set_quota(zk: ZkClient, options: argparse.Namespace) -> None:
     with contextlib.suppress(NodeExistsError):
         await zk.create(f"{place}/{STATS}", b"count=0,bytes=0")  # the server keeps it
     _show(options, limits, None)
+
+
+def _place(zk: ZkClient, path: str) -> str:
+    """Where the quota of a path is kept. Raises ConfigError."""
+    if path == "/":
+        raise ConfigError("path", path, "the root has no quota")
+    if zk.chroot:
+        raise ConfigError("zookeeper", zk.chroot, "no chroot here: quotas are outside of it")
+    return ROOT + path
 
 
 async def _refuse_nested(zk: ZkClient, path: str) -> None:
@@ -95,7 +104,7 @@ async def _refuse_nested(zk: ZkClient, path: str) -> None:
 
 async def list_quota(zk: ZkClient, options: argparse.Namespace) -> None:
     """Print limits and usage."""
-    place = ROOT + options.path
+    place = _place(zk, options.path)
     try:
         limits, _ = await zk.get(f"{place}/{LIMITS}")
         usage, _ = await zk.get(f"{place}/{STATS}")
@@ -118,7 +127,7 @@ def _show(
 
 async def delete_quota(zk: ZkClient, options: argparse.Namespace) -> None:
     """Remove the named limits, or the whole quota."""
-    place = ROOT + options.path
+    place = _place(zk, options.path)
     named = [field for field in _FIELDS if getattr(options, field)]
     try:
         data, _ = await zk.get(f"{place}/{LIMITS}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import shlex
@@ -16,8 +17,16 @@ from typing import Any, Final
 from duolog import Acl, EventType, Lock, Perms, Stat, WatchedEvent, ZkClient
 from duolog.zk import Transaction
 from duolog.zk_transaction import failure_of
-from duolog_protocol.errors import ConfigError, Error, NoNodeError
+from duolog_protocol.errors import (
+    BadVersionError,
+    ConfigError,
+    Error,
+    NoNodeError,
+    SessionExpiredError,
+)
 from duolog_protocol.types import OPEN_ACL_UNSAFE
+
+from .held_command import run_held
 
 ACL_FORM: Final = "SCHEME:ID:PERMS[,...] with PERMS of cdrwa, as world:anyone:r"
 _LETTERS: Final = {
@@ -106,7 +115,10 @@ class _OneChange:
             self._event.set_result(event)
 
     async def tell(self, options: argparse.Namespace) -> None:
-        show_event(options, await self._event)
+        event = await self._event
+        if event.type is EventType.NONE:
+            raise SessionExpiredError(f"the session ended before {event.path} changed")
+        show_event(options, event)
 
 
 def show_event(options: argparse.Namespace, event: WatchedEvent) -> None:
@@ -285,11 +297,23 @@ async def getacl(zk: ZkClient, options: argparse.Namespace) -> None:
 async def setacl(zk: ZkClient, options: argparse.Namespace) -> None:
     """Replace the ACL."""
     acl = parse_acl(options.acl)
-    found = await zk.set_acls(options.path, acl, options.version)
     if options.recursive:
-        for path in (await _subtree(zk, options.path))[1:]:
-            await zk.set_acls(path, acl)
+        await _check_aversion(zk, options)
+        # All are listed before the new ACL can forbid it; parents come last, so that one which
+        # fails can be repeated.
+        for path in reversed((await _subtree(zk, options.path))[1:]):
+            with contextlib.suppress(NoNodeError):
+                await zk.set_acls(path, acl)
+    found = await zk.set_acls(options.path, acl, options.version)
     show(options, found._asdict(), f"aversion {found.aversion}")
+
+
+async def _check_aversion(zk: ZkClient, options: argparse.Namespace) -> None:
+    found = await zk.exists(options.path)
+    if found is None:
+        raise NoNodeError(f"{options.path} does not exist")
+    if options.version not in (-1, found.aversion):
+        raise BadVersionError(f"the aversion of {options.path} is {found.aversion}")
 
 
 # ---- writes ------------------------------------------------------------------------------------
@@ -323,7 +347,8 @@ async def create(zk: ZkClient, options: argparse.Namespace) -> None:
     show(options, {"path": path, "stat": found._asdict()}, path)
     if options.ephemeral:
         async for _ in zk.states():
-            continue
+            if zk.client_id is None or zk.client_id[0] != found.ephemeral_owner:
+                raise SessionExpiredError(f"{path} is gone: its session has ended")
 
 
 async def rm(zk: ZkClient, options: argparse.Namespace) -> None:
@@ -414,20 +439,11 @@ async def lock(zk: ZkClient, options: argparse.Namespace) -> None:
     await held.acquire(timeout=options.timeout)
     try:
         environment = os.environ | {"DUOLOG_LOCK_TOKEN": str(held.token)}
-        process = await asyncio.create_subprocess_exec(*options.command, env=environment)
-        ending = asyncio.ensure_future(process.wait())
-        doubt = asyncio.ensure_future(held.lost.wait())
-        try:
-            await asyncio.wait({ending, doubt}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            doubt.cancel()
-            if not ending.done():
-                process.terminate()
-                await process.wait()
-            ending.cancel()
+        code = await run_held(options.command, environment, held.lost)
     finally:
-        await held.release()
+        if not held.lost.is_set():  # else the end of the session releases it: do not wait here
+            await held.release()
     if held.lost.is_set():
         raise Error(f"the lock {options.path} was in doubt: the command was stopped")
-    if process.returncode:
-        raise Error(f"the command ended with {process.returncode}")
+    if code:
+        raise Error(f"the command ended with {code}")

@@ -80,6 +80,15 @@ async def test_a_request_to_any_broker_goes_on_to_the_next_one(cluster: FakeClus
     await each.stop()
 
 
+async def test_a_broker_that_hangs_leaves_time_for_the_next_one(cluster: FakeCluster) -> None:
+    first = list(cluster.nodes.values())[:2]
+    cluster.script = lambda call: call.node in first
+    each = client(cluster)
+    await each.start(timeout=3)
+    assert sorted(each.metadata.brokers) == [1, 2, 3]
+    await each.stop()
+
+
 async def test_a_refusal_for_good_is_not_asked_of_the_others(cluster: FakeCluster) -> None:
     each = client(cluster)
     await each.start()

@@ -262,6 +262,20 @@ async def test_acks_0_gets_no_answer_and_no_offset(cluster: FakeCluster) -> None
     assert log.batches[0][0].producer_id == -1
 
 
+async def test_with_acks_0_one_record_after_the_other_lets_the_loop_turn(
+    cluster: FakeCluster,
+) -> None:
+    cluster.add_topic("t")
+    loop = asyncio.get_running_loop()
+    async with producer(cluster, acks=0) as each:
+        await each.send_and_wait("t", b"x")  # from here on there is a connection
+        turned: list[bytes] = []
+        for value in numbers(10):
+            loop.call_soon(turned.append, value)
+            await each.send_and_wait("t", value)
+        assert turned == numbers(10)
+
+
 async def test_acks_1_travels_as_such(cluster: FakeCluster) -> None:
     cluster.add_topic("t")
     async with producer(cluster, acks=1) as each:

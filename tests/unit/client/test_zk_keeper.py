@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from duolog import SessionState, WatchedEvent, ZkClient
+from duolog import SessionState, WatchedEvent, ZkClient, zk_keeper
 from duolog_protocol.errors import (
     ConnectionClosedError,
     ConnectionLostError,
@@ -124,6 +124,52 @@ async def test_tasks_of_a_client_end_with_it() -> None:
             await zk.exists("/")
         assert zk.client_id is None
         assert not zk.connected
+
+
+async def stubborn(release: asyncio.Event) -> None:
+    while not release.is_set():
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            continue
+
+
+async def test_a_task_that_does_not_end_does_not_hold_the_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(zk_keeper, "CLOSE_SECONDS", 0.05)
+    async with asyncio.timeout(30), Zk() as server:
+        zk, other = await server.client(), await server.client()
+        await zk.create("/e", ephemeral=True)
+        release = asyncio.Event()
+        task = zk.spawn("stubborn", stubborn(release))
+        await asyncio.sleep(0)  # it must have begun to withstand
+        await zk.close()
+        assert zk.state is SessionState.LOST
+        assert await other.exists("/e") is None
+        assert not task.done()
+        release.set()
+        await task
+
+
+async def test_a_close_that_is_cancelled_leaves_no_connection() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk = await server.client(connect=faults)
+        [session] = [each for each in asyncio.all_tasks() if each.get_name() == "zk-session"]
+        release = asyncio.Event()
+        task = zk.spawn("stubborn", stubborn(release))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(zk.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait({closing, session})
+        assert closing.cancelled() and session.cancelled()
+        assert faults.links[-1].closed
+        assert zk.state is SessionState.LOST
+        release.set()
+        await task
+        await zk.close()
 
 
 async def test_a_client_that_reaches_nobody_says_so() -> None:

@@ -10,6 +10,7 @@ from duolog import (
     CREATOR_ALL_ACL,
     OPEN_ACL_UNSAFE,
     Acl,
+    Perms,
     SessionState,
     WatchedEvent,
     ZkClient,
@@ -187,6 +188,20 @@ async def test_own_ephemerals_are_listed_without_the_chroot() -> None:
             assert await inside.get_ephemerals() == ["/a", "/b"]
             assert await inside.get_ephemerals("/b") == ["/b"]
         assert await zk.get_ephemerals() == ["/outside"]
+
+
+async def test_a_chroot_is_completed_below_a_parent_that_grants_nothing() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        await zk.create("/a")
+        await zk.create("/a/b")
+        await zk.set_acls("/a", [Acl(Perms.READ | Perms.ADMIN, "world", "anyone")])
+        inside = ZkClient(f"{server.zookeeper}/a/b/c")
+        server.clients.append(inside)
+        await inside.start()
+        await inside.ensure_path("/x")
+        assert await zk.exists("/a/b/c/x") is not None
+        await inside.ensure_path("/")
 
 
 async def test_a_chroot_hides_itself_everywhere() -> None:
