@@ -374,13 +374,15 @@ class ControllerLink:
 
     async def _take_office(self) -> None:
         """`/controller` is ours: read the epoch that fences our writes, and all topics."""
+        session_id = self._session_id()
         data, stat = await self._zk.get(znodes.CONTROLLER_EPOCH)
-        if not await self._claimed_by_us():
+        if not await self._claimed_by_us() or session_id != self._session_id():
             self._wake.set()
             return
         await self._zk.get(znodes.CONTROLLER, watch=self._on_watch)
         self._writer.controller_epoch = znodes.decode_epoch(data)
         self._writer.epoch_version = stat.version
+        self._writer.session_id = session_id
         self._is_controller = True
         self._note_controller(self.broker_id)
         self._log.info(

@@ -262,11 +262,55 @@ async def test_a_deposed_controller_follows_until_the_other_one_is_gone(world: W
     assert (await world.zk.get(znodes.CONTROLLER_EPOCH))[0] == b"3"
 
 
+async def test_a_deposed_controller_deletes_nothing_of_a_topic_that_was_made_again(
+    world: World,
+) -> None:
+    broker = await world.broker()
+    assert (await broker.create("t")).error_code == 0
+    bulk = broker.link._writer._delete_states
+
+    async def paused(name: str) -> None:
+        await bulk(name)
+        broker.link._writer._delete_states = bulk  # type: ignore[method-assign]
+        await world.zk.set(znodes.CONTROLLER_EPOCH, b"7")  # the next one finishes the deletion
+        await world.zk.delete(znodes.delete_topic_path(name))
+        await world.zk.set(znodes.topic_path(name), znodes.encode_topic("B" * 22, {0: (1,)}))
+
+    broker.link._writer._delete_states = paused  # type: ignore[method-assign]
+    (refused,) = await broker.link.delete_topics(("t",), LONG_MS)
+    assert refused.error_code == KafkaErrorCode.NOT_CONTROLLER
+    assert b"B" * 22 in ((await world.zk.get(znodes.topic_path("t")))[0] or b"")
+    assert await world.zk.exists(znodes.topic_config_path("t")) is not None
+
+
+async def test_the_controllers_writes_are_never_sent_in_a_later_session(world: World) -> None:
+    broker = await world.broker()
+    broker.link._writer.session_id = 1
+    refused = await broker.create("t")
+    assert refused.error_code == KafkaErrorCode.BROKER_NOT_AVAILABLE
+    assert await world.zk.exists(znodes.topic_path("t")) is None
+
+
+async def test_a_deletion_takes_along_what_other_tools_have_put_below_a_topic(
+    world: World,
+) -> None:
+    broker = await world.broker()
+    assert (await broker.create("t", 2)).error_code == 0
+    await world.zk.create(f"{znodes.state_path('t', 1)}/a/b", b"", makepath=True)
+    await world.zk.create(f"{znodes.topic_config_path('t')}/c", b"")
+    (gone,) = await broker.link.delete_topics(("t",), LONG_MS)
+    assert gone.error_code == 0
+    for parent in (znodes.TOPICS, znodes.TOPIC_CONFIGS, znodes.DELETE_TOPICS):
+        assert await world.zk.get_children(parent) == []
+
+
 class LostAnswer(Transaction):
     """Commits, and never hears of it."""
 
-    async def commit(self, *, timeout: float | None = None) -> list[Any]:
-        await super().commit(timeout=timeout)
+    async def commit(
+        self, *, timeout: float | None = None, session_id: int | None = None
+    ) -> list[Any]:
+        await super().commit(timeout=timeout, session_id=session_id)
         raise ConnectionLostError("no answer before the end")
 
 
@@ -355,7 +399,9 @@ async def test_a_timeout_in_the_midst_of_reading_states_is_ridden_out(world: Wor
 class FullDisk(Transaction):
     """zkserver has no disk space."""
 
-    async def commit(self, *, timeout: float | None = None) -> list[Any]:
+    async def commit(
+        self, *, timeout: float | None = None, session_id: int | None = None
+    ) -> list[Any]:
         raise StorageFullError("zkserver's disk is full")
 
 
