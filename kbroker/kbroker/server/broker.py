@@ -76,6 +76,8 @@ class Broker:
         self._purgatory = Purgatory(config.max_delayed_operations)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
+        self._remembering = False
+        self._remember_next: ZkClient | None = None
         topic_defaults = config.topic_defaults()
         self.logs = LogManager(
             files,
@@ -319,18 +321,26 @@ class Broker:
             self._log.info("former_session_gone", reason=str(error))
 
     def _remember_session(self, zk: ZkClient) -> None:
+        """Note the session for the next process; one job at a time, the newest session last."""
         client_id = zk.client_id
         if client_id is None:
             return
         text = f"{client_id[0]:x}:{client_id[1].hex()}\n"
         path = f"{self.config.data}/{SESSION_FILE}"
-        self._disk.submit(
-            lambda: write_atomically(self._files, path, text.encode()), self._remembered
-        )
+        if self._remembering:
+            self._remember_next = zk
+            return
 
-    def _remembered(self, _result: None, error: BaseException | None) -> None:
-        if error is not None:
-            self._log.warning("session_not_remembered", error=str(error))
+        def remembered(_result: None, error: BaseException | None) -> None:
+            self._remembering = False
+            if error is not None:
+                self._log.warning("session_not_remembered", error=str(error))
+            following, self._remember_next = self._remember_next, None
+            if following is not None:
+                self._remember_session(following)
+
+        self._remembering = True
+        self._disk.submit(lambda: write_atomically(self._files, path, text.encode()), remembered)
 
     def _forget_session(self) -> None:
         path = f"{self.config.data}/{SESSION_FILE}"

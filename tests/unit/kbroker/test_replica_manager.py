@@ -409,3 +409,27 @@ async def test_without_file_descriptors_a_partition_waits_and_an_append_that_rol
     assert world.produce(b"b" * 600).base_offset == 1
     assert world.read() == [b"a" * 600, b"b" * 600]
     assert world.halted == []
+
+
+async def test_upkeep_on_a_stalled_disk_does_not_pile_up(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.lead(0, segment_bytes="1024", retention_bytes="1024", file_delete_delay_ms="0")
+    world.disk = world.logs._disk = InlineDisk(immediate=False)
+    for _ in range(5):
+        for index in range(10):
+            world.produce(b"%0200d" % index)
+        world.logs.apply_retention({TopicPartition("t", 0): 1 << 40})
+        world.logs.unlink_deleted()
+        world.logs.checkpoint({})
+    assert world.disk.pending <= 3  # one round of syncs, one of unlinks, one checkpoint
+    world.disk.run_pending()
+    world.logs.unlink_deleted()
+    world.disk.run_pending()
+    assert not [each for each in (tmp_path / "t-0").iterdir() if each.suffix == ".deleted"]
+
+
+async def test_a_sync_that_the_disk_does_not_take_halts_the_broker(world: World) -> None:
+    world.disk = world.logs._disk = InlineDisk(immediate=False, max_pending=0)
+    appended = world.produce(b"a")
+    assert world.replicas.acknowledgement(("t", 0), appended) is None
+    assert len(world.halted) == 1
