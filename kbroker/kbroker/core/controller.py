@@ -320,5 +320,6 @@ def apply_topic(image: MetadataImage, topic: TopicImage) -> MetadataImage:
 def apply_deletion(image: MetadataImage, name: str) -> MetadataImage:
     """The image without a topic."""
     return image._replace(
-        topics={each: topic for each, topic in image.topics.items() if each != name}
+        topics={each: topic for each, topic in image.topics.items() if each != name},
+        unreadable=image.unreadable - {name},
     )

@@ -19,7 +19,6 @@ from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
     DecodeError,
-    Error,
     LocalProtocolError,
     RemoteProtocolError,
     StorageError,
@@ -28,6 +27,7 @@ from duolog_protocol.frames import Frame
 from duolog_runtime.connection import ServerLink, new_scratch
 from duolog_runtime.logs import Logger
 
+from ..core.znodes import CorruptZnodeError
 from .apis import Handler
 
 HELLO_SECONDS: Final = 10.0
@@ -206,7 +206,7 @@ class Connections:
         for link in list(self._links):
             link.abort()
 
-    def failed(self, api: AnyApi, error: Error) -> None:
+    def failed(self, api: AnyApi, error: Exception) -> None:
         """A request failed in a way that only we are to blame for."""
         self._log.error("request_failed", api=api.name, error=f"{type(error).__name__}: {error}")
 
@@ -342,14 +342,20 @@ class Connections:
             request.finish()
 
     async def _finish(self, api: AnyApi, request: Request, waiting: Awaitable[None]) -> None:
-        """Wait for a handler. A failed log still ends the broker, any other error the request."""
+        """Wait for a handler.
+
+        A failed log, or one of our own assertions, still ends the broker; anything else that a
+        request runs into is that request's misfortune.
+        """
         try:
             await waiting
         except BrokerError as error:
             request.refuse(error.code, str(error))
-        except StorageError:
-            raise
-        except Error as error:
+        except Exception as error:
+            if isinstance(error, AssertionError | StorageError) and not isinstance(
+                error, CorruptZnodeError
+            ):
+                raise
             self.failed(api, error)
             code = KafkaErrorCode.UNKNOWN_SERVER_ERROR
             request.refuse(code, f"{type(error).__name__}: {error}")

@@ -203,9 +203,11 @@ class ControllerLink:
                 except ControllerLost:
                     self._resign("a newer controller epoch was found")
                     self._wake.set()
-                except (ConfigError, StorageError):
-                    raise  # not zkserver's fault, and no retry helps
                 except Error as error:
+                    if isinstance(error, ConfigError | StorageError) and not isinstance(
+                        error, znodes.CorruptZnodeError
+                    ):
+                        raise  # not zkserver's fault, and no retry helps
                     self._log.warning("coordination_interrupted", error=_words(error))
                     if not (error.retriable or isinstance(error, SessionExpiredError)):
                         # A znode is not what we left there: forget what we know, read all of it.
@@ -349,7 +351,7 @@ class ControllerLink:
         if stat.ephemeral_owner == self._session_id():
             await self._take_office()  # our claim, though we have resigned, or never heard of it
         else:
-            self._note_controller(znodes.decode_controller(data))
+            self._note_controller(self._reader.controller(data))
 
     async def _claim(self) -> None:
         await self._writer.create_if_missing(
@@ -408,7 +410,7 @@ class ControllerLink:
     async def _settle_as_controller(self, image: MetadataImage) -> MetadataImage:
         """Finish what was begun: deletions, states that are missing, elections."""
         image = await self._reader.topics(image, frozenset(image.topics), self._on_watch)
-        for name in await self._zk.get_children(znodes.DELETE_TOPICS, watch=self._on_watch):
+        for name in await self._reader.deletions(self._on_watch):
             image = await self._writer.finish_deletion(image, name)
         return await self._writer.write_elections(image)
 
@@ -508,7 +510,7 @@ class ControllerLink:
         Raises StorageError: our own logs have failed, and the broker with them.
         """
         self._wake.set()
-        if isinstance(error, StorageError):
+        if isinstance(error, StorageError) and not isinstance(error, znodes.CorruptZnodeError):
             raise error
         if isinstance(error, ControllerLost):
             self._resign("a newer controller epoch was found")

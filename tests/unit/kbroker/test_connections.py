@@ -19,7 +19,6 @@ from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
     ConnectionLostError,
-    Error,
     InvalidRequestError,
     InvalidRequiredAcksError,
     NotControllerError,
@@ -63,7 +62,7 @@ class FakeControl:
             brokers={1: BrokerInfo(1, "127.0.0.1", 9092, None, 1)},
         )
         self.replicas = replicas
-        self.refusing: Error | None = None
+        self.refusing: Exception | None = None
         self.held: asyncio.Event | None = None
         self.blocks = 0
 
@@ -422,10 +421,13 @@ async def test_topics_settings_and_offsets_can_be_asked_for(world: World) -> Non
     assert missing.topics[0].error_code == KafkaErrorCode.INVALID_TOPIC_EXCEPTION
 
 
-async def test_an_error_of_zkserver_fails_the_request_not_the_broker(world: World) -> None:
+@pytest.mark.parametrize("error", [StorageFullError("no space"), ValueError("no space")])
+async def test_an_error_behind_a_request_fails_the_request_not_the_broker(
+    world: World, error: Exception
+) -> None:
     client = await world.client()
-    world.control.refusing = StorageFullError("no space")
-    with pytest.raises(BrokerError, match="StorageFullError: no space") as told:
+    world.control.refusing = error
+    with pytest.raises(BrokerError, match=f"{type(error).__name__}: no space") as told:
         await ask(client, kb.CREATE_TOPICS, kb.CreateTopicsRequest([], 1, False))
     assert told.value.code == KafkaErrorCode.UNKNOWN_SERVER_ERROR
     assert "request_failed" in world.log.events

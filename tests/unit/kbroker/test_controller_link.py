@@ -304,6 +304,59 @@ async def test_a_deletion_takes_along_what_other_tools_have_put_below_a_topic(
         assert await world.zk.get_children(parent) == []
 
 
+BAD_TOPICS = {
+    "empty": b"",
+    "deep": b"[" * 100_000,
+    "n" * 250: znodes.encode_topic("A" * 22, {0: (1,)}),
+    "no-replicas": znodes.encode_topic("A" * 22, {0: ()}),
+}
+
+
+async def test_what_others_write_into_znodes_never_ends_a_broker(world: World) -> None:
+    broker = await world.broker()
+    assert (await broker.create("good")).error_code == 0
+    for name, data in BAD_TOPICS.items():
+        await world.zk.create(znodes.topic_path(name), data)
+    good = znodes.encode_topic("A" * 22, {0: (1,)})
+    await world.zk.create(znodes.topic_path("bad-state"), good)
+    await world.zk.create(znodes.state_path("bad-state", 0), BAD_STATE, makepath=True)
+    await world.zk.create(znodes.delete_topic_path("n" * 250), b"")
+    await world.zk.create(f"{znodes.BROKER_IDS}/8", b'{"host":"h","port":%d}' % (1 << 70))
+    await until(lambda: broker.log.events.count("znode_passed_over") >= len(BAD_TOPICS) + 3)
+    bad = {"empty", "deep", "no-replicas", "bad-state"}
+    await until(lambda: broker.link.image.unreadable == bad)
+    assert (await broker.create("t")).error_code == 0
+    assert sorted(broker.link.image.topics) == ["good", "t"]
+    await broker.stop()
+    again = await world.broker(2)  # as it is when all is read for the first time
+    assert again.link.image.unreadable == bad
+    assert sorted(again.link.image.topics) == ["good", "t"]
+    await world.zk.set(znodes.topic_path("empty"), good)  # a person mends one
+    assert (await again.create("u")).error_code == 0
+    await world.zk.create(f"{znodes.TOPICS}/nudge", b"")
+    await until(lambda: "empty" in again.link.image.topics)
+
+
+BAD_STATE = b'{"leader":1,"leader_epoch":0,"isr":[],"controller_epoch":1}'
+
+
+async def test_a_claim_of_the_controller_that_cannot_be_read_names_nobody(world: World) -> None:
+    await world.zk.create(znodes.CONTROLLER, b"")
+    broker = await world.broker()
+    assert broker.link.image.controller_id == -1
+    await world.zk.delete(znodes.CONTROLLER)
+    await until(lambda: broker.link.is_controller)
+
+
+async def test_a_controller_epoch_that_cannot_be_read_is_waited_for(world: World) -> None:
+    await world.zk.create(znodes.CONTROLLER_EPOCH, b"many")
+    broker = await world.new()
+    await until(lambda: "coordination_interrupted" in broker.log.events)
+    await world.zk.set(znodes.CONTROLLER_EPOCH, b"4")
+    await broker.registered()
+    assert broker.link.is_controller
+
+
 class LostAnswer(Transaction):
     """Commits, and never hears of it."""
 

@@ -433,3 +433,30 @@ async def test_a_sync_that_the_disk_does_not_take_halts_the_broker(world: World)
     appended = world.produce(b"a")
     assert world.replicas.acknowledgement(("t", 0), appended) is None
     assert len(world.halted) == 1
+
+
+async def test_a_topic_whose_znode_is_spoilt_keeps_its_records(world: World) -> None:
+    world.produce(b"precious")
+    spoilt = image(0)._replace(topics={}, unreadable=frozenset({"t"}))
+    assert await world.replicas.apply_image(spoilt)
+    assert world.read() == [b"precious"]
+    world.kill()
+    world.start()
+    assert await world.replicas.apply_image(spoilt)
+    assert world.replicas.count == 0
+    await world.lead(1)
+    assert world.read() == [b"precious"]
+
+
+async def test_a_topic_with_settings_of_another_broker_is_offline_and_nothing_else(
+    world: World,
+) -> None:
+    world.produce(b"precious")
+    world.kill()
+    world.start()
+    for _ in range(2):
+        assert await world.replicas.apply_image(image(1, cleanup_policy="compact"))
+    assert world.log.events.count("topic_config_refused") == 1
+    assert world.produce(b"x").error_code == KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    await world.lead(2)
+    assert world.read() == [b"precious"]
