@@ -118,7 +118,9 @@ class Request:
             self._connections.waits(self._link, self, forget)
 
     def refuse(self, code: int, message: str) -> None:
-        """Send an error for the whole request."""
+        """Send an error for the whole request, unless it has been answered."""
+        if not self._open:
+            return
         self._link.write(encode_error(self._correlation_id, code, 0, message))
         self.finish()
 
@@ -237,7 +239,11 @@ class Connections:
         client = self._links.get(link)
         if client is not None and client.backlog:
             frames, client.backlog = client.backlog, []
-            self._on_frames(link, frames)
+            try:
+                self._on_frames(link, frames)
+            except BaseException:
+                link.abort()  # the rest of the frames is lost: the client must not wait for it
+                raise
 
     # ---- callbacks of the links ----------------------------------------------------------------
 
@@ -329,8 +335,8 @@ class Connections:
         request = Request(self, link, api, header.api_version, header.correlation_id)
         try:
             waiting = self.handlers[api.key](request, message)
-        except BrokerError as error:
-            request.refuse(error.code, str(error))
+        except Exception as error:
+            self._fail(api, request, message, error)
             return
         if waiting is not None:
             task = self._tasks.create_task(
@@ -349,13 +355,23 @@ class Connections:
         """
         try:
             await waiting
-        except BrokerError as error:
-            request.refuse(error.code, str(error))
         except Exception as error:
-            if isinstance(error, AssertionError | StorageError) and not isinstance(
-                error, CorruptZnodeError
-            ):
-                raise
+            self._fail(api, request, None, error)
+
+    def _fail(self, api: AnyApi, request: Request, message: Any, error: Exception) -> None:
+        """Tell the client of what a handler has raised, or raise it again: see `_finish`."""
+        if isinstance(error, BrokerError):
+            code: int = error.code
+            text = str(error)
+        elif isinstance(error, AssertionError | StorageError) and not isinstance(
+            error, CorruptZnodeError
+        ):
+            raise error
+        else:
             self.failed(api, error)
             code = KafkaErrorCode.UNKNOWN_SERVER_ERROR
-            request.refuse(code, f"{type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}"
+            if getattr(message, "acks", None) == 0:
+                request.close(text)  # nobody waits for an answer
+                return
+        request.refuse(code, text)

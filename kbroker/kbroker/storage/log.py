@@ -24,7 +24,7 @@ from duolog_protocol.errors import (
     OffsetOutOfRangeError,
     StorageError,
 )
-from duolog_protocol.records import BatchHeader
+from duolog_protocol.records import BatchHeader, CorruptBatchError
 from duolog_runtime.files import Buffer, Files
 from kbroker.storage import producer_snapshot
 from kbroker.storage.checkpoints import PartitionCheckpoints
@@ -226,8 +226,8 @@ class Log:
         """The first record at or after the log start with `timestamp_ms` or later; None if none.
 
         Reads and decodes one batch, a few where a header promises what its records do not keep:
-        a client writes both. After that the header's word is taken, and the answer may lie before
-        the record that was asked for, never behind it.
+        a client writes both. After that, and for records that cannot be decoded, the header's
+        word is taken: the answer may lie before the record that was asked for, never behind it.
 
         Raises CorruptRecordError, LogOfflineError.
         """
@@ -242,7 +242,10 @@ class Log:
                 if decoded < MAX_BATCHES_DECODED:
                     decoded += 1
                     data = segment.file.pread(header.size_bytes, position)
-                    record = find_in_batch(data, timestamp_ms, start_offset)
+                    try:
+                        record = find_in_batch(data, timestamp_ms, start_offset)
+                    except CorruptBatchError:  # what a client sealed was rubbish before
+                        record = at_header(header, start_offset)
                 else:
                     record = at_header(header, start_offset)
                 if record is not None:

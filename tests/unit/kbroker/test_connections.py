@@ -435,6 +435,50 @@ async def test_an_error_behind_a_request_fails_the_request_not_the_broker(
     await create(client)
 
 
+async def test_a_handler_that_breaks_costs_its_request_and_no_other(world: World) -> None:
+    client = await world.client()
+    await create(client)
+
+    def broken(_context: Any, _request: Any) -> None:
+        raise ValueError("our bug")
+
+    honest = dict(world.connections.handlers)
+    world.connections.handlers[kb.LIST_OFFSETS.key] = broken
+    world.connections.handlers[kb.PRODUCE.key] = broken
+    asks = [ask(client, kb.LIST_OFFSETS, kb.ListOffsetsRequest(-1, 0, ())) for _ in range(7)]
+    answers = await asyncio.gather(*asks, return_exceptions=True)  # some out of the backlog
+    assert [getattr(each, "code", None) for each in answers] == [
+        KafkaErrorCode.UNKNOWN_SERVER_ERROR
+    ] * 7
+    assert world.connections.in_flight_count == 0
+    world.connections.handlers.update(honest)
+    await create(client)
+    world.connections.handlers[kb.PRODUCE.key] = broken
+    client.send(kb.PRODUCE, produce(b"a", acks=0), lambda _response: None)
+    await until(lambda: client.closed)  # the only way to tell
+
+
+async def test_a_backlog_that_breaks_closes_its_connection(world: World) -> None:
+    client = await world.client()
+    await create(client)
+    world.control.held = asyncio.Event()
+    request = kb.CreateTopicsRequest([], 10_000, False)
+    waiting = [asyncio.ensure_future(ask(client, kb.CREATE_TOPICS, request)) for _ in range(5)]
+    await until(lambda: world.connections.in_flight_count == 3)
+
+    def broken(_context: Any, _request: Any) -> None:
+        raise AssertionError("our bug")
+
+    world.connections.handlers[kb.CREATE_TOPICS.key] = broken
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    world.control.held.set()
+    await until(lambda: client.closed)
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(answers[-1], ConnectionLostError)
+    assert told
+
+
 async def test_a_response_that_cannot_be_encoded_fails_only_its_request(world: World) -> None:
     client = await world.client()
     world.control.image = world.control.image._replace(cluster_id="c" * 70_000)

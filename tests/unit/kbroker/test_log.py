@@ -479,6 +479,18 @@ def test_headers_that_lie_about_their_timestamps_cost_a_bounded_look_up(
     assert len(decoded) == MAX_BATCHES_DECODED
 
 
+def test_a_sealed_batch_of_rubbish_is_found_by_its_header() -> None:
+    log = Store(config=small_config(segment_bytes=100_000)).create()
+    append(log, batch(0, timestamps=[1000]))
+    rubbish = promising(batch(1, 2, timestamps=[2000, 2000])[:-25] + b"\xff" * 25, 2000)
+    append(log, rubbish)
+    append(log, batch(3, timestamps=[3000]))
+    for timestamp, offset in ((1000, 0), (2000, 1), (2001, 3)):
+        found = log.offset_for_timestamp(timestamp)
+        assert found is not None
+        assert found.offset == offset
+
+
 def promising(data: bytes, max_timestamp: int) -> bytes:
     """The batch with a header that promises a later record than it has."""
     rest = data[21:35] + struct.pack(">q", max_timestamp) + data[43:]
