@@ -386,8 +386,10 @@ class Broker:
 
     def _on_timer(self) -> None:
         self._timer = self._timer_ms = None
-        self._purgatory.expire(self._clock.now_ms())
-        self._arm_timer()
+        try:
+            self._purgatory.expire(self._clock.now_ms())
+        finally:
+            self._arm_timer()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

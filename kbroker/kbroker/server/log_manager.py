@@ -282,35 +282,31 @@ class LogManager:
         if self._sync_running or not self._dirty:
             return
         dirty, self._dirty = self._dirty, {}
-        round_: list[tuple[Log, FlushTarget, Callable[[int], None]]] = []
+        round_: list[tuple[Log, FlushTarget | None, Callable[[int], None]]] = []
         for log, on_durable in dirty.items():
             if log.offline is not None:
                 continue
-            target = log.flush_target()
-            if target is None:
-                on_durable(log.durable_end_offset)
-            else:
-                round_.append((log, target, on_durable))
+            round_.append((log, log.flush_target(), on_durable))
         if not round_:
             return
 
         def sync_all() -> None:
             for _, target, _ in round_:
-                target.sync()
+                if target is not None:
+                    target.sync()
 
         def synced(_result: None, error: BaseException | None) -> None:
             self._sync_running = False
-            for log, target, on_durable in round_:
-                if target.is_synced:
-                    on_durable(log.on_flushed(target))
-                else:
-                    assert error is not None, log.directory
-                    cause = error if isinstance(error, OSError) else OSError(str(error))
-                    failure = log.on_flush_failed(target, cause)
-                    self._mark_failed_sync()
-                    self.halt(failure)
+            broken: Exception | None = None
+            for each in round_:
+                try:
+                    self._take_back(*each, error)
+                except Exception as failure:  # of one log's: the others must hear of theirs
+                    broken = broken or failure
             if self._dirty:
                 self._start_round()
+            if broken is not None:
+                raise broken
 
         self._sync_running = True
         try:
@@ -319,6 +315,26 @@ class LogManager:
             # What was to be synced would never be: nobody may be acknowledged any more.
             self._sync_running = False
             self.halt(error)
+
+    def _take_back(
+        self,
+        log: Log,
+        target: FlushTarget | None,
+        on_durable: Callable[[int], None],
+        error: BaseException | None,
+    ) -> None:
+        """What a round of syncs has done for one log; no target: it was durable before."""
+        if target is None:
+            on_durable(log.durable_end_offset)
+            return
+        if target.is_synced:
+            on_durable(log.on_flushed(target))
+            return
+        assert error is not None, log.directory
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        failure = log.on_flush_failed(target, cause)
+        self._mark_failed_sync()
+        self.halt(failure)
 
     def _mark_failed_sync(self) -> None:
         """Leave word for the next start on this machine, whose page cache lies from now on.

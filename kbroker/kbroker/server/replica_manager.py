@@ -387,7 +387,7 @@ class ReplicaManager:
             )
         except OffsetOutOfRangeError:
             return Read(KafkaErrorCode.OFFSET_OUT_OF_RANGE, end, start, None, role.leader)
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             self._log.error("read_failed", partition=replica.key, error=str(error))
             return _unread(KafkaErrorCode.KAFKA_STORAGE_ERROR, role.leader)
         return Read(0, end, start, found if found.size_bytes else None, role.leader)
@@ -423,7 +423,7 @@ class ReplicaManager:
                 if wanted == MAX_TIMESTAMP
                 else log.offset_for_timestamp(wanted)
             )
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             self._log.error("lookup_failed", partition=replica.key, error=str(error))
             return answer(KafkaErrorCode.KAFKA_STORAGE_ERROR)
         if found is None or found.offset >= role.high_watermark:

@@ -460,3 +460,48 @@ async def test_a_topic_with_settings_of_another_broker_is_offline_and_nothing_el
     assert world.produce(b"x").error_code == KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
     await world.lead(2)
     assert world.read() == [b"precious"]
+
+
+async def test_a_partition_whose_listener_breaks_costs_no_other_its_sync(world: World) -> None:
+    world.disk = world.logs._disk = InlineDisk(immediate=False)
+    other = image(0)
+    partition = other.topics["t"].partitions[0]
+    topic = other.topics["t"]._replace(partitions={0: partition, 1: partition})
+    world.replicas._disk = InlineDisk()
+    await world.replicas.apply_image(other._replace(topics={"t": topic}))
+    world.logs._defer = world.deferred.append  # type: ignore[assignment]
+    first, second = world.produce(b"a"), world.produce(b"b", partition=1)
+    broken = world.logs.logs[TopicPartition("t", 0)]
+
+    def on_durable(_end_offset: int) -> None:
+        raise ValueError("our bug")
+
+    world.logs._dirty[broken] = on_durable
+    world.logs._start_round()
+    third = world.produce(b"c", partition=1)
+    assert world.disk.run_work()
+    with pytest.raises(ValueError, match="our bug"):
+        world.disk.deliver()
+    assert world.replicas.acknowledgement(("t", 0), first) is None
+    assert world.replicas.acknowledgement(("t", 1), second) == 0
+    assert world.replicas.acknowledgement(("t", 1), third) is None
+    world.disk.run_pending()  # the next round has begun all the same
+    assert world.replicas.acknowledgement(("t", 1), third) == 0
+
+
+async def test_a_disk_that_cannot_be_read_is_an_error_of_the_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.produce(b"a")
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    log = world.logs.logs[TopicPartition("t", 0)]
+    monkeypatch.setattr(type(log), "read", fail)
+    monkeypatch.setattr(type(log), "offset_for_timestamp", fail)
+    fetch = FetchPartition("t", 0, -1, 0, -1, -1, 1 << 20)
+    code = KafkaErrorCode.KAFKA_STORAGE_ERROR
+    assert world.replicas.read(fetch, 1 << 20, min_one_batch=True).error_code == code
+    lookup = ListOffsetsPartition("t", 0, -1, 5)
+    assert world.replicas.list_offset(lookup).error_code == code
