@@ -111,6 +111,8 @@ class ControllerLink:
         self._image = EMPTY_IMAGE
         self._broker_epoch = -1
         """czxid of our registration, -1 while there is none."""
+        self._has_served = False
+        """Whether this process was ever registered: then its id is its own."""
         self._is_controller = False
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -255,6 +257,7 @@ class ControllerLink:
         await self._publish(image)
         if not self.registered.is_set() and self._broker_epoch != -1:
             self._data_plane.unfence(self._broker_epoch)
+            self._has_served = True
             self.registered.set()
             self._log.info(
                 "broker_registered",
@@ -299,15 +302,27 @@ class ControllerLink:
             return
         limit_s = 2 * self._zk.negotiated_timeout + 1
         self._log.warning("registration_taken", path=path, waiting_s=limit_s)
+        interrupted = False
+
+        def on_state(_state: SessionState) -> None:
+            nonlocal interrupted
+            interrupted = True
+
+        self._zk.add_listener(on_state)
         try:
             async with asyncio.timeout(limit_s):
                 await gone.wait()
         except TimeoutError:
-            raise ConfigError(
-                "broker_id",
-                self.broker_id,
-                f"another broker is registered under this id and stays ({path})",
-            ) from None
+            # A zkserver that was away extends every session, our former one's too; and a broker
+            # that has served under its id goes on waiting for it.
+            if not interrupted and not self._has_served:
+                raise ConfigError(
+                    "broker_id",
+                    self.broker_id,
+                    f"another broker is registered under this id and stays ({path})",
+                ) from None
+        finally:
+            self._zk.remove_listener(on_state)
         raise _Again
 
     def _session_id(self) -> int:

@@ -403,6 +403,36 @@ async def test_a_broker_waits_for_its_place_and_says_when_it_stays_taken(
         await stranger.registered()
 
 
+async def test_a_first_registration_that_was_interrupted_goes_on_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.zk.ensure_path(znodes.BROKER_IDS)
+    monkeypatch.setattr(ZkClient, "negotiated_timeout", 0.5)
+    async with ZkClient(world.cluster.zookeeper, session_timeout=30) as other:
+        await other.create(znodes.broker_path(1), b"{}", ephemeral=True)
+        waiting = await world.new()
+        await until(lambda: "registration_taken" in waiting.log.events)
+        for listener in list(waiting.zk._keeper.listeners):
+            listener(SessionState.SUSPENDED)  # zkserver was away: it extends every session
+        await until(lambda: waiting.log.events.count("registration_taken") == 2)
+    await waiting.registered()
+
+
+async def test_a_broker_that_has_served_waits_for_its_id_however_long_it_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await world.broker()
+    monkeypatch.setattr(ZkClient, "negotiated_timeout", -0.49)
+    async with ZkClient(world.cluster.zookeeper, session_timeout=30) as other:
+        taking = other.transaction().delete(znodes.broker_path(1))
+        taking.create(znodes.broker_path(1), b"{}", ephemeral=True)
+        await taking.commit()
+        await until(lambda: broker.log.events.count("registration_taken") >= 3)
+        assert broker.notes.fenced is not None
+    await until(lambda: len(broker.notes.epochs) == 2)
+    assert broker.task is not None and not broker.task.done()
+
+
 async def test_partitions_that_could_not_be_opened_are_tried_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
