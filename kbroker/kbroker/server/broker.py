@@ -229,6 +229,7 @@ class Broker:
             max_frame_bytes=min(config.socket_request_max_bytes, MAX_FRAME_BYTES),
             max_in_flight=config.max_in_flight_requests_per_connection,
             max_unsent_bytes=config.max_unsent_bytes,
+            max_idle_ms=config.connections_max_idle_ms,
         )
         return Connections(self._loop, tasks, limits, self._log)
 

@@ -358,6 +358,30 @@ async def test_strangers_and_broken_clients_are_shown_the_door(
     await create(client)
 
 
+async def test_a_client_that_asks_nothing_for_too_long_is_dropped(world: World) -> None:
+    world.connections._limits.max_idle_ms = 50
+    idle = await world.client()
+    await until(lambda: idle.closed)
+    assert world.connections.count == 0
+    reasons = [each["reason"] for _, event, each in world.log.records if event.endswith("dropped")]
+    assert reasons == ["no request in 0.05 s"]
+
+
+async def test_a_client_whose_request_waits_is_not_idle(world: World) -> None:
+    client = await world.client()
+    await create(client)
+    waiting = asyncio.ensure_future(ask(client, kb.FETCH, fetch(0)))
+    await until(lambda: world.connections.in_flight_count == 1)
+    ((link, entry),) = world.connections._links.items()
+    entry.heard_s = -1e9
+    world.connections._on_maybe_idle(link, entry)
+    await ask(await world.client(), kb.PRODUCE, produce(b"a"))
+    assert values(await waiting) == [b"a"]
+    entry.heard_s = -1e9
+    world.connections._on_maybe_idle(link, entry)
+    await until(lambda: client.closed)
+
+
 async def test_an_oversize_request_after_hello_closes_only_that_connection(world: World) -> None:
     client, other = await world.client(), await world.client()
     await create(other)
