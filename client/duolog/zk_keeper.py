@@ -126,11 +126,13 @@ class SessionKeeper:
             await self.close()
             raise
 
-    async def close(self) -> None:
+    async def close(self) -> bool:
         """Close the session (its ephemeral znodes go at once) and the connection. Idempotent.
 
-        Where the server cannot be reached the session is left to expire.
+        Where the server cannot be reached the session is left to expire; true where it has
+        confirmed that the session has ended.
         """
+        confirmed = False
         self.closing = True
         await self.tasks.stop()
         link = self._link
@@ -138,6 +140,7 @@ class SessionKeeper:
             try:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await link.call(zk.CLOSE_SESSION, zk.Empty(), zk_error)
+                confirmed = True
             except (Error, TimeoutError):
                 pass  # it expires by itself
         if self._task is not None:
@@ -151,6 +154,7 @@ class SessionKeeper:
         if self.session.on_expired():
             self._tell(SessionState.LOST)
         self._forget_watches(KeeperState.CLOSED)
+        return confirmed
 
     async def call(
         self,

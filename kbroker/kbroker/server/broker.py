@@ -153,10 +153,8 @@ class Broker:
             await self._finish_requests()
             await connections.end_pending()
             connections.close()
-            had_session = zk.client_id is not None
-            await zk.close()
-            if had_session:
-                self._forget_session()
+            if await zk.close():
+                self._forget_session()  # else the next process ends it: it is still registered
             await self._close_logs()
         finally:
             server.close()
