@@ -36,7 +36,7 @@ from ..core.purgatory import Purgatory
 from ..metrics import collect
 from ..storage.checkpoints import MetaProperties, write_atomically
 from ..storage.log_types import NO_ROOM
-from .apis import Apis
+from .apis import MAX_WAIT_MS, Apis
 from .connections import Connections, Limits
 from .controller_link import ControllerLink, Registration
 from .log_manager import LogManager
@@ -411,7 +411,7 @@ class Broker:
         deadline = self._loop.time() + STOP_SECONDS
         while self.connections.in_flight_count and self._loop.time() < deadline:
             if not self._disk_is_busy():
-                self._purgatory.expire(self._clock.now_ms() + int(STOP_SECONDS * 1000))
+                self._purgatory.expire(self._clock.now_ms() + MAX_WAIT_MS)
             await asyncio.sleep(0.005)
 
     def _disk_is_busy(self) -> bool:

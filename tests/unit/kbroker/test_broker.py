@@ -6,7 +6,12 @@ import asyncio
 from pathlib import Path
 
 from duolog_cluster.cluster import Cluster
+from duolog_protocol import broker_messages as kb
+from duolog_protocol.apis import API_VERSIONS, ApiVersionsRequest
+from duolog_runtime.connection import connect
 from kbroker.server.broker import SESSION_FILE
+from tests.support import until
+from tests.unit.kbroker.test_connections import ask, fetch, no_push
 
 
 async def test_a_session_that_could_not_be_closed_is_left_for_the_next_process(
@@ -25,3 +30,21 @@ async def test_a_session_that_could_not_be_closed_is_left_for_the_next_process(
         await cluster.start_broker(broker)
         assert "former_session_closed" in broker.log.events
         assert "registration_taken" not in broker.log.events
+
+
+async def test_a_long_poll_is_answered_when_the_broker_stops() -> None:
+    async with asyncio.timeout(30), Cluster() as cluster:
+        (broker,) = cluster.brokers
+        link = await connect(
+            "127.0.0.1",
+            broker.port,
+            max_frame_bytes=1 << 24,
+            on_push=no_push,
+            on_closed=lambda _reason: None,
+        )
+        await ask(link, API_VERSIONS, ApiVersionsRequest("test", "0"))
+        await ask(link, kb.METADATA, kb.MetadataRequest(("t",), True, False))
+        polling = asyncio.ensure_future(ask(link, kb.FETCH, fetch(0, wait_ms=200_000)))
+        await until(lambda: broker.server.delayed_count == 1)
+        await cluster.stop(broker)
+        assert (await polling).partitions[0].error_code == 0
