@@ -5,7 +5,8 @@ former process, so that nobody waits for it to expire), register, lead. The port
 the broker is registered, so that clients and `ApiVersions` need not wait for zkserver.
 
 Stop: accept no more, finish requests, leave zkserver, close the logs, leave the clean mark.
-A storage error that cannot be healed stops it at once, without that mark.
+A storage error that cannot be healed stops it at once, without that mark; one that comes while it
+stops is told all the same.
 """
 
 from __future__ import annotations
@@ -156,6 +157,9 @@ class Broker:
             if await zk.close():
                 self._forget_session()  # else the next process ends it: it is still registered
             await self._close_logs()
+            if self._halted.done():
+                self._halted.result()  # a sync has failed meanwhile: this was no orderly end
+            self._log.info("broker_stopped")
         finally:
             server.close()
             connections.abort()
@@ -420,4 +424,3 @@ class Broker:
     async def _close_logs(self) -> None:
         epoch = self.replicas.broker_epoch
         await run_on_disk(self._disk, lambda: self.logs.close(epoch))
-        self._log.info("broker_stopped")
