@@ -55,6 +55,7 @@ from duolog_protocol.broker_messages import (
 from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
+    ConfigError,
     InvalidRequestError,
     InvalidRequiredAcksError,
 )
@@ -302,7 +303,12 @@ class Apis:
                     DescribeConfigsResult(name, int(code), f"topic {name!r} does not exist", ())
                 )
                 continue
-            settings = self._topic_defaults.with_overrides(topic.configs).as_texts()
+            try:
+                settings = self._topic_defaults.with_overrides(topic.configs).as_texts()
+            except ConfigError as error:  # another tool's settings: nothing here follows them
+                code = KafkaErrorCode.INVALID_CONFIG
+                results.append(DescribeConfigsResult(name, int(code), str(error), ()))
+                continue
             entries = tuple(
                 [
                     ConfigEntry(each, value, each not in topic.configs, documents.get(each, ""))

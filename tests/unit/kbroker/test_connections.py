@@ -42,7 +42,7 @@ from kbroker.core.metadata_image import (
     TopicImage,
 )
 from kbroker.core.purgatory import Purgatory
-from kbroker.core.topic_config import TopicConfig
+from kbroker.core.topic_config import TopicConfig, documentation
 from kbroker.server.apis import MAX_WAIT_MS, Apis
 from kbroker.server.connections import Connections, Limits
 from kbroker.server.log_manager import LogManager
@@ -443,6 +443,20 @@ async def test_topics_settings_and_offsets_can_be_asked_for(world: World) -> Non
     assert offsets.partitions[0].offset == 1
     missing = await ask(client, kb.METADATA, kb.MetadataRequest(("bad name",), True, False))
     assert missing.topics[0].error_code == KafkaErrorCode.INVALID_TOPIC_EXCEPTION
+
+
+async def test_settings_that_nothing_here_follows_cost_their_topics_answer_only(
+    world: World,
+) -> None:
+    client = await world.client()
+    await create(client, "t")
+    topics = dict(world.control.image.topics)
+    topics["c"] = topics["t"]._replace(name="c", configs={"cleanup.policy": "compact"})
+    world.control.image = world.control.image._replace(topics=topics)
+    found = await ask(client, kb.DESCRIBE_CONFIGS, kb.DescribeConfigsRequest(("c", "t")))
+    assert [each.error_code for each in found.results] == [KafkaErrorCode.INVALID_CONFIG, 0]
+    assert "cleanup.policy" in (found.results[0].error_message or "")
+    assert documentation() is documentation()  # the source is not parsed again for each request
 
 
 @pytest.mark.parametrize("error", [StorageFullError("no space"), ValueError("no space")])
