@@ -123,12 +123,13 @@ class ZkClient(ZkOperations):
         """
         await self._keeper.start(timeout)
 
-    async def close(self) -> None:
+    async def close(self) -> bool:
         """Close the session (its ephemeral znodes go at once) and the connection. Idempotent.
 
-        Where the server cannot be reached the session is left to expire.
+        Where the server cannot be reached the session is left to expire; true where it has
+        confirmed that the session has ended.
         """
-        await self._keeper.close()
+        return await self._keeper.close()
 
     @property
     def state(self) -> SessionState:

@@ -127,12 +127,14 @@ class SessionKeeper:
             await self.close()
             raise
 
-    async def close(self) -> None:
+    async def close(self) -> bool:
         """Close the session (its ephemeral znodes go at once) and the connection. Idempotent.
 
-        Where the server cannot be reached the session is left to expire. Cancelling it leaves the
-        same, with the connection closed.
+        Where the server cannot be reached the session is left to expire; true where it has
+        confirmed that the session has ended. Cancelling it leaves the same, with the connection
+        closed.
         """
+        confirmed = False
         self.closing = True
         try:
             # Recipes are cancelled; one that takes long to end does not hold the session.
@@ -140,7 +142,7 @@ class SessionKeeper:
             link = self._link
             if link is not None and self._usable.is_set() and not link.closed:
                 closing = link.call(zk.CLOSE_SESSION, zk.Empty(), zk_error)
-                await _within(CLOSE_SECONDS, closing)  # else it expires by itself
+                confirmed = await _within(CLOSE_SECONDS, closing)  # else it expires by itself
         finally:
             task, self._task = self._task, None
             if task is not None:
@@ -154,6 +156,7 @@ class SessionKeeper:
             self._forget_watches(KeeperState.CLOSED)
         if task is not None:
             await asyncio.wait({task})
+        return confirmed
 
     async def call(
         self,
@@ -481,13 +484,14 @@ class SessionKeeper:
         return path[len(self.chroot) :] or "/" if self.chroot else path
 
 
-async def _within(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
-    """Await what may fail or take too long: then it is given up."""
+async def _within(seconds: float, work: Coroutine[Any, Any, Any]) -> bool:
+    """Await what may fail or take too long, then it is given up; whether it was done."""
     try:
         async with asyncio.timeout(seconds):
             await work
     except (Error, TimeoutError):
-        pass
+        return False
+    return True
 
 
 async def _plain(work: Any) -> Response | Error:

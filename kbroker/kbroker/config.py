@@ -50,6 +50,8 @@ class BrokerConfig:
     """Open connections in all (Kafka: `max.connections`)."""
     max_connections_per_ip: int = 1_000
     """Open connections from one address (Kafka: `max.connections.per.ip`)."""
+    connections_max_idle_ms: int = 600_000
+    """Time without a request after which a client is dropped (Kafka: `connections.max.idle.ms`)."""
     max_in_flight_requests_per_connection: int = 64
     """Unanswered requests of a connection above which it is not read."""
     socket_request_max_bytes: int = 100 * 1024 * 1024
@@ -107,6 +109,7 @@ class BrokerConfig:
             "num_partitions",
             "max_connections",
             "max_connections_per_ip",
+            "connections_max_idle_ms",
             "max_in_flight_requests_per_connection",
             "max_delayed_operations",
             "max_producer_ids_per_partition",

@@ -263,6 +263,11 @@ def deletion_batches(topic: str, partitions: Sequence[str]) -> list[list[str]]:
     return [[path for pair in part for path in pair] for part in _cut(pairs, list)]
 
 
+def path_batches(paths: Sequence[str]) -> list[list[str]]:
+    """Znodes to delete, in order, cut in the same way."""
+    return _cut(paths, lambda path: [path])
+
+
 def _cut(items: Sequence[T], paths_of: Callable[[T], list[str]]) -> list[list[T]]:
     parts: list[list[T]] = []
     size_bytes = op_count = 0
@@ -315,5 +320,6 @@ def apply_topic(image: MetadataImage, topic: TopicImage) -> MetadataImage:
 def apply_deletion(image: MetadataImage, name: str) -> MetadataImage:
     """The image without a topic."""
     return image._replace(
-        topics={each: topic for each, topic in image.topics.items() if each != name}
+        topics={each: topic for each, topic in image.topics.items() if each != name},
+        unreadable=image.unreadable - {name},
     )

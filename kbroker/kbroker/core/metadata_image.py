@@ -59,6 +59,8 @@ class MetadataImage(NamedTuple):
     """-1: none known."""
     brokers: Mapping[int, BrokerInfo]
     topics: Mapping[str, TopicImage]
+    unreadable: frozenset[str] = frozenset()
+    """Topics whose znodes cannot be understood: offline, but there; what they hold stays."""
 
     def partition(self, topic: str, partition: int) -> PartitionImage | None:
         """State of a partition, None where it does not exist."""

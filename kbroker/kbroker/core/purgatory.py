@@ -60,31 +60,44 @@ class Purgatory:
             heapq.heapify(self._deadlines)
 
     def on_changed(self, key: Hashable) -> int:
-        """Something about `key` changed: complete what can be; returns how many were."""
+        """Something about `key` changed: complete what can be; returns how many were.
+
+        Every operation is asked, whatever another one raises; the first error is raised at the end.
+        """
         operations = self._watched.get(key)
         if not operations:
             return 0
         count = 0
+        failure: Exception | None = None
         for operation in list(operations):
             done = True
             try:
                 done = operation.try_complete()
-            finally:
-                if done:
-                    self.forget(operation)
-                    count += 1
+            except Exception as error:
+                failure = failure or error
+            if done:
+                self.forget(operation)
+                count += 1
+        if failure is not None:
+            raise failure
         return count
 
     def expire(self, now_ms: int) -> int:
-        """Complete what has run out of time; returns how many did."""
+        """Complete what has run out of time; returns how many did. Raises as `on_changed`."""
         deadlines = self._deadlines
         count = 0
+        failure: Exception | None = None
         while deadlines and deadlines[0][0] <= now_ms:
             _, _, operation = heapq.heappop(deadlines)
             if operation in self._keys:
                 self.forget(operation)
-                operation.on_expired()
+                try:
+                    operation.on_expired()
+                except Exception as error:
+                    failure = failure or error
                 count += 1
+        if failure is not None:
+            raise failure
         return count
 
     def deadline_ms(self) -> int | None:

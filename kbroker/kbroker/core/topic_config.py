@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import cache
 from typing import Any, Final
 
 from duolog_protocol.errors import ConfigError
@@ -148,8 +149,9 @@ def _text(value: object) -> str:
     return str(value.value) if isinstance(value, Enum) else str(value)
 
 
-def documentation() -> dict[str, str]:
-    """Kafka's name of every setting -> what it means; read from this file's own docstrings."""
+@cache
+def documentation() -> Mapping[str, str]:
+    """Kafka's name of every setting -> what it means; read once, from this file's docstrings."""
     import ast
     import inspect
     from itertools import pairwise

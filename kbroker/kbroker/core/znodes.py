@@ -1,19 +1,22 @@
 """The classic znode layout: paths, and their JSON to values and back.
 
 Owns what stands in ZooKeeper and how it is spelled, so that people who know Kafka, and tools that
-browse ZooKeeper, find what they expect. Source: Kafka 3.9 `ZkData.scala`.
+browse ZooKeeper, find what they expect. Anybody may have written what is decoded here: whatever
+comes back as a value may be relied on, all else is a CorruptZnodeError. Source: Kafka 3.9
+`ZkData.scala`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from duolog_protocol.errors import CorruptRecordError
 from duolog_protocol.types import Stat
 
-from .metadata_image import BrokerInfo, PartitionImage
+from .metadata_image import NO_LEADER, BrokerInfo, PartitionImage
 
 CONTROLLER: Final = "/controller"
 CONTROLLER_EPOCH: Final = "/controller_epoch"
@@ -27,6 +30,10 @@ PRODUCER_IDS: Final = "/latest_producer_id_block"
 FIRST_CONTROLLER_EPOCH: Final = 0
 PRODUCER_ID_BLOCK: Final = 1000
 RESERVED_BROKER_MAX_ID: Final = 1000
+_INT32_MAX: Final = (1 << 31) - 1
+_EPOCH_MAX: Final = 1 << 30
+"""Of what others have written; leaves room for as many elections before 31 bits are full."""
+_TOPIC_ID: Final = re.compile(r"[A-Za-z0-9_-]{22}")
 
 PERSISTENT_PARENTS: Final = (
     BROKER_IDS,
@@ -44,6 +51,10 @@ PERSISTENT_PARENTS: Final = (
     "/cluster",
 )
 """Made at the start of every broker where they are missing."""
+
+
+class CorruptZnodeError(CorruptRecordError):
+    """A znode does not say what it must. A person has to mend it; the broker can go on."""
 
 
 def broker_path(broker_id: int) -> str:
@@ -102,11 +113,14 @@ def decode_broker(broker_id: int, data: bytes | None, stat: Stat) -> BrokerInfo:
     """A registration and its epoch."""
     path = broker_path(broker_id)
     value = _decode(path, data)
+    rack = value.get("rack")
+    if rack is not None and not isinstance(rack, str):
+        raise CorruptZnodeError(path, 0, "its rack is no text")
     return BrokerInfo(
         broker_id,
         _field(path, value, "host", str),
-        _field(path, value, "port", int),
-        value.get("rack"),
+        _number(path, value, "port", 0, 65_535),
+        rack,
         stat.czxid,
     )
 
@@ -125,16 +139,15 @@ def encode_controller(broker_id: int, timestamp_ms: int) -> bytes:
 
 def decode_controller(data: bytes | None) -> int:
     """Id of the broker that is the controller."""
-    broker_id: int = _field(CONTROLLER, _decode(CONTROLLER, data), "brokerid", int)
-    return broker_id
+    return _number(CONTROLLER, _decode(CONTROLLER, data), "brokerid", 0, _INT32_MAX)
 
 
 def decode_epoch(data: bytes | None) -> int:
     """The controller epoch: decimal text."""
-    try:
-        return int(data or b"")
-    except ValueError:
-        raise CorruptRecordError(CONTROLLER_EPOCH, 0, f"{data!r} is no number") from None
+    text = (data or b"")[:20].strip()
+    if not text.isdigit() or int(text) >= _INT32_MAX:
+        raise CorruptZnodeError(CONTROLLER_EPOCH, 0, f"{text!r} is no epoch")
+    return int(text)
 
 
 class TopicNode(NamedTuple):
@@ -161,12 +174,20 @@ def decode_topic(topic: str, data: bytes | None) -> TopicNode:
     """A topic's id and assignment."""
     path = topic_path(topic)
     value = _decode(path, data)
-    partitions = _field(path, value, "partitions", dict)
-    try:
-        replicas = {int(each): tuple(map(int, found)) for each, found in partitions.items()}
-    except (TypeError, ValueError) as error:
-        raise CorruptRecordError(path, 0, f"bad assignment: {error}") from error
-    return TopicNode(_field(path, value, "topic_id", str), replicas)
+    topic_id = _field(path, value, "topic_id", str)
+    if not _TOPIC_ID.fullmatch(topic_id):
+        raise CorruptZnodeError(path, 0, "its topic_id is not 22 characters of base64url")
+    replicas: dict[int, tuple[int, ...]] = {}
+    for number, found in _field(path, value, "partitions", dict).items():
+        if not (number.isascii() and number.isdecimal() and len(number) < 10):
+            raise CorruptZnodeError(path, 0, f"{number[:20]!r} is no partition")
+        brokers = _broker_ids(found)
+        if brokers is None:
+            raise CorruptZnodeError(path, 0, f"partition {number} has no list of distinct replicas")
+        replicas[int(number)] = brokers
+    if not replicas:
+        raise CorruptZnodeError(path, 0, "has no partitions")
+    return TopicNode(topic_id, replicas)
 
 
 def encode_state(
@@ -190,13 +211,17 @@ def decode_state(
     """A partition's state, with its assignment."""
     path = state_path(topic, partition)
     value = _decode(path, data)
+    leader_id = _number(path, value, "leader", NO_LEADER, _INT32_MAX)
+    isr = _broker_ids(_field(path, value, "isr", list))
+    if isr is None or leader_id not in {NO_LEADER, *isr}:
+        raise CorruptZnodeError(path, 0, f"leader {leader_id} is not in its isr")
     return PartitionImage(
         replicas,
-        _field(path, value, "leader", int),
-        _field(path, value, "leader_epoch", int),
-        tuple(_field(path, value, "isr", list)),
+        leader_id,
+        _number(path, value, "leader_epoch", 0, _EPOCH_MAX),
+        isr,
         stat.version,
-        _field(path, value, "controller_epoch", int),
+        _number(path, value, "controller_epoch", 0, _INT32_MAX),
         stat.mzxid,
     )
 
@@ -237,7 +262,7 @@ def decode_last_producer_id(data: bytes | None) -> int:
     try:
         return int(value)
     except ValueError:
-        raise CorruptRecordError(PRODUCER_IDS, 0, f"{value!r} is no number") from None
+        raise CorruptZnodeError(PRODUCER_IDS, 0, f"{value!r} is no number") from None
 
 
 def _encode(value: Mapping[str, Any]) -> bytes:
@@ -247,15 +272,34 @@ def _encode(value: Mapping[str, Any]) -> bytes:
 def _decode(path: str, data: bytes | None) -> dict[str, Any]:
     try:
         value = json.loads(data or b"")
-    except ValueError as error:
-        raise CorruptRecordError(path, 0, f"is no JSON: {error}") from error
+        if b"\\u" in (data or b""):
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate fits in no message
+    except (ValueError, RecursionError) as error:
+        raise CorruptZnodeError(path, 0, f"is no JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CorruptRecordError(path, 0, "is no JSON object")
+        raise CorruptZnodeError(path, 0, "is no JSON object")
     return value
 
 
 def _field(path: str, value: Mapping[str, Any], name: str, kind: type) -> Any:
     found = value.get(name)
     if not isinstance(found, kind) or isinstance(found, bool):
-        raise CorruptRecordError(path, 0, f"has no {kind.__name__} called {name}")
+        raise CorruptZnodeError(path, 0, f"has no {kind.__name__} called {name}")
     return found
+
+
+def _number(path: str, value: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    found: int = _field(path, value, name, int)
+    if not low <= found <= high:
+        raise CorruptZnodeError(path, 0, f"its {name} is not in [{low}, {high}]")
+    return found
+
+
+def _broker_ids(found: object) -> tuple[int, ...] | None:
+    """Distinct broker ids, at least one; None where it is anything else."""
+    if not isinstance(found, list) or not found:
+        return None
+    for each in found:
+        if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each <= _INT32_MAX:
+            return None
+    return tuple(found) if len(set(found)) == len(found) else None

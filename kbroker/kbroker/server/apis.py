@@ -55,6 +55,7 @@ from duolog_protocol.broker_messages import (
 from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
+    ConfigError,
     InvalidRequestError,
     InvalidRequiredAcksError,
 )
@@ -66,7 +67,7 @@ from ..core.purgatory import Purgatory
 from ..core.topic_config import TopicConfig, documentation
 from ..core.topic_names import name_problem
 from .control_plane import ControlPlane
-from .delayed import DelayedFetch, DelayedProduce, produce_response
+from .delayed import ColdReads, DelayedFetch, DelayedProduce, produce_response
 from .replica_manager import ReplicaManager
 
 ACKS: Final = (0, 1, -1)
@@ -119,7 +120,7 @@ class Apis:
         self._replicas = replicas
         self._control = control
         self._purgatory = purgatory
-        self._disk = disk
+        self._cold_reads = ColdReads(disk)
         self._arm_timer = arm_timer
         self._clock = clock
         self._max_fetch_bytes = max_fetch_bytes
@@ -176,7 +177,7 @@ class Apis:
         if request.session_id != 0:
             raise InvalidRequestError("fetch sessions are not offered: session_id must be 0")
         request = request._replace(max_bytes=min(request.max_bytes, self._max_fetch_bytes))
-        operation = DelayedFetch(request, self._replicas, self._disk, context.answer)
+        operation = DelayedFetch(request, self._replicas, self._cold_reads, context.answer)
         self._wait_for(context, operation, request.max_wait_ms)
 
     def _wait_for(
@@ -302,7 +303,12 @@ class Apis:
                     DescribeConfigsResult(name, int(code), f"topic {name!r} does not exist", ())
                 )
                 continue
-            settings = self._topic_defaults.with_overrides(topic.configs).as_texts()
+            try:
+                settings = self._topic_defaults.with_overrides(topic.configs).as_texts()
+            except ConfigError as error:  # another tool's settings: nothing here follows them
+                code = KafkaErrorCode.INVALID_CONFIG
+                results.append(DescribeConfigsResult(name, int(code), str(error), ()))
+                continue
             entries = tuple(
                 [
                     ConfigEntry(each, value, each not in topic.configs, documents.get(each, ""))

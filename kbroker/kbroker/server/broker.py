@@ -5,7 +5,8 @@ former process, so that nobody waits for it to expire), register, lead. The port
 the broker is registered, so that clients and `ApiVersions` need not wait for zkserver.
 
 Stop: accept no more, finish requests, leave zkserver, close the logs, leave the clean mark.
-A storage error that cannot be healed stops it at once, without that mark.
+A storage error that cannot be healed stops it at once, without that mark; one that comes while it
+stops is told all the same.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ..core.purgatory import Purgatory
 from ..metrics import collect
 from ..storage.checkpoints import MetaProperties, write_atomically
 from ..storage.log_types import NO_ROOM
-from .apis import Apis
+from .apis import MAX_WAIT_MS, Apis
 from .connections import Connections, Limits
 from .controller_link import ControllerLink, Registration
 from .log_manager import LogManager
@@ -76,6 +77,8 @@ class Broker:
         self._purgatory = Purgatory(config.max_delayed_operations)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
+        self._remembering = False
+        self._remember_next: ZkClient | None = None
         topic_defaults = config.topic_defaults()
         self.logs = LogManager(
             files,
@@ -151,11 +154,12 @@ class Broker:
             await self._finish_requests()
             await connections.end_pending()
             connections.close()
-            had_session = zk.client_id is not None
-            await zk.close()
-            if had_session:
-                self._forget_session()
+            if await zk.close():
+                self._forget_session()  # else the next process ends it: it is still registered
             await self._close_logs()
+            if self._halted.done():
+                self._halted.result()  # a sync has failed meanwhile: this was no orderly end
+            self._log.info("broker_stopped")
         finally:
             server.close()
             connections.abort()
@@ -227,6 +231,7 @@ class Broker:
             max_frame_bytes=min(config.socket_request_max_bytes, MAX_FRAME_BYTES),
             max_in_flight=config.max_in_flight_requests_per_connection,
             max_unsent_bytes=config.max_unsent_bytes,
+            max_idle_ms=config.connections_max_idle_ms,
         )
         return Connections(self._loop, tasks, limits, self._log)
 
@@ -319,18 +324,26 @@ class Broker:
             self._log.info("former_session_gone", reason=str(error))
 
     def _remember_session(self, zk: ZkClient) -> None:
+        """Note the session for the next process; one job at a time, the newest session last."""
         client_id = zk.client_id
         if client_id is None:
             return
         text = f"{client_id[0]:x}:{client_id[1].hex()}\n"
         path = f"{self.config.data}/{SESSION_FILE}"
-        self._disk.submit(
-            lambda: write_atomically(self._files, path, text.encode()), self._remembered
-        )
+        if self._remembering:
+            self._remember_next = zk
+            return
 
-    def _remembered(self, _result: None, error: BaseException | None) -> None:
-        if error is not None:
-            self._log.warning("session_not_remembered", error=str(error))
+        def remembered(_result: None, error: BaseException | None) -> None:
+            self._remembering = False
+            if error is not None:
+                self._log.warning("session_not_remembered", error=str(error))
+            following, self._remember_next = self._remember_next, None
+            if following is not None:
+                self._remember_session(following)
+
+        self._remembering = True
+        self._disk.submit(lambda: write_atomically(self._files, path, text.encode()), remembered)
 
     def _forget_session(self) -> None:
         path = f"{self.config.data}/{SESSION_FILE}"
@@ -376,8 +389,10 @@ class Broker:
 
     def _on_timer(self) -> None:
         self._timer = self._timer_ms = None
-        self._purgatory.expire(self._clock.now_ms())
-        self._arm_timer()
+        try:
+            self._purgatory.expire(self._clock.now_ms())
+        finally:
+            self._arm_timer()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -400,7 +415,7 @@ class Broker:
         deadline = self._loop.time() + STOP_SECONDS
         while self.connections.in_flight_count and self._loop.time() < deadline:
             if not self._disk_is_busy():
-                self._purgatory.expire(self._clock.now_ms() + int(STOP_SECONDS * 1000))
+                self._purgatory.expire(self._clock.now_ms() + MAX_WAIT_MS)
             await asyncio.sleep(0.005)
 
     def _disk_is_busy(self) -> bool:
@@ -409,4 +424,3 @@ class Broker:
     async def _close_logs(self) -> None:
         epoch = self.replicas.broker_epoch
         await run_on_disk(self._disk, lambda: self.logs.close(epoch))
-        self._log.info("broker_stopped")

@@ -2,7 +2,8 @@
 
 Owns every link and every task that a request needs; decides nothing about what a request means.
 Limits: connections in all and per address, frames before ApiVersions (16 KiB), requests in flight
-on one connection (reading stops there), bytes a slow reader leaves unread, time to say hello.
+on one connection (reading stops there), bytes a slow reader leaves unread, time to say hello, time
+without a request.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
     DecodeError,
-    Error,
     LocalProtocolError,
     RemoteProtocolError,
     StorageError,
@@ -28,6 +28,7 @@ from duolog_protocol.frames import Frame
 from duolog_runtime.connection import ServerLink, new_scratch
 from duolog_runtime.logs import Logger
 
+from ..core.znodes import CorruptZnodeError
 from .apis import Handler
 
 HELLO_SECONDS: Final = 10.0
@@ -40,6 +41,7 @@ class Limits:
         "max_connections",
         "max_connections_per_ip",
         "max_frame_bytes",
+        "max_idle_ms",
         "max_in_flight",
         "max_unsent_bytes",
     )
@@ -52,18 +54,20 @@ class Limits:
         max_frame_bytes: int,
         max_in_flight: int,
         max_unsent_bytes: int,
+        max_idle_ms: int = 600_000,
     ) -> None:
         self.max_connections = max_connections
         self.max_connections_per_ip = max_connections_per_ip
         self.max_frame_bytes = max_frame_bytes
         self.max_in_flight = max_in_flight
         self.max_unsent_bytes = max_unsent_bytes
+        self.max_idle_ms = max_idle_ms
 
 
 class Client:
     """One connection's own data."""
 
-    __slots__ = ("address", "backlog", "hello", "in_flight", "said_hello", "waiting")
+    __slots__ = ("address", "backlog", "heard_s", "in_flight", "said_hello", "timer", "waiting")
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -71,7 +75,10 @@ class Client:
         self.backlog: list[Frame] = []
         """Frames of one read that came when too much was in flight; nothing is read meanwhile."""
         self.said_hello = False
-        self.hello: asyncio.TimerHandle | None = None
+        self.heard_s = 0.0
+        """Time of the loop when frames last came."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Runs out when hello is late, after that when the client may have been idle too long."""
         self.waiting: dict[Request, Callable[[], None]] = {}
         """Requests that wait for something, with what forgets them when the connection ends."""
 
@@ -118,7 +125,9 @@ class Request:
             self._connections.waits(self._link, self, forget)
 
     def refuse(self, code: int, message: str) -> None:
-        """Send an error for the whole request."""
+        """Send an error for the whole request, unless it has been answered."""
+        if not self._open:
+            return
         self._link.write(encode_error(self._correlation_id, code, 0, message))
         self.finish()
 
@@ -206,7 +215,7 @@ class Connections:
         for link in list(self._links):
             link.abort()
 
-    def failed(self, api: AnyApi, error: Error) -> None:
+    def failed(self, api: AnyApi, error: Exception) -> None:
         """A request failed in a way that only we are to blame for."""
         self._log.error("request_failed", api=api.name, error=f"{type(error).__name__}: {error}")
 
@@ -237,7 +246,11 @@ class Connections:
         client = self._links.get(link)
         if client is not None and client.backlog:
             frames, client.backlog = client.backlog, []
-            self._on_frames(link, frames)
+            try:
+                self._on_frames(link, frames)
+            except BaseException:
+                link.abort()  # the rest of the frames is lost: the client must not wait for it
+                raise
 
     # ---- callbacks of the links ----------------------------------------------------------------
 
@@ -256,10 +269,22 @@ class Connections:
             self._log.warning("connection_refused", peer=link.peer, connections=len(self._links))
             link.abort(RemoteProtocolError("too many connections"))
             return
-        client.hello = self._loop.call_later(HELLO_SECONDS, self._on_silent, link)
+        client.timer = self._loop.call_later(HELLO_SECONDS, self._on_silent, link)
 
     def _on_silent(self, link: ServerLink) -> None:
         link.abort(RemoteProtocolError(f"no ApiVersions request in {HELLO_SECONDS} s"))
+
+    def _on_maybe_idle(self, link: ServerLink, client: Client) -> None:
+        """One timer for each connection, not moved by its requests: look when it was last heard."""
+        limit_s = self._limits.max_idle_ms / 1000
+        now_s = self._loop.time()
+        if client.in_flight:
+            client.heard_s = now_s  # it waits for us, not we for it
+        left_s = client.heard_s + limit_s - now_s
+        if left_s > 0:
+            client.timer = self._loop.call_later(left_s, self._on_maybe_idle, link, client)
+        else:
+            link.abort(RemoteProtocolError(f"no request in {limit_s} s"))
 
     def _on_foreign(self, link: ServerLink) -> None:
         caller = link.endpoint.caller
@@ -270,8 +295,8 @@ class Connections:
         self._per_address[client.address] -= 1
         if not self._per_address[client.address]:
             del self._per_address[client.address]
-        if client.hello is not None:
-            client.hello.cancel()
+        if client.timer is not None:
+            client.timer.cancel()
         for forget in client.waiting.values():
             forget()
         if isinstance(reason, RemoteProtocolError):
@@ -281,6 +306,7 @@ class Connections:
         client = self._links.get(link)
         if client is None or self._stopping:
             return
+        client.heard_s = self._loop.time()
         if client.backlog:
             client.backlog += frames
             return
@@ -311,9 +337,9 @@ class Connections:
                 raise DecodeError("the first request must be ApiVersions")
             client.said_hello = True
             link.endpoint.raise_limit(self._limits.max_frame_bytes)
-            if client.hello is not None:
-                client.hello.cancel()
-                client.hello = None
+            if client.timer is not None:
+                client.timer.cancel()
+            self._on_maybe_idle(link, client)
         if problem is not None:
             code = KafkaErrorCode.UNSUPPORTED_VERSION
             link.write(encode_error(header.correlation_id, code, 0, problem))
@@ -329,8 +355,8 @@ class Connections:
         request = Request(self, link, api, header.api_version, header.correlation_id)
         try:
             waiting = self.handlers[api.key](request, message)
-        except BrokerError as error:
-            request.refuse(error.code, str(error))
+        except Exception as error:
+            self._fail(api, request, message, error)
             return
         if waiting is not None:
             task = self._tasks.create_task(
@@ -342,14 +368,30 @@ class Connections:
             request.finish()
 
     async def _finish(self, api: AnyApi, request: Request, waiting: Awaitable[None]) -> None:
-        """Wait for a handler. A failed log still ends the broker, any other error the request."""
+        """Wait for a handler.
+
+        A failed log, or one of our own assertions, still ends the broker; anything else that a
+        request runs into is that request's misfortune.
+        """
         try:
             await waiting
-        except BrokerError as error:
-            request.refuse(error.code, str(error))
-        except StorageError:
-            raise
-        except Error as error:
+        except Exception as error:
+            self._fail(api, request, None, error)
+
+    def _fail(self, api: AnyApi, request: Request, message: Any, error: Exception) -> None:
+        """Tell the client of what a handler has raised, or raise it again: see `_finish`."""
+        if isinstance(error, BrokerError):
+            code: int = error.code
+            text = str(error)
+        elif isinstance(error, AssertionError | StorageError) and not isinstance(
+            error, CorruptZnodeError
+        ):
+            raise error
+        else:
             self.failed(api, error)
             code = KafkaErrorCode.UNKNOWN_SERVER_ERROR
-            request.refuse(code, f"{type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}"
+            if getattr(message, "acks", None) == 0:
+                request.close(text)  # nobody waits for an answer
+                return
+        request.refuse(code, text)

@@ -111,6 +111,8 @@ class ControllerLink:
         self._image = EMPTY_IMAGE
         self._broker_epoch = -1
         """czxid of our registration, -1 while there is none."""
+        self._has_served = False
+        """Whether this process was ever registered: then its id is its own."""
         self._is_controller = False
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -203,9 +205,11 @@ class ControllerLink:
                 except ControllerLost:
                     self._resign("a newer controller epoch was found")
                     self._wake.set()
-                except (ConfigError, StorageError):
-                    raise  # not zkserver's fault, and no retry helps
                 except Error as error:
+                    if isinstance(error, ConfigError | StorageError) and not isinstance(
+                        error, znodes.CorruptZnodeError
+                    ):
+                        raise  # not zkserver's fault, and no retry helps
                     self._log.warning("coordination_interrupted", error=_words(error))
                     if not (error.retriable or isinstance(error, SessionExpiredError)):
                         # A znode is not what we left there: forget what we know, read all of it.
@@ -253,6 +257,7 @@ class ControllerLink:
         await self._publish(image)
         if not self.registered.is_set() and self._broker_epoch != -1:
             self._data_plane.unfence(self._broker_epoch)
+            self._has_served = True
             self.registered.set()
             self._log.info(
                 "broker_registered",
@@ -297,15 +302,27 @@ class ControllerLink:
             return
         limit_s = 2 * self._zk.negotiated_timeout + 1
         self._log.warning("registration_taken", path=path, waiting_s=limit_s)
+        interrupted = False
+
+        def on_state(_state: SessionState) -> None:
+            nonlocal interrupted
+            interrupted = True
+
+        self._zk.add_listener(on_state)
         try:
             async with asyncio.timeout(limit_s):
                 await gone.wait()
         except TimeoutError:
-            raise ConfigError(
-                "broker_id",
-                self.broker_id,
-                f"another broker is registered under this id and stays ({path})",
-            ) from None
+            # A zkserver that was away extends every session, our former one's too; and a broker
+            # that has served under its id goes on waiting for it.
+            if not interrupted and not self._has_served:
+                raise ConfigError(
+                    "broker_id",
+                    self.broker_id,
+                    f"another broker is registered under this id and stays ({path})",
+                ) from None
+        finally:
+            self._zk.remove_listener(on_state)
         raise _Again
 
     def _session_id(self) -> int:
@@ -349,7 +366,7 @@ class ControllerLink:
         if stat.ephemeral_owner == self._session_id():
             await self._take_office()  # our claim, though we have resigned, or never heard of it
         else:
-            self._note_controller(znodes.decode_controller(data))
+            self._note_controller(self._reader.controller(data))
 
     async def _claim(self) -> None:
         await self._writer.create_if_missing(
@@ -374,13 +391,15 @@ class ControllerLink:
 
     async def _take_office(self) -> None:
         """`/controller` is ours: read the epoch that fences our writes, and all topics."""
+        session_id = self._session_id()
         data, stat = await self._zk.get(znodes.CONTROLLER_EPOCH)
-        if not await self._claimed_by_us():
+        if not await self._claimed_by_us() or session_id != self._session_id():
             self._wake.set()
             return
         await self._zk.get(znodes.CONTROLLER, watch=self._on_watch)
         self._writer.controller_epoch = znodes.decode_epoch(data)
         self._writer.epoch_version = stat.version
+        self._writer.session_id = session_id
         self._is_controller = True
         self._note_controller(self.broker_id)
         self._log.info(
@@ -406,7 +425,7 @@ class ControllerLink:
     async def _settle_as_controller(self, image: MetadataImage) -> MetadataImage:
         """Finish what was begun: deletions, states that are missing, elections."""
         image = await self._reader.topics(image, frozenset(image.topics), self._on_watch)
-        for name in await self._zk.get_children(znodes.DELETE_TOPICS, watch=self._on_watch):
+        for name in await self._reader.deletions(self._on_watch):
             image = await self._writer.finish_deletion(image, name)
         return await self._writer.write_elections(image)
 
@@ -506,7 +525,7 @@ class ControllerLink:
         Raises StorageError: our own logs have failed, and the broker with them.
         """
         self._wake.set()
-        if isinstance(error, StorageError):
+        if isinstance(error, StorageError) and not isinstance(error, znodes.CorruptZnodeError):
             raise error
         if isinstance(error, ControllerLost):
             self._resign("a newer controller epoch was found")

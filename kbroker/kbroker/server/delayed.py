@@ -7,7 +7,7 @@ Source: Kafka `DelayedProduce`, `DelayedFetch` (its cases A-H, in the order chec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from duolog_protocol.broker_messages import (
     FetchPartition,
@@ -20,12 +20,47 @@ from duolog_protocol.broker_messages import (
 )
 from duolog_protocol.codec import Piece
 from duolog_protocol.error_codes import KafkaErrorCode
+from duolog_protocol.errors import StorageError
 from duolog_runtime.disk import DiskExecutor
 
 from .replica_manager import Appended, Read, ReplicaManager
 
 Answer = Callable[[Any], None]
 """Sends the response of one request; the connection may have gone."""
+MAX_COLD_READS: Final = 1_000
+"""Fetches that may wait for the disk thread: far below what the thread takes, so that consumers of
+old records on a stalled disk never keep out syncs and checkpoints."""
+
+
+class ColdReads:
+    """Reads of what is not in memory, of all connections; a bounded number waits for the disk."""
+
+    __slots__ = ("_disk", "_max_pending", "pending")
+
+    def __init__(self, disk: DiskExecutor, max_pending: int = MAX_COLD_READS) -> None:
+        self._disk = disk
+        self._max_pending = max_pending
+        self.pending = 0
+
+    def submit(
+        self,
+        work: Callable[[], list[Sequence[Piece]]],
+        done: Callable[[list[Sequence[Piece]] | None], None],
+    ) -> None:
+        """Read in the disk thread. `done` gets None where that failed, or too many wait."""
+        if self.pending >= self._max_pending:
+            done(None)
+            return
+
+        def read(pieces: list[Sequence[Piece]] | None, _error: BaseException | None) -> None:
+            self.pending -= 1
+            done(pieces)
+
+        self.pending += 1
+        try:
+            self._disk.submit(work, read)
+        except StorageError:
+            read(None, None)
 
 
 class DelayedProduce:
@@ -102,18 +137,18 @@ def produce_response(
 class DelayedFetch:
     """A fetch request that waits for `min_bytes`."""
 
-    __slots__ = ("_answer", "_disk", "_replicas", "_request")
+    __slots__ = ("_answer", "_cold_reads", "_replicas", "_request")
 
     def __init__(
         self,
         request: FetchRequest,
         replicas: ReplicaManager,
-        disk: DiskExecutor,
+        cold_reads: ColdReads,
         answer: Answer,
     ) -> None:
         self._request = request
         self._replicas = replicas
-        self._disk = disk
+        self._cold_reads = cold_reads
         self._answer = answer
 
     def keys(self) -> list[tuple[str, int]]:
@@ -162,7 +197,7 @@ class DelayedFetch:
         def read_all() -> list[Sequence[Piece]]:
             return [() if read.slice is None else read.slice.read() for read in reads]
 
-        def done(pieces: list[Sequence[Piece]] | None, error: BaseException | None) -> None:
+        def done(pieces: list[Sequence[Piece]] | None) -> None:
             if pieces is None:
                 code = KafkaErrorCode.KAFKA_STORAGE_ERROR
                 failed = [read._replace(error_code=int(code), slice=None) for read in reads]
@@ -170,7 +205,7 @@ class DelayedFetch:
             else:
                 self._answer(fetch_response(self._request.partitions, reads, pieces))
 
-        self._disk.submit(read_all, done)
+        self._cold_reads.submit(read_all, done)
 
 
 def fetch_response(

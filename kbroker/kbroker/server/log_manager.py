@@ -14,7 +14,6 @@ import errno
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 from duolog_protocol.errors import DataDirectoryError, DiskFullError, StorageError
@@ -92,6 +91,8 @@ class LogManager:
         self._sync_deferred = False
         self._deleted: list[tuple[int, Log, list[DeletedSegment]]] = []
         """(when to unlink, log, segments)"""
+        self._unlinking = False
+        self._checkpointing = False
 
     # ---- the directory -------------------------------------------------------------------------
 
@@ -281,38 +282,59 @@ class LogManager:
         if self._sync_running or not self._dirty:
             return
         dirty, self._dirty = self._dirty, {}
-        round_: list[tuple[Log, FlushTarget, Callable[[int], None]]] = []
+        round_: list[tuple[Log, FlushTarget | None, Callable[[int], None]]] = []
         for log, on_durable in dirty.items():
             if log.offline is not None:
                 continue
-            target = log.flush_target()
-            if target is None:
-                on_durable(log.durable_end_offset)
-            else:
-                round_.append((log, target, on_durable))
+            round_.append((log, log.flush_target(), on_durable))
         if not round_:
             return
 
         def sync_all() -> None:
             for _, target, _ in round_:
-                target.sync()
+                if target is not None:
+                    target.sync()
 
         def synced(_result: None, error: BaseException | None) -> None:
             self._sync_running = False
-            for log, target, on_durable in round_:
-                if target.is_synced:
-                    on_durable(log.on_flushed(target))
-                else:
-                    assert error is not None, log.directory
-                    cause = error if isinstance(error, OSError) else OSError(str(error))
-                    failure = log.on_flush_failed(target, cause)
-                    self._mark_failed_sync()
-                    self.halt(failure)
+            broken: Exception | None = None
+            for each in round_:
+                try:
+                    self._take_back(*each, error)
+                except Exception as failure:  # of one log's: the others must hear of theirs
+                    broken = broken or failure
             if self._dirty:
                 self._start_round()
+            if broken is not None:
+                raise broken
 
         self._sync_running = True
-        self._disk.submit(sync_all, synced)
+        try:
+            self._disk.submit(sync_all, synced)
+        except StorageError as error:
+            # What was to be synced would never be: nobody may be acknowledged any more.
+            self._sync_running = False
+            self.halt(error)
+
+    def _take_back(
+        self,
+        log: Log,
+        target: FlushTarget | None,
+        on_durable: Callable[[int], None],
+        error: BaseException | None,
+    ) -> None:
+        """What a round of syncs has done for one log; no target: it was durable before."""
+        if target is None:
+            on_durable(log.durable_end_offset)
+            return
+        if target.is_synced:
+            on_durable(log.on_flushed(target))
+            return
+        assert error is not None, log.directory
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        failure = log.on_flush_failed(target, cause)
+        self._mark_failed_sync()
+        self.halt(failure)
 
     def _mark_failed_sync(self) -> None:
         """Leave word for the next start on this machine, whose page cache lies from now on.
@@ -355,29 +377,51 @@ class LogManager:
         return count
 
     def unlink_deleted(self) -> None:
-        """Unlink the files of deleted segments whose delay is over."""
+        """Unlink the files of deleted segments whose delay is over; one job at a time."""
         now_ms = self._clock.now_ms()
-        due = [each for each in self._deleted if each[0] <= now_ms]
-        self._deleted = [each for each in self._deleted if each[0] > now_ms]
-        for _, log, deleted in due:
-            self._disk.submit(partial(log.unlink_deleted, deleted), self._unlinked)
+        due = [(log, deleted) for when_ms, log, deleted in self._deleted if when_ms <= now_ms]
+        if self._unlinking or not due:
+            return
 
-    def _unlinked(self, _result: None, error: BaseException | None) -> None:
-        if error is not None:
-            self._log.warning("unlink_failed", error=str(error))
+        def unlink() -> None:
+            failed: OSError | None = None
+            for log, deleted in due:
+                try:
+                    log.unlink_deleted(deleted)
+                except OSError as error:
+                    failed = error
+            if failed is not None:
+                raise failed
+
+        def unlinked(_result: None, error: BaseException | None) -> None:
+            self._unlinking = False
+            if error is not None:
+                self._log.warning("unlink_failed", error=str(error))
+
+        self._unlinking = True
+        self._deleted = [each for each in self._deleted if each[0] > now_ms]
+        self._disk.submit(unlink, unlinked)
 
     def checkpoint(self, high_watermarks: dict[TopicPartition, int]) -> None:
-        """Write recovery points, log starts and high watermarks, in the disk thread."""
+        """Write recovery points, log starts and high watermarks, in the disk thread.
+
+        One job at a time: while a slow disk has not written the former, there is no further one.
+        """
         assert self._checkpoints is not None
+        if self._checkpointing:
+            return
         for key, log in self.logs.items():
             log.stage_checkpoints()
             if key in high_watermarks:
                 self._checkpoints.partition(key).stage_high_watermark(high_watermarks[key])
-        self._disk.submit(self._checkpoints.write, self._checkpointed)
 
-    def _checkpointed(self, _result: None, error: BaseException | None) -> None:
-        if error is not None:
-            self._log.warning("checkpoint_failed", error=str(error))
+        def checkpointed(_result: None, error: BaseException | None) -> None:
+            self._checkpointing = False
+            if error is not None:
+                self._log.warning("checkpoint_failed", error=str(error))
+
+        self._checkpointing = True
+        self._disk.submit(self._checkpoints.write, checkpointed)
 
     def close(self, broker_epoch: int) -> None:
         """Close every log and leave the clean-shutdown mark; blocking, after the last append."""

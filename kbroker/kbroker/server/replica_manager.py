@@ -23,6 +23,7 @@ from duolog_protocol.broker_messages import (
 from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
+    ConfigError,
     DiskFullError,
     LogOfflineError,
     OffsetOutOfRangeError,
@@ -122,6 +123,8 @@ class ReplicaManager:
         self._replicas: dict[tuple[str, int], Replica] = {}
         self._broker_id = NO_LEADER
         self._fenced: str | None = "the broker has not registered yet"
+        self._unusable: set[tuple[str, int]] = set()
+        """Partitions whose topic has settings that nothing here can follow; all of the image's."""
         self._strays_checked = False
         self.broker_epoch = -1
 
@@ -157,11 +160,14 @@ class ReplicaManager:
         }
         for key, replica in list(self._replicas.items()):
             found = mine.get(key)
+            if found is None and key[0] in image.unreadable:
+                continue  # not deleted: nobody can tell
             if found is None or found[0].topic_id != replica.topic_id:
                 await self._drop(replica)
         if not self._strays_checked:
-            await self._put_strays_aside(set(mine))
+            await self._put_strays_aside(set(mine), image.unreadable)
             self._strays_checked = True
+        self._unusable &= mine.keys()
         complete = True
         for key, (topic, partition) in mine.items():
             try:
@@ -169,6 +175,12 @@ class ReplicaManager:
                 if known is None:
                     known = await self._open(TopicPartition(*key), topic)
                 await self._follow(known, partition)
+            except ConfigError as error:
+                # Settings that this broker does not have, `compact` among them: what it holds
+                # stays as it is, offline, rather than be kept by other rules.
+                if key not in self._unusable:
+                    self._unusable.add(key)
+                    self._log.error("topic_config_refused", partition=key, error=str(error))
             except (DiskFullError, OSError) as error:
                 if isinstance(error, OSError) and error.errno not in NO_ROOM:
                     raise LogOfflineError(f"{key[0]}-{key[1]}: {error}") from error
@@ -223,10 +235,12 @@ class ReplicaManager:
         await run_on_disk(self._disk, lambda: self._logs.delete(key, log))
         self._log.info("partition_dropped", topic=key.topic, partition=key.partition)
 
-    async def _put_strays_aside(self, mine: set[tuple[str, int]]) -> None:
+    async def _put_strays_aside(
+        self, mine: set[tuple[str, int]], unreadable: frozenset[str]
+    ) -> None:
         def put_aside() -> None:
             for key in self._logs.partitions_on_disk():
-                if key not in mine:
+                if key not in mine and key.topic not in unreadable:
                     self._logs.put_aside(key)
 
         await run_on_disk(self._disk, put_aside)
@@ -373,7 +387,7 @@ class ReplicaManager:
             )
         except OffsetOutOfRangeError:
             return Read(KafkaErrorCode.OFFSET_OUT_OF_RANGE, end, start, None, role.leader)
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             self._log.error("read_failed", partition=replica.key, error=str(error))
             return _unread(KafkaErrorCode.KAFKA_STORAGE_ERROR, role.leader)
         return Read(0, end, start, found if found.size_bytes else None, role.leader)
@@ -409,7 +423,7 @@ class ReplicaManager:
                 if wanted == MAX_TIMESTAMP
                 else log.offset_for_timestamp(wanted)
             )
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             self._log.error("lookup_failed", partition=replica.key, error=str(error))
             return answer(KafkaErrorCode.KAFKA_STORAGE_ERROR)
         if found is None or found.offset >= role.high_watermark:

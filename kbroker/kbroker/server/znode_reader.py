@@ -1,7 +1,8 @@
 """Reads the cluster out of zkserver: brokers, topics, states, as parts of a `MetadataImage`.
 
 Owns what is read how; never writes and decides nothing. What does not belong there (a name that is
-no broker id, a registration that cannot be read) is said once in the log and passed over.
+no broker id, a registration that cannot be read) is said once in the log and passed over. A topic
+that cannot be read stays as it is known, or offline where it is not: it must not look deleted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from duolog.zk import WatchedEvent, ZkClient
-from duolog_protocol.errors import CorruptRecordError, NoNodeError
+from duolog_protocol.errors import NoNodeError
 from duolog_protocol.types import Stat
 from duolog_runtime.logs import Logger
 from duolog_runtime.tasks import first_of
@@ -25,8 +26,11 @@ from ..core.metadata_image import (
     PartitionImage,
     TopicImage,
 )
+from ..core.topic_names import name_problem
+from ..core.znodes import CorruptZnodeError
 
 READS_IN_FLIGHT: Final = 64
+_MAX_REMEMBERED: Final = 10_000
 
 Watch = Callable[[WatchedEvent], None]
 S = TypeVar("S")
@@ -46,7 +50,7 @@ class ZnodeReader:
         names: list[str] = await self._zk.get_children(znodes.BROKER_IDS, watch=watch)
         found: dict[int, BrokerInfo] = {}
         for name in sorted(names):
-            if not (name.isascii() and name.isdecimal()):
+            if not (name.isascii() and name.isdecimal() and len(name) < 10):
                 self._pass_over(f"{znodes.BROKER_IDS}/{name}", "is no broker id")
                 continue
             broker_id = int(name)
@@ -55,12 +59,22 @@ class ZnodeReader:
                 found[broker_id] = znodes.decode_broker(broker_id, data, stat)
             except NoNodeError:
                 continue
-            except CorruptRecordError as error:
+            except CorruptZnodeError as error:
                 self._pass_over(error.path, error.problem)
         return dict(sorted(found.items()))
 
+    def controller(self, data: bytes | None) -> int:
+        """Id of the controller whose claim this is, `NO_LEADER` where it cannot be read."""
+        try:
+            return znodes.decode_controller(data)
+        except CorruptZnodeError as error:
+            self._pass_over(error.path, error.problem)
+            return NO_LEADER
+
     def _pass_over(self, path: str, problem: str) -> None:
         if path not in self._passed_over:
+            if len(self._passed_over) >= _MAX_REMEMBERED:
+                self._passed_over.clear()
             self._passed_over.add(path)
             self._log.warning("znode_passed_over", path=path, problem=problem)
 
@@ -70,14 +84,32 @@ class ZnodeReader:
         """The image with its topics read anew, but for those that are `known`."""
         names = await self._zk.get_children(znodes.TOPICS, watch=watch)
         topics: dict[str, TopicImage] = {}
+        unreadable: set[str] = set()
         for name in sorted(names):
             if name in known:
                 topics[name] = image.topics[name]
                 continue
-            topic = await self._topic(name)
+            if name_problem(name) is not None:
+                self._pass_over(f"{znodes.TOPICS}/{name}", "is no legal name of a topic")
+                continue
+            try:
+                topic = await self._topic(name)
+            except CorruptZnodeError as error:
+                self._pass_over(error.path, error.problem)
+                topic = image.topics.get(name)
+                if topic is None:
+                    unreadable.add(name)
             if topic is not None:
                 topics[name] = topic
-        return image._replace(topics=topics)
+        return image._replace(topics=topics, unreadable=frozenset(unreadable))
+
+    async def deletions(self, watch: Watch) -> list[str]:
+        """Topics that are to be deleted."""
+        names: list[str] = await self._zk.get_children(znodes.DELETE_TOPICS, watch=watch)
+        for name in names:
+            if name_problem(name) is not None:
+                self._pass_over(znodes.delete_topic_path(name), "is no legal name of a topic")
+        return [name for name in names if name_problem(name) is None]
 
     async def _topic(self, name: str) -> TopicImage | None:
         """A topic with settings and states; None where it is just being deleted."""

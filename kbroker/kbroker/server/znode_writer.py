@@ -1,9 +1,10 @@
 """The controller's writes: topics, settings, states, deletions, each fenced.
 
-Owns how a decision of `core.controller` becomes transactions. Each of them checks the version of
-`/controller_epoch` first, so that a deposed controller changes nothing (KAFKA-6082). What spans
-several transactions is written so that a controller that finds it half done can go on: a topic's
-znode before its states, the request to delete a topic last.
+Owns how a decision of `core.controller` becomes transactions. Each of them, deletions too, checks
+the version of `/controller_epoch` first and is sent in the session that was elected or not at all,
+so that a deposed controller changes nothing (KAFKA-6082). What spans several transactions is
+written so that a controller that finds it half done can go on: a topic's znode before its states,
+the request to delete a topic last.
 
 Source: Kafka `KafkaZkClient`, `TopicDeletionManager`.
 """
@@ -16,6 +17,7 @@ from typing import Any, Final
 from duolog.zk import Transaction, ZkClient
 from duolog_protocol.errors import (
     BadVersionError,
+    BrokerError,
     Error,
     NodeExistsError,
     NoNodeError,
@@ -29,9 +31,10 @@ from ..core import controller as decide
 from ..core import znodes
 from ..core.controller import StateChange, TopicPlan
 from ..core.metadata_image import MetadataImage
-from .znode_reader import ZnodeReader
+from .znode_reader import ZnodeReader, in_parallel
 
 NO_VERSION: Final = -1
+_DELETION_TRIES: Final = 5
 
 
 class ControllerLost(Exception):
@@ -48,6 +51,8 @@ class ZnodeWriter:
         self.controller_epoch = -1
         self.epoch_version = NO_VERSION
         """Version of `/controller_epoch` that every write demands."""
+        self.session_id: int | None = None
+        """The session that was elected: its writes are never sent in a later one."""
 
     async def write_elections(self, image: MetadataImage) -> MetadataImage:
         """Elect a leader for every partition that needs one. Raises ControllerLost."""
@@ -72,7 +77,7 @@ class ZnodeWriter:
         except NoNodeError:
             # A topic whose znodes another tool has made lacks the parent of its states.
             for topic in {change.topic for change in changes}:
-                await self.create_if_missing(znodes.partitions_path(topic), b"")
+                await self._create_fenced(znodes.partitions_path(topic))
             results = await self._commit_fenced(transaction)
         made = [change for change in changes if change.expected_epoch == decide.NO_STATE]
         stats = dict(
@@ -105,35 +110,40 @@ class ZnodeWriter:
         """Settings of a topic that is not there (left by an interrupted deletion)."""
         if await self._zk.exists(znodes.topic_path(name)) is not None:
             raise NodeExistsError(f"{znodes.topic_path(name)} exists")
-        try:
-            await self._zk.delete(znodes.topic_config_path(name))
-        except NoNodeError:
-            return
+        config = znodes.topic_config_path(name)
+        if await self._zk.exists(config) is not None:
+            await self._delete_fenced([config])
 
     async def request_deletion(self, name: str) -> None:
-        """Note that a topic is to be deleted: from now on every controller finishes it."""
-        await self.create_if_missing(znodes.delete_topic_path(name), b"")
+        """Note that a topic is to be deleted: from now on every controller finishes it.
+
+        Raises ControllerLost.
+        """
+        await self._create_fenced(znodes.delete_topic_path(name))
 
     async def finish_deletion(self, image: MetadataImage, name: str) -> MetadataImage:
         """Remove a topic's znodes, the request last, so that a crash begins here again.
 
-        Raises ControllerLost; a deletion is many writes, each of them idempotent.
+        Raises ControllerLost; a deletion is many writes, each of them idempotent and fenced: the
+        topic may have been deleted, and made again, by the next controller.
         """
         await self._delete_states(name)
-        for path in (znodes.topic_path(name), znodes.topic_config_path(name)):
+        for _ in range(_DELETION_TRIES):
+            doomed = await self._subtree(znodes.topic_path(name))
+            doomed += await self._subtree(znodes.topic_config_path(name))
+            doomed += await self._subtree(znodes.delete_topic_path(name))
             try:
-                await self._zk.delete(path, recursive=True)
-            except NoNodeError:
-                continue
-        try:
-            await self._zk.delete(znodes.delete_topic_path(name))
-        except NoNodeError:
-            self._log.debug("deletion_already_finished", topic=name)
+                await self._delete_fenced(doomed)
+                break
+            except (NoNodeError, NotEmptyError):
+                continue  # another tool is at work there: look again
+        else:
+            raise BrokerError(f"topic {name!r}: its znodes change while they are deleted")
         self._log.info("topic_deleted", topic=name)
         return decide.apply_deletion(image, name)
 
     async def _delete_states(self, name: str) -> None:
-        """The bulk of a topic, in few transactions; what they leave goes one by one."""
+        """The bulk of a topic, in few transactions, without a look at each partition."""
         await self._commit_fenced(self._fenced())
         try:
             numbers: list[str] = await self._zk.get_children(znodes.partitions_path(name))
@@ -141,12 +151,52 @@ class ZnodeWriter:
             return
         try:
             for batch in decide.deletion_batches(name, sorted(numbers)):
-                transaction = self._fenced()
-                for path in batch:
-                    transaction.delete(path)
-                await self._commit_fenced(transaction)
+                await self._commit_deletion(batch)
         except (NoNodeError, NotEmptyError):
             return  # half deleted before, or with children that are not ours
+
+    async def _subtree(self, path: str) -> list[str]:
+        """A znode and everything below it, children first; nothing where it does not exist."""
+        if await self._zk.exists(path) is None:
+            return []
+        levels = [[path]]
+        while levels[-1]:
+            names = await in_parallel(levels[-1], self._children)
+            levels.append(
+                [
+                    f"{parent}/{name}"
+                    for parent, found in zip(levels[-1], names, strict=True)
+                    for name in found
+                ]
+            )
+        return [each for level in reversed(levels) for each in level]
+
+    async def _children(self, path: str) -> list[str]:
+        try:
+            names: list[str] = await self._zk.get_children(path)
+        except NoNodeError:
+            return []
+        return names
+
+    async def _delete_fenced(self, paths: Sequence[str]) -> None:
+        longest = max(map(len, paths), default=0)
+        if longest + decide.MULTI_OP_BYTES > decide.MULTI_BYTES:
+            raise BrokerError(f"a path of {longest} characters cannot be deleted in a transaction")
+        for batch in decide.path_batches(paths):
+            await self._commit_deletion(batch)
+
+    async def _commit_deletion(self, paths: Sequence[str]) -> None:
+        transaction = self._fenced()
+        for path in paths:
+            transaction.delete(path)
+        await self._commit_fenced(transaction)
+
+    async def _create_fenced(self, path: str) -> None:
+        """Create a znode without data, below a parent that is there, unless it exists."""
+        try:
+            await self._commit_fenced(self._fenced().create(path, b""))
+        except NodeExistsError:
+            return
 
     async def create_if_missing(self, path: str, data: bytes) -> None:
         """Create a znode, and its parents, unless it is there."""
@@ -162,7 +212,7 @@ class ZnodeWriter:
         return transaction
 
     async def _commit_fenced(self, transaction: Transaction) -> list[Any]:
-        results = await transaction.commit()
+        results = await transaction.commit(session_id=self.session_id)
         if isinstance(results[0], BadVersionError):
             raise ControllerLost
         return first_error_raised(results)

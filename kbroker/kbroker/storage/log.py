@@ -24,7 +24,7 @@ from duolog_protocol.errors import (
     OffsetOutOfRangeError,
     StorageError,
 )
-from duolog_protocol.records import BatchHeader
+from duolog_protocol.records import BatchHeader, CorruptBatchError
 from duolog_runtime.files import Buffer, Files
 from kbroker.storage import producer_snapshot
 from kbroker.storage.checkpoints import PartitionCheckpoints
@@ -45,7 +45,12 @@ from kbroker.storage.producer_restore import restore_producers
 from kbroker.storage.reader import SegmentReader
 from kbroker.storage.retention import SegmentInfo, StartOffsetReason, decide_retention
 from kbroker.storage.segment import NO_TIMESTAMP, Segment
-from kbroker.storage.timestamps import TimestampAndOffset, find_in_batch
+from kbroker.storage.timestamps import (
+    MAX_BATCHES_DECODED,
+    TimestampAndOffset,
+    at_header,
+    find_in_batch,
+)
 
 __all__ = ["AppendInfo", "DeletedSegment", "Log", "LogConfig", "LogSlice", "OutOfOrderAppendError"]
 
@@ -220,21 +225,31 @@ class Log:
     def offset_for_timestamp(self, timestamp_ms: int) -> TimestampAndOffset | None:
         """The first record at or after the log start with `timestamp_ms` or later; None if none.
 
-        Reads and decodes one batch. Raises CorruptRecordError, LogOfflineError.
+        Reads and decodes one batch, a few where a header promises what its records do not keep:
+        a client writes both. After that, and for records that cannot be decoded, the header's
+        word is taken: the answer may lie before the record that was asked for, never behind it.
+
+        Raises CorruptRecordError, LogOfflineError.
         """
         self._check_online()
+        start_offset = self.log_start_offset
+        decoded = 0
         for segment in self._segments:
-            if segment.max_timestamp < timestamp_ms or segment.end_offset <= self.log_start_offset:
+            if segment.max_timestamp < timestamp_ms or segment.end_offset <= start_offset:
                 continue
             self._reader.note_index_use(segment)
-            found = segment.first_batch_reaching(timestamp_ms, self.log_start_offset)
-            while found is not None:
-                position, header = found
-                data = segment.file.pread(header.size_bytes, position)
-                record = find_in_batch(data, timestamp_ms, self.log_start_offset)
+            for position, header in segment.batches_reaching(timestamp_ms, start_offset):
+                if decoded < MAX_BATCHES_DECODED:
+                    decoded += 1
+                    data = segment.file.pread(header.size_bytes, position)
+                    try:
+                        record = find_in_batch(data, timestamp_ms, start_offset)
+                    except CorruptBatchError:  # what a client sealed was rubbish before
+                        record = at_header(header, start_offset)
+                else:
+                    record = at_header(header, start_offset)
                 if record is not None:
                     return record._replace(leader_epoch=self.epochs.epoch_for_offset(record.offset))
-                found = segment.first_batch_reaching(timestamp_ms, header.next_offset)
         return None
 
     def offset_of_max_timestamp(self) -> TimestampAndOffset | None:

@@ -10,7 +10,7 @@ Source: Kafka LogSegment; proglog's store / index / segment layering.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from duolog_protocol.errors import CorruptRecordError
@@ -326,15 +326,18 @@ class Segment:
                 return end_position, next_offset
         raise CorruptRecordError(self.path, start, "no batch where one was written")
 
-    def first_batch_reaching(
+    def batches_reaching(
         self, timestamp_ms: int, start_offset: int
-    ) -> tuple[int, BatchHeader] | None:
-        """The first batch at or after `start_offset` with a record of `timestamp_ms` or later."""
+    ) -> Iterator[tuple[int, BatchHeader]]:
+        """The batches at or after `start_offset` whose header promises `timestamp_ms` or later.
+
+        One walk over the segment's headers, however many of them are taken.
+        """
         for _ in range(2):
             entry_timestamp, entry_offset = self.time_index.at_or_before(timestamp_ms)
             located = self.locate(entry_offset)
             if located is None:
-                return None
+                return
             position, header = located
             if entry_timestamp < 0 or header.max_timestamp == entry_timestamp:
                 break
@@ -343,8 +346,7 @@ class Segment:
             self.file, position, self.size_bytes, chunk_bytes=WALK_CHUNK_BYTES
         ):
             if header.max_timestamp >= timestamp_ms and header.last_offset >= start_offset:
-                return found, header
-        return None
+                yield found, header
 
     # ---- files ---------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ from duolog_protocol.error_codes import KafkaErrorCode
 from duolog_protocol.errors import (
     BrokerError,
     ConnectionLostError,
-    Error,
     InvalidRequestError,
     InvalidRequiredAcksError,
     NotControllerError,
@@ -43,7 +42,7 @@ from kbroker.core.metadata_image import (
     TopicImage,
 )
 from kbroker.core.purgatory import Purgatory
-from kbroker.core.topic_config import TopicConfig
+from kbroker.core.topic_config import TopicConfig, documentation
 from kbroker.server.apis import MAX_WAIT_MS, Apis
 from kbroker.server.connections import Connections, Limits
 from kbroker.server.log_manager import LogManager
@@ -63,7 +62,7 @@ class FakeControl:
             brokers={1: BrokerInfo(1, "127.0.0.1", 9092, None, 1)},
         )
         self.replicas = replicas
-        self.refusing: Error | None = None
+        self.refusing: Exception | None = None
         self.held: asyncio.Event | None = None
         self.blocks = 0
 
@@ -359,6 +358,30 @@ async def test_strangers_and_broken_clients_are_shown_the_door(
     await create(client)
 
 
+async def test_a_client_that_asks_nothing_for_too_long_is_dropped(world: World) -> None:
+    world.connections._limits.max_idle_ms = 50
+    idle = await world.client()
+    await until(lambda: idle.closed)
+    assert world.connections.count == 0
+    reasons = [each["reason"] for _, event, each in world.log.records if event.endswith("dropped")]
+    assert reasons == ["no request in 0.05 s"]
+
+
+async def test_a_client_whose_request_waits_is_not_idle(world: World) -> None:
+    client = await world.client()
+    await create(client)
+    waiting = asyncio.ensure_future(ask(client, kb.FETCH, fetch(0)))
+    await until(lambda: world.connections.in_flight_count == 1)
+    ((link, entry),) = world.connections._links.items()
+    entry.heard_s = -1e9
+    world.connections._on_maybe_idle(link, entry)
+    await ask(await world.client(), kb.PRODUCE, produce(b"a"))
+    assert values(await waiting) == [b"a"]
+    entry.heard_s = -1e9
+    world.connections._on_maybe_idle(link, entry)
+    await until(lambda: client.closed)
+
+
 async def test_an_oversize_request_after_hello_closes_only_that_connection(world: World) -> None:
     client, other = await world.client(), await world.client()
     await create(other)
@@ -422,15 +445,76 @@ async def test_topics_settings_and_offsets_can_be_asked_for(world: World) -> Non
     assert missing.topics[0].error_code == KafkaErrorCode.INVALID_TOPIC_EXCEPTION
 
 
-async def test_an_error_of_zkserver_fails_the_request_not_the_broker(world: World) -> None:
+async def test_settings_that_nothing_here_follows_cost_their_topics_answer_only(
+    world: World,
+) -> None:
     client = await world.client()
-    world.control.refusing = StorageFullError("no space")
-    with pytest.raises(BrokerError, match="StorageFullError: no space") as told:
+    await create(client, "t")
+    topics = dict(world.control.image.topics)
+    topics["c"] = topics["t"]._replace(name="c", configs={"cleanup.policy": "compact"})
+    world.control.image = world.control.image._replace(topics=topics)
+    found = await ask(client, kb.DESCRIBE_CONFIGS, kb.DescribeConfigsRequest(("c", "t")))
+    assert [each.error_code for each in found.results] == [KafkaErrorCode.INVALID_CONFIG, 0]
+    assert "cleanup.policy" in (found.results[0].error_message or "")
+    assert documentation() is documentation()  # the source is not parsed again for each request
+
+
+@pytest.mark.parametrize("error", [StorageFullError("no space"), ValueError("no space")])
+async def test_an_error_behind_a_request_fails_the_request_not_the_broker(
+    world: World, error: Exception
+) -> None:
+    client = await world.client()
+    world.control.refusing = error
+    with pytest.raises(BrokerError, match=f"{type(error).__name__}: no space") as told:
         await ask(client, kb.CREATE_TOPICS, kb.CreateTopicsRequest([], 1, False))
     assert told.value.code == KafkaErrorCode.UNKNOWN_SERVER_ERROR
     assert "request_failed" in world.log.events
     world.control.refusing = None
     await create(client)
+
+
+async def test_a_handler_that_breaks_costs_its_request_and_no_other(world: World) -> None:
+    client = await world.client()
+    await create(client)
+
+    def broken(_context: Any, _request: Any) -> None:
+        raise ValueError("our bug")
+
+    honest = dict(world.connections.handlers)
+    world.connections.handlers[kb.LIST_OFFSETS.key] = broken
+    world.connections.handlers[kb.PRODUCE.key] = broken
+    asks = [ask(client, kb.LIST_OFFSETS, kb.ListOffsetsRequest(-1, 0, ())) for _ in range(7)]
+    answers = await asyncio.gather(*asks, return_exceptions=True)  # some out of the backlog
+    assert [getattr(each, "code", None) for each in answers] == [
+        KafkaErrorCode.UNKNOWN_SERVER_ERROR
+    ] * 7
+    assert world.connections.in_flight_count == 0
+    world.connections.handlers.update(honest)
+    await create(client)
+    world.connections.handlers[kb.PRODUCE.key] = broken
+    client.send(kb.PRODUCE, produce(b"a", acks=0), lambda _response: None)
+    await until(lambda: client.closed)  # the only way to tell
+
+
+async def test_a_backlog_that_breaks_closes_its_connection(world: World) -> None:
+    client = await world.client()
+    await create(client)
+    world.control.held = asyncio.Event()
+    request = kb.CreateTopicsRequest([], 10_000, False)
+    waiting = [asyncio.ensure_future(ask(client, kb.CREATE_TOPICS, request)) for _ in range(5)]
+    await until(lambda: world.connections.in_flight_count == 3)
+
+    def broken(_context: Any, _request: Any) -> None:
+        raise AssertionError("our bug")
+
+    world.connections.handlers[kb.CREATE_TOPICS.key] = broken
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    world.control.held.set()
+    await until(lambda: client.closed)
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(answers[-1], ConnectionLostError)
+    assert told
 
 
 async def test_a_response_that_cannot_be_encoded_fails_only_its_request(world: World) -> None:

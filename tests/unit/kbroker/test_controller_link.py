@@ -262,11 +262,108 @@ async def test_a_deposed_controller_follows_until_the_other_one_is_gone(world: W
     assert (await world.zk.get(znodes.CONTROLLER_EPOCH))[0] == b"3"
 
 
+async def test_a_deposed_controller_deletes_nothing_of_a_topic_that_was_made_again(
+    world: World,
+) -> None:
+    broker = await world.broker()
+    assert (await broker.create("t")).error_code == 0
+    bulk = broker.link._writer._delete_states
+
+    async def paused(name: str) -> None:
+        await bulk(name)
+        broker.link._writer._delete_states = bulk  # type: ignore[method-assign]
+        await world.zk.set(znodes.CONTROLLER_EPOCH, b"7")  # the next one finishes the deletion
+        await world.zk.delete(znodes.delete_topic_path(name))
+        await world.zk.set(znodes.topic_path(name), znodes.encode_topic("B" * 22, {0: (1,)}))
+
+    broker.link._writer._delete_states = paused  # type: ignore[method-assign]
+    (refused,) = await broker.link.delete_topics(("t",), LONG_MS)
+    assert refused.error_code == KafkaErrorCode.NOT_CONTROLLER
+    assert b"B" * 22 in ((await world.zk.get(znodes.topic_path("t")))[0] or b"")
+    assert await world.zk.exists(znodes.topic_config_path("t")) is not None
+
+
+async def test_the_controllers_writes_are_never_sent_in_a_later_session(world: World) -> None:
+    broker = await world.broker()
+    broker.link._writer.session_id = 1
+    refused = await broker.create("t")
+    assert refused.error_code == KafkaErrorCode.BROKER_NOT_AVAILABLE
+    assert await world.zk.exists(znodes.topic_path("t")) is None
+
+
+async def test_a_deletion_takes_along_what_other_tools_have_put_below_a_topic(
+    world: World,
+) -> None:
+    broker = await world.broker()
+    assert (await broker.create("t", 2)).error_code == 0
+    await world.zk.create(f"{znodes.state_path('t', 1)}/a/b", b"", makepath=True)
+    await world.zk.create(f"{znodes.topic_config_path('t')}/c", b"")
+    (gone,) = await broker.link.delete_topics(("t",), LONG_MS)
+    assert gone.error_code == 0
+    for parent in (znodes.TOPICS, znodes.TOPIC_CONFIGS, znodes.DELETE_TOPICS):
+        assert await world.zk.get_children(parent) == []
+
+
+BAD_TOPICS = {
+    "empty": b"",
+    "deep": b"[" * 100_000,
+    "n" * 250: znodes.encode_topic("A" * 22, {0: (1,)}),
+    "no-replicas": znodes.encode_topic("A" * 22, {0: ()}),
+}
+
+
+async def test_what_others_write_into_znodes_never_ends_a_broker(world: World) -> None:
+    broker = await world.broker()
+    assert (await broker.create("good")).error_code == 0
+    for name, data in BAD_TOPICS.items():
+        await world.zk.create(znodes.topic_path(name), data)
+    good = znodes.encode_topic("A" * 22, {0: (1,)})
+    await world.zk.create(znodes.topic_path("bad-state"), good)
+    await world.zk.create(znodes.state_path("bad-state", 0), BAD_STATE, makepath=True)
+    await world.zk.create(znodes.delete_topic_path("n" * 250), b"")
+    await world.zk.create(f"{znodes.BROKER_IDS}/8", b'{"host":"h","port":%d}' % (1 << 70))
+    await until(lambda: broker.log.events.count("znode_passed_over") >= len(BAD_TOPICS) + 3)
+    bad = {"empty", "deep", "no-replicas", "bad-state"}
+    await until(lambda: broker.link.image.unreadable == bad)
+    assert (await broker.create("t")).error_code == 0
+    assert sorted(broker.link.image.topics) == ["good", "t"]
+    await broker.stop()
+    again = await world.broker(2)  # as it is when all is read for the first time
+    assert again.link.image.unreadable == bad
+    assert sorted(again.link.image.topics) == ["good", "t"]
+    await world.zk.set(znodes.topic_path("empty"), good)  # a person mends one
+    assert (await again.create("u")).error_code == 0
+    await world.zk.create(f"{znodes.TOPICS}/nudge", b"")
+    await until(lambda: "empty" in again.link.image.topics)
+
+
+BAD_STATE = b'{"leader":1,"leader_epoch":0,"isr":[],"controller_epoch":1}'
+
+
+async def test_a_claim_of_the_controller_that_cannot_be_read_names_nobody(world: World) -> None:
+    await world.zk.create(znodes.CONTROLLER, b"")
+    broker = await world.broker()
+    assert broker.link.image.controller_id == -1
+    await world.zk.delete(znodes.CONTROLLER)
+    await until(lambda: broker.link.is_controller)
+
+
+async def test_a_controller_epoch_that_cannot_be_read_is_waited_for(world: World) -> None:
+    await world.zk.create(znodes.CONTROLLER_EPOCH, b"many")
+    broker = await world.new()
+    await until(lambda: "coordination_interrupted" in broker.log.events)
+    await world.zk.set(znodes.CONTROLLER_EPOCH, b"4")
+    await broker.registered()
+    assert broker.link.is_controller
+
+
 class LostAnswer(Transaction):
     """Commits, and never hears of it."""
 
-    async def commit(self, *, timeout: float | None = None) -> list[Any]:
-        await super().commit(timeout=timeout)
+    async def commit(
+        self, *, timeout: float | None = None, session_id: int | None = None
+    ) -> list[Any]:
+        await super().commit(timeout=timeout, session_id=session_id)
         raise ConnectionLostError("no answer before the end")
 
 
@@ -304,6 +401,36 @@ async def test_a_broker_waits_for_its_place_and_says_when_it_stays_taken(
     stranger = await world.new()
     with pytest.raises(ConfigError, match="another broker is registered under this id"):
         await stranger.registered()
+
+
+async def test_a_first_registration_that_was_interrupted_goes_on_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.zk.ensure_path(znodes.BROKER_IDS)
+    monkeypatch.setattr(ZkClient, "negotiated_timeout", 0.5)
+    async with ZkClient(world.cluster.zookeeper, session_timeout=30) as other:
+        await other.create(znodes.broker_path(1), b"{}", ephemeral=True)
+        waiting = await world.new()
+        await until(lambda: "registration_taken" in waiting.log.events)
+        for listener in list(waiting.zk._keeper.listeners):
+            listener(SessionState.SUSPENDED)  # zkserver was away: it extends every session
+        await until(lambda: waiting.log.events.count("registration_taken") == 2)
+    await waiting.registered()
+
+
+async def test_a_broker_that_has_served_waits_for_its_id_however_long_it_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await world.broker()
+    monkeypatch.setattr(ZkClient, "negotiated_timeout", -0.49)
+    async with ZkClient(world.cluster.zookeeper, session_timeout=30) as other:
+        taking = other.transaction().delete(znodes.broker_path(1))
+        taking.create(znodes.broker_path(1), b"{}", ephemeral=True)
+        await taking.commit()
+        await until(lambda: broker.log.events.count("registration_taken") >= 3)
+        assert broker.notes.fenced is not None
+    await until(lambda: len(broker.notes.epochs) == 2)
+    assert broker.task is not None and not broker.task.done()
 
 
 async def test_partitions_that_could_not_be_opened_are_tried_again(
@@ -355,7 +482,9 @@ async def test_a_timeout_in_the_midst_of_reading_states_is_ridden_out(world: Wor
 class FullDisk(Transaction):
     """zkserver has no disk space."""
 
-    async def commit(self, *, timeout: float | None = None) -> list[Any]:
+    async def commit(
+        self, *, timeout: float | None = None, session_id: int | None = None
+    ) -> list[Any]:
         raise StorageFullError("zkserver's disk is full")
 
 

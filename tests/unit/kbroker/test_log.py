@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import random
+import struct
 
 import pytest
 
+from duolog_protocol.checksums import Buffer, crc32c
 from duolog_protocol.errors import (
     DiskFullError,
     LogOfflineError,
     OffsetOutOfRangeError,
 )
+from kbroker.storage import log as log_module
 from kbroker.storage.log import Log
 from kbroker.storage.log_types import LogConfig, OutOfOrderAppendError
 from kbroker.storage.retention import StartOffsetReason
+from kbroker.storage.timestamps import MAX_BATCHES_DECODED, TimestampAndOffset, find_in_batch
 from tests.unit.kbroker.storage_support import (
     DIRECTORY,
     Store,
@@ -447,6 +451,50 @@ def test_the_largest_timestamp_is_found_where_it_is() -> None:
     assert found is not None
     assert (found.timestamp_ms, found.offset, found.leader_epoch) == (900, 1, 2)
     assert log.offset_for_timestamp(901) is None
+
+
+def test_headers_that_lie_about_their_timestamps_cost_a_bounded_look_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = Store(config=small_config(segment_bytes=100_000)).create()
+    append(log, batch(0, timestamps=[1000]))
+    lies = [promising(batch(offset, timestamps=[1000]), 5000) for offset in range(1, 4)]
+    append(log, *lies)
+    append(log, batch(4, timestamps=[5000]))
+    found = log.offset_for_timestamp(4000)
+    assert found is not None
+    assert (found.timestamp_ms, found.offset) == (5000, 4)  # a few lies are looked through
+    for offset in range(5, 300):
+        append(log, promising(batch(offset, timestamps=[1000]), 9000))
+    decoded: list[int] = []
+
+    def find(data: Buffer, timestamp_ms: int, start_offset: int) -> TimestampAndOffset | None:
+        decoded.append(len(data))
+        return find_in_batch(data, timestamp_ms, start_offset)
+
+    monkeypatch.setattr(log_module, "find_in_batch", find)
+    found = log.offset_for_timestamp(8000)
+    assert found is not None
+    assert (found.timestamp_ms, found.offset) == (9000, 5 + MAX_BATCHES_DECODED)
+    assert len(decoded) == MAX_BATCHES_DECODED
+
+
+def test_a_sealed_batch_of_rubbish_is_found_by_its_header() -> None:
+    log = Store(config=small_config(segment_bytes=100_000)).create()
+    append(log, batch(0, timestamps=[1000]))
+    rubbish = promising(batch(1, 2, timestamps=[2000, 2000])[:-25] + b"\xff" * 25, 2000)
+    append(log, rubbish)
+    append(log, batch(3, timestamps=[3000]))
+    for timestamp, offset in ((1000, 0), (2000, 1), (2001, 3)):
+        found = log.offset_for_timestamp(timestamp)
+        assert found is not None
+        assert found.offset == offset
+
+
+def promising(data: bytes, max_timestamp: int) -> bytes:
+    """The batch with a header that promises a later record than it has."""
+    rest = data[21:35] + struct.pack(">q", max_timestamp) + data[43:]
+    return data[:17] + struct.pack(">I", crc32c(rest)) + rest
 
 
 def test_truncation_takes_producer_state_back() -> None:

@@ -85,14 +85,32 @@ def test_random_programs_complete_every_operation_exactly_once() -> None:
         assert len(purgatory) == 0
 
 
-def test_an_operation_that_raises_is_not_asked_again() -> None:
-    class Broken(Waiting):
-        def try_complete(self) -> bool:
-            raise ValueError("our bug")
+class Broken(Waiting):
+    def try_complete(self) -> bool:
+        raise ValueError("our bug")
 
+    def on_expired(self) -> None:
+        raise ValueError("our bug")
+
+
+def test_an_operation_that_raises_is_not_asked_again_and_costs_no_other_its_turn() -> None:
     purgatory = Purgatory(10)
-    purgatory.watch(Broken(1), ["a"], 100)
+    others = [Waiting(0), Waiting(0)]
+    for operation in (others[0], Broken(1), others[1]):
+        purgatory.watch(operation, ["a"], 100)
     with pytest.raises(ValueError, match="our bug"):
         purgatory.on_changed("a")
+    assert [each.outcome for each in others] == [["completed"], ["completed"]]
     assert purgatory.on_changed("a") == 0
+    assert len(purgatory) == 0
+
+
+def test_an_operation_that_raises_when_its_time_is_up_costs_no_other_its_answer() -> None:
+    purgatory = Purgatory(10)
+    others = [Waiting(1), Waiting(1)]
+    for operation in (others[0], Broken(1), others[1]):
+        purgatory.watch(operation, ["a"], 100)
+    with pytest.raises(ValueError, match="our bug"):
+        purgatory.expire(100)
+    assert [each.outcome for each in others] == [["expired"], ["expired"]]
     assert len(purgatory) == 0

@@ -409,3 +409,99 @@ async def test_without_file_descriptors_a_partition_waits_and_an_append_that_rol
     assert world.produce(b"b" * 600).base_offset == 1
     assert world.read() == [b"a" * 600, b"b" * 600]
     assert world.halted == []
+
+
+async def test_upkeep_on_a_stalled_disk_does_not_pile_up(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.lead(0, segment_bytes="1024", retention_bytes="1024", file_delete_delay_ms="0")
+    world.disk = world.logs._disk = InlineDisk(immediate=False)
+    for _ in range(5):
+        for index in range(10):
+            world.produce(b"%0200d" % index)
+        world.logs.apply_retention({TopicPartition("t", 0): 1 << 40})
+        world.logs.unlink_deleted()
+        world.logs.checkpoint({})
+    assert world.disk.pending <= 3  # one round of syncs, one of unlinks, one checkpoint
+    world.disk.run_pending()
+    world.logs.unlink_deleted()
+    world.disk.run_pending()
+    assert not [each for each in (tmp_path / "t-0").iterdir() if each.suffix == ".deleted"]
+
+
+async def test_a_sync_that_the_disk_does_not_take_halts_the_broker(world: World) -> None:
+    world.disk = world.logs._disk = InlineDisk(immediate=False, max_pending=0)
+    appended = world.produce(b"a")
+    assert world.replicas.acknowledgement(("t", 0), appended) is None
+    assert len(world.halted) == 1
+
+
+async def test_a_topic_whose_znode_is_spoilt_keeps_its_records(world: World) -> None:
+    world.produce(b"precious")
+    spoilt = image(0)._replace(topics={}, unreadable=frozenset({"t"}))
+    assert await world.replicas.apply_image(spoilt)
+    assert world.read() == [b"precious"]
+    world.kill()
+    world.start()
+    assert await world.replicas.apply_image(spoilt)
+    assert world.replicas.count == 0
+    await world.lead(1)
+    assert world.read() == [b"precious"]
+
+
+async def test_a_topic_with_settings_of_another_broker_is_offline_and_nothing_else(
+    world: World,
+) -> None:
+    world.produce(b"precious")
+    world.kill()
+    world.start()
+    for _ in range(2):
+        assert await world.replicas.apply_image(image(1, cleanup_policy="compact"))
+    assert world.log.events.count("topic_config_refused") == 1
+    assert world.produce(b"x").error_code == KafkaErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    await world.lead(2)
+    assert world.read() == [b"precious"]
+
+
+async def test_a_partition_whose_listener_breaks_costs_no_other_its_sync(world: World) -> None:
+    world.disk = world.logs._disk = InlineDisk(immediate=False)
+    other = image(0)
+    partition = other.topics["t"].partitions[0]
+    topic = other.topics["t"]._replace(partitions={0: partition, 1: partition})
+    world.replicas._disk = InlineDisk()
+    await world.replicas.apply_image(other._replace(topics={"t": topic}))
+    world.logs._defer = world.deferred.append  # type: ignore[assignment]
+    first, second = world.produce(b"a"), world.produce(b"b", partition=1)
+    broken = world.logs.logs[TopicPartition("t", 0)]
+
+    def on_durable(_end_offset: int) -> None:
+        raise ValueError("our bug")
+
+    world.logs._dirty[broken] = on_durable
+    world.logs._start_round()
+    third = world.produce(b"c", partition=1)
+    assert world.disk.run_work()
+    with pytest.raises(ValueError, match="our bug"):
+        world.disk.deliver()
+    assert world.replicas.acknowledgement(("t", 0), first) is None
+    assert world.replicas.acknowledgement(("t", 1), second) == 0
+    assert world.replicas.acknowledgement(("t", 1), third) is None
+    world.disk.run_pending()  # the next round has begun all the same
+    assert world.replicas.acknowledgement(("t", 1), third) == 0
+
+
+async def test_a_disk_that_cannot_be_read_is_an_error_of_the_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.produce(b"a")
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    log = world.logs.logs[TopicPartition("t", 0)]
+    monkeypatch.setattr(type(log), "read", fail)
+    monkeypatch.setattr(type(log), "offset_for_timestamp", fail)
+    fetch = FetchPartition("t", 0, -1, 0, -1, -1, 1 << 20)
+    code = KafkaErrorCode.KAFKA_STORAGE_ERROR
+    assert world.replicas.read(fetch, 1 << 20, min_one_batch=True).error_code == code
+    lookup = ListOffsetsPartition("t", 0, -1, 5)
+    assert world.replicas.list_offset(lookup).error_code == code

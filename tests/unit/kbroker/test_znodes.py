@@ -39,8 +39,8 @@ def test_a_registration_is_version_5_and_comes_back_with_its_epoch() -> None:
 def test_states_topics_settings_and_ids_come_back() -> None:
     state = znodes.decode_state("t", 0, (1, 2), znodes.encode_state(2, 5, (2,), 9), STAT)
     assert state == PartitionImage((1, 2), 2, 5, (2,), 3, 9, 99)
-    node = znodes.decode_topic("t", znodes.encode_topic("id", {10: (1,), 2: (2, 1)}))
-    assert (node.topic_id, node.replicas) == ("id", {2: (2, 1), 10: (1,)})
+    node = znodes.decode_topic("t", znodes.encode_topic("A" * 22, {10: (1,), 2: (2, 1)}))
+    assert (node.topic_id, node.replicas) == ("A" * 22, {2: (2, 1), 10: (1,)})
     assert znodes.decode_config("t", znodes.encode_config({"a": "b"})) == {"a": "b"}
     assert znodes.decode_cluster_id(znodes.encode_cluster_id("c")) == "c"
     assert znodes.decode_controller(znodes.encode_controller(4, 1)) == 4
@@ -66,6 +66,52 @@ def test_states_topics_settings_and_ids_come_back() -> None:
             "/brokers/topics/t/partitions/0/state",
         ),
         (lambda data: znodes.decode_config("t", data), b"{}", "/config/topics/t"),
+        (lambda data: znodes.decode_config("t", data), b'{"a":' * 100_000, "/config/topics/t"),
+        *[
+            (
+                lambda data: znodes.decode_broker(7, data, STAT),
+                b'{"host":%s,"port":%d,"rack":%s}' % fields,
+                "/brokers/ids/7",
+            )
+            for fields in (
+                (b'"h"', 1 << 70, b"null"),
+                (b'"h"', -1, b"null"),
+                (b'"h"', 1, b"3"),
+                (b'"\\ud800"', 1, b"null"),
+            )
+        ],
+        *[
+            (
+                lambda data: znodes.decode_topic("t", data),
+                b'{"topic_id":"%s","partitions":%s}' % (topic_id * 22, partitions),
+                "/brokers/topics/t",
+            )
+            for topic_id, partitions in (
+                (b"A", b"{}"),
+                (b"/", b'{"0":[1]}'),
+                (b"A", b'{"0":[]}'),
+                (b"A", b'{"0":[1,1]}'),
+                (b"A", b'{"0":["1"]}'),
+                (b"A", b'{"0":[-1]}'),
+                (b"A", b'{"-1":[1]}'),
+                (b"A", b'{"99999999999":[1]}'),
+            )
+        ],
+        *[
+            (
+                lambda data: znodes.decode_state("t", 0, (1,), data, STAT),
+                b'{"leader":%d,"leader_epoch":%d,"isr":%s,"controller_epoch":1}' % fields,
+                "/brokers/topics/t/partitions/0/state",
+            )
+            for fields in (
+                (1, 0, b"[]"),
+                (1, 0, b"[2]"),
+                (1, -1, b"[1]"),
+                (1, 1 << 31, b"[1]"),
+                (-2, 0, b"[1]"),
+                (1, 0, b'["1"]'),
+            )
+        ],
         (znodes.decode_epoch, b"x", "/controller_epoch"),
         (znodes.decode_epoch, None, "/controller_epoch"),
         (znodes.decode_controller, b"{}", "/controller"),
