@@ -1,8 +1,9 @@
 """A copy of a subtree in memory, kept current by one persistent watch.
 
-Every event names a path that has changed; the cache reads that path again. When events may be
-missing (COMPACTED, an overflow, a new session) it reads the whole subtree again and tells the
-differences.
+Every event names a path that has changed; the cache reads that path again. While it reads, further
+events are taken from the watch and their paths collected, each once: a busy tree is read less often
+and does not overflow the watch. When events may be missing (COMPACTED, an overflow, a new session)
+it reads the whole subtree again and tells the differences.
 
 Source: kazoo and Curator `TreeCache`.
 """
@@ -11,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from enum import Enum
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
-from duolog.zk import SessionState, ZkClient
+from duolog.zk import SessionState, WatchedEvent, ZkClient
 from duolog_protocol.errors import (
     ConnectionClosedError,
     Error,
@@ -62,6 +63,50 @@ class TreeEvent(NamedTuple):
     type: TreeEventType
     event_data: NodeData | None
     """The znode, for the NODE_ events."""
+
+
+class _Changes:
+    """The paths that have changed and were not read again yet."""
+
+    def __init__(self) -> None:
+        self.error: Error | None = None
+        """What ended the events, if an error did."""
+        self._paths: dict[str, None] = {}
+        self._all = False
+        self._ended = False
+        self._news = asyncio.Event()
+
+    async def collect(self, events: AsyncIterator[WatchedEvent]) -> None:
+        """Take all events, until they end."""
+        try:
+            async for event in events:
+                if event.type is EventType.COMPACTED or len(self._paths) >= MAX_ZNODES:
+                    self._all = True
+                    self._paths.clear()
+                else:
+                    self._paths[event.path] = None
+                self._news.set()
+        except Error as error:
+            self.error = error
+        finally:
+            self._ended = True
+            self._news.set()
+
+    async def wait(self) -> bool:
+        """Until there is something to read; false when there will be nothing more."""
+        while not (self._all or self._paths or self._ended):
+            self._news.clear()
+            await self._news.wait()
+        return self.error is None and (self._all or bool(self._paths))
+
+    def take(self) -> str | None:
+        """What to read next, the first that changed first; None: everything."""
+        if self._all:
+            self._all = False
+            return None
+        path = next(iter(self._paths))
+        del self._paths[path]
+        return path
 
 
 class TreeCache:
@@ -166,16 +211,16 @@ class TreeCache:
         while True:
             try:
                 async with self._zk.events(self._root, recursive=True) as events:
-                    await self._read_all()
-                    if not self._initialized.is_set():
-                        self._initialized.set()
-                        await self._tell(TreeEventType.INITIALIZED)
+                    changes = _Changes()
+                    collecting = asyncio.ensure_future(changes.collect(events))
+                    try:
+                        await self._follow(changes)
+                    finally:
+                        collecting.cancel()
+                        await asyncio.wait({collecting})
                     pauses = Pauses(self._zk)
-                    async for event in events:
-                        if event.type is EventType.COMPACTED:
-                            await self._read_all()
-                        else:
-                            await self._read_one(event.path)
+                    if changes.error is not None:
+                        raise changes.error
                     return
             except ConnectionClosedError:
                 return
@@ -185,6 +230,19 @@ class TreeCache:
                 if not isinstance(error, SessionExpiredError):
                     self._fault(error)
                 await pauses.after(error)
+
+    async def _follow(self, changes: _Changes) -> None:
+        """Read everything, then what changes, until there are no more events."""
+        await self._read_all()
+        if not self._initialized.is_set():
+            self._initialized.set()
+            await self._tell(TreeEventType.INITIALIZED)
+        while await changes.wait():
+            path = changes.take()
+            if path is None:
+                await self._read_all()
+            else:
+                await self._read_one(path)
 
     async def _read_all(self) -> None:
         """Bring the copy to the present state, from the root down."""

@@ -223,3 +223,32 @@ async def test_a_cache_agrees_with_the_tree_after_random_changes_and_cuts(seed: 
                     await server.expire(zk)
             expected = await content(other, "/c")
             await until(lambda: cached(cache, "/c") == expected)
+
+
+async def test_a_cache_keeps_its_watch_on_a_tree_that_changes_faster_than_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("duolog.zk_events.MAX_BUFFERED_EVENTS", 30)
+    async with asyncio.timeout(10), Zk() as server:
+        faults = FaultyConnect(no_faults)
+        zk, other = await server.client(connect=faults), await server.client()
+        await other.create("/t")
+        for number in range(10):
+            await other.create(f"/t/{number}")
+        cache = TreeCache(zk, "/t")
+        read_node = cache._read_node
+
+        async def read_slowly(path: str) -> list[str] | None:
+            for _ in range(10):
+                await other.set("/t/1", b"")
+            await zk.sync()
+            return await read_node(path)
+
+        cache._read_node = read_slowly  # type: ignore[method-assign]
+        async with cache:
+            assert len(cache.get_children("/t") or ()) == 10
+            await other.set("/t/1", b"last")
+            await other.create("/t/new")
+            await until(lambda: cache.get_data("/t/new") is not None)
+            await until(lambda: cache.get_data("/t/1").data == b"last")  # type: ignore[union-attr]
+        assert faults.sent.count("AddWatch") == 1
