@@ -166,6 +166,10 @@ class ZkClient(ZkOperations):
         if listener in self._keeper.listeners:
             self._keeper.listeners.remove(listener)
 
+    def abandon(self) -> None:
+        """Stop at once and leave the session to expire, as a process that dies does. Idempotent."""
+        self._keeper.abandon()
+
     async def states(self) -> AsyncIterator[SessionState]:
         """The current state, then every new one, until the client is closed."""
         seen: deque[SessionState] = deque([self.state])

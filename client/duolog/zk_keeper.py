@@ -233,6 +233,14 @@ class SessionKeeper:
             link.send(api, message, lambda _response: None)
             self.session.on_sent(self._clock.now_ms())
 
+    def abandon(self) -> None:
+        """Stop at once, as a process that dies: the session is left to expire. Idempotent."""
+        self.closing = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._link is not None:
+            self._link.abort()
+
     def refuse_credential(self, error: AuthFailedError) -> None:
         """The server refused a credential: the client ends, as ZooKeeper's do."""
         self._refused = error

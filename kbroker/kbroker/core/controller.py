@@ -115,7 +115,7 @@ def plan_topic(
     problem = name_problem(name)
     if problem is not None:
         return Refusal(KafkaErrorCode.INVALID_TOPIC_EXCEPTION, problem)
-    if name in image.topics:
+    if name in image.topics or name in image.unreadable:
         return Refusal(KafkaErrorCode.TOPIC_ALREADY_EXISTS, f"topic {name!r} already exists")
     collision = colliding_name(name, image.topics)
     if collision is not None:

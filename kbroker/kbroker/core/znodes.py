@@ -271,8 +271,9 @@ def _encode(value: Mapping[str, Any]) -> bytes:
 
 def _decode(path: str, data: bytes | None) -> dict[str, Any]:
     try:
-        value = json.loads(data or b"")
-        if b"\\u" in (data or b""):
+        text = (data or b"").decode()  # json.loads would let surrogates pass
+        value = json.loads(text)
+        if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate fits in no message
     except (ValueError, RecursionError) as error:
         raise CorruptZnodeError(path, 0, f"is no JSON: {error}") from error

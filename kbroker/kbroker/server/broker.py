@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from duolog.zk import ZkClient
+from duolog.zk import SessionState, ZkClient
 from duolog_protocol.broker_messages import MAX_FRAME_BYTES
 from duolog_protocol.errors import (
     ConfigError,
@@ -77,6 +77,7 @@ class Broker:
         self._purgatory = Purgatory(config.max_delayed_operations)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
+        self._zk: ZkClient | None = None
         self._remembering = False
         self._remember_next: ZkClient | None = None
         topic_defaults = config.topic_defaults()
@@ -163,6 +164,8 @@ class Broker:
         finally:
             server.close()
             connections.abort()
+            zk.remove_listener(self._on_session_state)
+            zk.abandon()  # after an orderly end there is nothing left of it
             self._cancel_timer()
             if self._metrics is not None:
                 await self._metrics.close()
@@ -221,7 +224,8 @@ class Broker:
         await self._end_former_session()
         await zk.start(timeout=self.config.zookeeper_connection_timeout_ms / 1000)
         self._remember_session(zk)
-        zk.add_listener(lambda _state: self._remember_session(zk))
+        self._zk = zk
+        zk.add_listener(self._on_session_state)
 
     def _new_connections(self, tasks: asyncio.TaskGroup) -> Connections:
         config = self.config
@@ -322,6 +326,10 @@ class Broker:
             self._log.warning("former_session_not_closed", error=str(error))
         except Error as error:
             self._log.info("former_session_gone", reason=str(error))
+
+    def _on_session_state(self, _state: SessionState) -> None:
+        if self._zk is not None:
+            self._remember_session(self._zk)
 
     def _remember_session(self, zk: ZkClient) -> None:
         """Note the session for the next process; one job at a time, the newest session last."""

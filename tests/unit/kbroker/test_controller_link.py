@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from duolog.zk import SessionState, ZkClient
-from duolog.zk_transaction import Transaction
+from duolog.zk_transaction import Transaction, failure_of
 from duolog_cluster.cluster import Cluster
 from duolog_protocol.broker_messages import CreateTopicResponse, NewTopicRequest
 from duolog_protocol.error_codes import KafkaErrorCode
@@ -318,8 +318,11 @@ async def test_what_others_write_into_znodes_never_ends_a_broker(world: World) -
     for name, data in BAD_TOPICS.items():
         await world.zk.create(znodes.topic_path(name), data)
     good = znodes.encode_topic("A" * 22, {0: (1,)})
-    await world.zk.create(znodes.topic_path("bad-state"), good)
-    await world.zk.create(znodes.state_path("bad-state", 0), BAD_STATE, makepath=True)
+    making = world.zk.transaction().create(znodes.topic_path("bad-state"), good)
+    making.create(znodes.partitions_path("bad-state"))
+    making.create(znodes.partition_path("bad-state", 0))
+    making.create(znodes.state_path("bad-state", 0), BAD_STATE)
+    assert failure_of(await making.commit()) is None
     await world.zk.create(znodes.delete_topic_path("n" * 250), b"")
     await world.zk.create(f"{znodes.BROKER_IDS}/8", b'{"host":"h","port":%d}' % (1 << 70))
     await until(lambda: broker.log.events.count("znode_passed_over") >= len(BAD_TOPICS) + 3)
@@ -327,6 +330,7 @@ async def test_what_others_write_into_znodes_never_ends_a_broker(world: World) -
     await until(lambda: broker.link.image.unreadable == bad)
     assert (await broker.create("t")).error_code == 0
     assert sorted(broker.link.image.topics) == ["good", "t"]
+    assert (await broker.create("empty")).error_code == KafkaErrorCode.TOPIC_ALREADY_EXISTS
     await broker.stop()
     again = await world.broker(2)  # as it is when all is read for the first time
     assert again.link.image.unreadable == bad

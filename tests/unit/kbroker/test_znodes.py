@@ -78,6 +78,7 @@ def test_states_topics_settings_and_ids_come_back() -> None:
                 (b'"h"', -1, b"null"),
                 (b'"h"', 1, b"3"),
                 (b'"\\ud800"', 1, b"null"),
+                (b'"\xed\xa0\x80"', 1, b"null"),
             )
         ],
         *[
