@@ -62,7 +62,9 @@ async def test_cancelling_ends_it_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_signals_reach_it(tmp_path: Path, number: signal.Signals) -> None:
     life, before = Life(tmp_path), signal.getsignal(number)
-    command = life.command(f"trap 'exit 7' {number.name[3:]}; sleep 600 & echo begun >&3; wait")
+    # Its children are short-lived: one told between fork and exec has the trap, and lives on.
+    loop = "echo begun >&3; while :; do sleep 0.02; done"
+    command = life.command(f"trap 'exit 7' {number.name[3:]}; {loop}")
     async with asyncio.timeout(30):
         running = asyncio.create_task(run_held(command, dict(os.environ), asyncio.Event()))
         await life.begun()
