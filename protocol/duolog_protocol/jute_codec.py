@@ -45,6 +45,7 @@ _HEADER: Final = struct.Struct(">iiqi")
 _pack_header = _HEADER.pack
 _STAT_REPLY: Final = struct.Struct(_HEADER.format + STAT.format.lstrip(">"))
 _pack_stat = _STAT_REPLY.pack
+_pack_fields = STAT.pack
 _EVENT_HEADER: Final = struct.Struct(">iiqiiii")
 """Length, header, type, state, length of the path."""
 _STAT_REPLY_BYTES: Final = _HEADER_BYTES + _STAT_BYTES
@@ -85,9 +86,9 @@ class JuteCodec:
             if data is not None and len(data) > MAX_JOINED_DATA_BYTES:
                 length = _HEADER_BYTES + _LENGTH_BYTES + len(data) + _STAT_BYTES
                 header = _pack_header(length, correlation_id, zxid, 0)
-                out += (header + pack_int(len(data)), data, encode_stat(node.stat()))
+                out += (header + pack_int(len(data)), data, _pack_fields(*node.stat_fields()))
                 return
-            body = node.jute_body = encode_bytes(data) + encode_stat(node.stat())
+            body = node.jute_body = encode_bytes(data) + _pack_fields(*node.stat_fields())
         out.append(_pack_header(_HEADER_BYTES + len(body), correlation_id, zxid, 0) + body)
 
     def append_stat(
@@ -96,7 +97,7 @@ class JuteCodec:
         """Add the reply to exists or setData."""
         body = node.jute_body
         if body is None:
-            out.append(_pack_stat(_STAT_REPLY_BYTES, correlation_id, zxid, 0, *node.stat()))
+            out.append(_pack_stat(_STAT_REPLY_BYTES, correlation_id, zxid, 0, *node.stat_fields()))
         else:
             header = _pack_header(_STAT_REPLY_BYTES, correlation_id, zxid, 0)
             out.append(header + body[-_STAT_BYTES:])

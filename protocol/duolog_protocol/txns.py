@@ -105,13 +105,18 @@ def encode_txn(zxid: int, session_id: int, correlation_id: int, wall_ms: int, bo
     """The log record of a Txn."""
     kind = body[0]
     if kind == TxnKind.SET_DATA:
-        _, path, data, version = body
-        raw = path.encode()
-        size = -1 if data is None else len(data)
-        head = _pack_set(zxid, session_id, correlation_id, wall_ms, 5, len(raw), size, version)
-        record: bytes = b"".join((head, raw, data)) if data else head + raw
-        return record
+        return encode_set(zxid, session_id, correlation_id, wall_ms, body)
     return _pack_header(zxid, session_id, correlation_id, wall_ms, kind) + encode_body(body)
+
+
+def encode_set(zxid: int, session_id: int, correlation_id: int, wall_ms: int, body: Body) -> bytes:
+    """As `encode_txn`, for a SetData."""
+    _, path, data, version = body
+    raw = path.encode()
+    size = -1 if data is None else len(data)
+    head = _pack_set(zxid, session_id, correlation_id, wall_ms, 5, len(raw), size, version)
+    record: bytes = head + raw + data if data else head + raw
+    return record
 
 
 def encode_body(body: Body) -> bytes:

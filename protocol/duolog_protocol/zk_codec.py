@@ -20,7 +20,7 @@ from .connection import request_problem
 from .error_codes import ZkErrorCode
 from .errors import DecodeError
 from .frames import Frame
-from .types import KeeperState, Stat
+from .types import KeeperState
 from .zk_messages import (
     WATCH_EVENT,
     WATCH_EVENT_KEY,
@@ -64,8 +64,8 @@ class ZnodeView(Protocol):
     jute_body: bytes | None
     """Slot of the jute codec: the reply to getData without its header, or None."""
 
-    def stat(self) -> Stat:
-        """The Stat of the node."""
+    def stat_fields(self) -> tuple[int, ...]:
+        """The fields of the node's `Stat`, in their order."""
 
 
 _PREFIX: Final = struct.Struct(">IIHIHQ")
@@ -185,7 +185,7 @@ class NativeCodec:
         """Add the reply to Exists or SetData."""
         stat = node.encoded_stat
         if stat is None:
-            stat = node.encoded_stat = pack(node.stat())
+            stat = node.encoded_stat = pack(node.stat_fields())
         header = _ENVELOPE_BYTES + len(stat)
         out.append(
             _pack_prefix(
@@ -237,7 +237,7 @@ def _encode_data(node: ZnodeView) -> tuple[int, int, tuple[bytes, ...]]:
     """(frame length, header length, pieces behind the envelope) of the reply to GetData."""
     stat = node.encoded_stat
     if stat is None:
-        stat = node.encoded_stat = pack(node.stat())
+        stat = node.encoded_stat = pack(node.stat_fields())
     data = node.data
     if data is None:
         header = _ENVELOPE_BYTES + len(stat) + 1

@@ -28,6 +28,9 @@ Buffer = bytes | bytearray | memoryview
 MAX_BUFFERS: Final = 1024
 """IOV_MAX of Linux and macOS: one system call takes no more buffers."""
 _NO_PREALLOCATION: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_WRITE_THROUGH: Final[int | None] = getattr(os, "RWF_DSYNC", None)
+"""Linux: sync with the write what is written."""
+_NO_WRITE_THROUGH: Final = _NO_PREALLOCATION
 
 
 class DirectoryLockedError(DataDirectoryError):
@@ -63,6 +66,14 @@ class File(Protocol):
 
     def pwritev(self, buffers: Sequence[Buffer], position: int) -> None:
         """Write all buffers back to back at `position`; errors as for `pwrite`."""
+        ...
+
+    def pwritev_durably(self, buffers: Sequence[Buffer], position: int) -> None:
+        """As `pwritev` and then a `sync` of what it wrote, in one call of the system where it can.
+
+        What was written before and not synced need not be durable. Raises OSError of either; where
+        it is not for want of space, the file must not be used again.
+        """
         ...
 
     def truncate(self, size_bytes: int) -> None:
@@ -183,6 +194,23 @@ class RealFile:
                 rest = memoryview(b"".join(some))[written:]
                 self._write_rest(rest, position + written)
             position += total
+
+    def pwritev_durably(self, buffers: Sequence[Buffer], position: int) -> None:
+        if len(buffers) <= MAX_BUFFERS and _WRITE_THROUGH is not None:
+            try:
+                written = os.pwritev(self._fd, buffers, position, _WRITE_THROUGH)
+            except OSError as error:
+                if error.errno not in _NO_WRITE_THROUGH:
+                    raise
+            else:
+                total = sum(map(len, buffers))
+                if written == total:
+                    return
+                self._write_rest(memoryview(b"".join(buffers))[written:], position + written)
+                self.sync()
+                return
+        self.pwritev(buffers, position)
+        self.sync()
 
     def _write_rest(self, rest: memoryview, position: int) -> None:
         """After a short write: the next one goes on, or raises what cut the first one short."""

@@ -504,6 +504,10 @@ class SimFile:
         self._check()
         self._disk.write(self.node, b"".join(buffers), position, self.path)
 
+    def pwritev_durably(self, buffers: Sequence[Buffer], position: int) -> None:
+        self.pwritev(buffers, position)
+        self.sync()
+
     def truncate(self, size_bytes: int) -> None:
         self._check()
         self._disk.resize(self.node, size_bytes)

@@ -201,13 +201,13 @@ async def test_a_sync_slower_than_the_threshold_is_logged_and_counted(
 ) -> None:
     world = World(tmp_path)
     log = world.node._data.log
-    sync = log.sync
+    append_durably = log.append_durably
 
-    def slow() -> None:
+    def slow(records: list[bytes], last_zxid: int) -> None:
         world.clock.advance(elapsed_ms)
-        sync()
+        append_durably(records, last_zxid)
 
-    monkeypatch.setattr(log, "sync", slow)
+    monkeypatch.setattr(log, "append_durably", slow)
     await world.with_disk(world.node.start)
     is_slow = elapsed_ms > world.config.fsync_warning_ms
     assert ("fsync_slow" in world.log.events) == is_slow

@@ -332,7 +332,7 @@ def test_snapshots_are_taken_while_writes_go_on_and_old_files_go() -> None:
     files = new_disk()
     life = Life(files, 1, snap_count=20, file_bytes=1000)
     number = 0
-    for _ in range(300):
+    for _ in range(400):
         number += 1
         life.write(number)
         life.end_turn()

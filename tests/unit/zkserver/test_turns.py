@@ -11,6 +11,7 @@ from duolog_protocol.error_codes import ZkErrorCode as Code
 from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl
 from zkserver.core.config import CoreConfig
 from zkserver.core.events import Durable, TimerFired
+from zkserver.core.pending import Failure, Pending
 
 from .core_support import Client, Reply, Server, op
 
@@ -308,5 +309,5 @@ def test_a_rejected_write_keeps_nothing_of_its_request() -> None:
     server = Server()
     client = server.client()
     client.send(set_data("/none", bytes(1000)))
-    (pending,) = server.core._proposals.pending
-    assert type(pending.note).__name__ == "Failure"
+    (pending,) = map(Pending._make, server.core._proposals.pending)
+    assert isinstance(pending.note, Failure)

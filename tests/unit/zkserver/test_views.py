@@ -85,8 +85,8 @@ def test_events_are_counted_by_kind_and_by_connection() -> None:
         world.watches.add(DATA, "/a", connection)
     world.watches.add(CHILD, "/", first)
     changes = [
-        (7, (EventType.CHANGED, "/a", None, None)),
-        (8, (EventType.CREATED, "/b", None, None)),
+        (7, EventType.CHANGED, "/a", None, None),
+        (8, EventType.CREATED, "/b", None, None),
     ]
     dirty: dict[Connection, None] = {}
     world.watches.announce(changes, dirty)

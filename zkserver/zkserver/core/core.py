@@ -99,7 +99,9 @@ class ZkCore:
 
     def _use(self, state: ReplicatedState) -> None:
         self.state = state
-        self._history = History(self.config.max_history_events, state.last_applied_zxid)
+        self._history = History(
+            self.config.max_history_events, state.last_applied_zxid, state.changes
+        )
         self._reads = Reads(self.config, state, self._watches, self._history)
         self._turns = Turns(self._reads, self._flow, self._take, self._take_rare)
         preparer = self._preparer = Preparer(self.config, state, self._auth.schemes)
@@ -131,12 +133,12 @@ class ZkCore:
         self.state.replay(txn)
         self._proposals.last_logged_zxid = txn.zxid
         if len(self.state.changes) > 1_000:
-            self._history.take(self.state.changes)
+            self._history.take_new()
         return txn.zxid
 
     def start(self, epoch: int, now_ms: int, wall_ms: int) -> list[Effect]:
         """Open an epoch; every session gets its full timeout again."""
-        self._history.take(self.state.changes)
+        self._history.take_new()
         assert epoch > epoch_of(self._proposals.last_logged_zxid), (
             epoch,
             self._proposals.last_logged_zxid,
@@ -251,23 +253,44 @@ class ZkCore:
 
         A run is answered at once, or waits as a whole behind the connection's writes.
         """
-        turns, reads, take = self._turns, self._reads.by_key, self._take
-        position, end = 0, len(requests)
-        if connection.session is not None and not turns.must_wait(connection):
-            position = self._reads.serve_run(connection, requests)
-        while position < end:
-            request = requests[position]
-            if request[0] in reads and turns.must_wait(connection):
-                first = position
-                position += 1
-                while position < end and requests[position][0] in reads:
-                    position += 1
-                turns.add_reads(connection, requests[first:position])
+        turns, is_read = self._turns, self._reads.by_key
+        must_wait = turns.must_wait(connection)
+        if connection.session is not None and not must_wait:
+            served = self._reads.serve_run(connection, requests)
+            if served == len(requests):
+                return
+            if served:
+                requests = requests[served:]
+        run: list[Request] = []
+        for request in requests:
+            api_key = request[0]
+            if must_wait and api_key in is_read:
+                run.append(request)
                 continue
-            take(connection, request)
-            position += 1
+            if run:
+                turns.add_reads(connection, run)
+                run = []
+            if api_key == 1005 and self._log_set(connection, request):
+                must_wait = True
+                continue
+            self._take(connection, request)
             if connection.last_request_taken:
                 return
+            must_wait = turns.must_wait(connection)
+        if run:
+            turns.add_reads(connection, run)
+
+    def _log_set(self, connection: Connection, request: Request) -> bool:
+        """Log a SetData about which nothing is special; False: `_take` decides."""
+        session = connection.session
+        if session is None or session.closing or connection.barrier_count:
+            return False
+        body = self._preparer.plain_set(request[2])
+        if body is None:
+            return False
+        connection.submitted += 1
+        self._proposals.add_set(session.session_id, body, connection, request[1])
+        return True
 
     def _take(self, connection: Connection, request: Request) -> None:
         """Answer a request, log it, or let it wait behind what the connection asked before.
@@ -493,8 +516,10 @@ class ZkCore:
             own_zxid, session_id, wall_ms, body, connection, correlation_id, api_key, note, size = (
                 each
             )
-            if connection is not None and connection.waiting:
-                self._serve_before_write(connection)
+            if connection is not None:
+                waiting = connection.waiting
+                if waiting and waiting[0][0] <= connection.completed:
+                    self._serve_before_write(connection)
             if body is None:
                 assert connection is not None
                 if not connection.closed:
@@ -512,15 +537,14 @@ class ZkCore:
                             connection.out, correlation_id, own_zxid, result
                         )
                 elif api_key:
-                    self._answer(each, result)
+                    self._answer(Pending._make(each), result)
             if connection is not None:
                 connection.completed += 1
                 dirty[connection] = None
-                if connection.waiting:
-                    self._history.take(changes)  # what waits may ask for missed events
+                if waiting:
                     self._turns.serve(connection)
         proposals.on_applied(applied_count, applied_bytes)
-        self._history.take(changes)
+        self._history.take_new()
         assert state.last_applied_zxid <= zxid, (state.last_applied_zxid, zxid)
         if not pending:
             self._preparer.outstanding.clear()
@@ -530,10 +554,9 @@ class ZkCore:
             self._resume()
 
     def _rebuild_overlay(self) -> None:
+        pending = map(Pending._make, self._proposals.pending)
         self._preparer.rebuild(
-            (each.session_id, each.body)
-            for each in self._proposals.pending
-            if each.body is not None
+            (each.session_id, each.body) for each in pending if each.body is not None
         )
 
     def _answer(self, each: Pending, result: Any) -> None:

@@ -153,31 +153,31 @@ class Node:
 
     def stat(self) -> Stat:
         """The Stat, with ZooKeeper's cversion: creations plus deletions of children."""
+        return Stat._make(self.stat_fields())
+
+    def stat_fields(self) -> tuple[int, ...]:
+        """The fields of the Stat, for who packs them."""
         children, data = self.children, self.data
-        count = len(children) if children is not None else 0
-        cversion = 2 * self.creates - count
+        if children is None:
+            count, cversion = 0, 2 * self.creates
+        else:
+            count = len(children)
+            cversion = 2 * self.creates - count
         if cversion >= _SIGN or cversion < -_SIGN:
             cversion = wrap_int32(cversion)
-        stat: Stat = _make_stat(
-            Stat,
-            (
-                self.czxid,
-                self.mzxid,
-                self.ctime,
-                self.mtime,
-                self.version,
-                cversion,
-                self.aversion,
-                self.ephemeral_owner,
-                len(data) if data is not None else 0,
-                count,
-                self.pzxid,
-            ),
+        return (
+            self.czxid,
+            self.mzxid,
+            self.ctime,
+            self.mtime,
+            self.version,
+            cversion,
+            self.aversion,
+            self.ephemeral_owner,
+            len(data) if data is not None else 0,
+            count,
+            self.pzxid,
         )
-        return stat
-
-
-_make_stat: Any = tuple.__new__
 
 
 class DataTree:
@@ -270,10 +270,10 @@ class DataTree:
         if self.snapshot is not None:
             self.snapshot.save(node)
         old = node.data
-        if old is not None:
-            self.data_bytes -= len(old)
-        if data is not None:
-            self.data_bytes += len(data)
+        before = len(old) if old is not None else 0
+        after = len(data) if data is not None else 0
+        if after != before:
+            self.data_bytes += after - before
         node.data = data
         node.version = version
         node.mzxid = zxid

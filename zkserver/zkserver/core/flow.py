@@ -32,7 +32,7 @@ class Flow:
         """Whether to stop reading a connection now; it counts as paused then."""
         if connection.paused or connection.closed:
             return False
-        if not self._is_busy(connection, 1) and not self._is_loaded(1):
+        if not self._is_loaded(1) and not self._is_busy(connection, 1):
             return False
         connection.paused = True
         self._paused[connection] = None

@@ -28,17 +28,19 @@ Missed = tuple[int, int, str, AclList | None]
 class History:
     """The latest changes, oldest first."""
 
-    def __init__(self, max_count: int, complete_after_zxid: int) -> None:
+    def __init__(self, max_count: int, complete_after_zxid: int, new: list[Change]) -> None:
+        """`new` is where changes come in, in order of their zxids."""
         self._max_count = max_count
         self.complete_after_zxid = complete_after_zxid
         """Every change with a higher zxid is here."""
-        self._changes: deque[tuple[int, Change]] = deque()
+        self._new = new
+        self._changes: deque[Change] = deque()
 
-    def take(self, changes: list[tuple[int, Change]]) -> None:
-        """Remember what was applied, and empty the list; zxids only rise."""
+    def take_new(self) -> None:
+        """Remember what has come in, and empty the list. To be called before anything is asked."""
         kept = self._changes
-        kept.extend(changes)
-        changes.clear()
+        kept.extend(self._new)
+        self._new.clear()
         while len(kept) > self._max_count:
             self.complete_after_zxid = kept.popleft()[0]
 
@@ -46,7 +48,7 @@ class History:
         """Changes that are remembered."""
         return len(self._changes)
 
-    def since(self, zxid: int) -> Iterator[tuple[int, Change]]:
+    def since(self, zxid: int) -> Iterator[Change]:
         """The changes after `zxid` that are known, in order."""
         for each in self._changes:
             if each[0] > zxid:
@@ -72,6 +74,7 @@ class Gap:
     """The time that a client was away: from the last zxid it has seen until now."""
 
     def __init__(self, history: History, after_zxid: int) -> None:
+        history.take_new()
         self._history = history
         self._after_zxid = after_zxid
         self.is_compacted = not history.knows_all_since(after_zxid)
@@ -87,7 +90,7 @@ class Gap:
         data, exist, child = (dict.fromkeys(paths) for paths in lists[:3])
         persistent, recursive = set(lists[3]), set(lists[4])
         missed: list[Missed] = []
-        for zxid, (event_type, path, guard, parent_guard) in self._history.since(self._after_zxid):
+        for zxid, event_type, path, guard, parent_guard in self._history.since(self._after_zxid):
             told = path in persistent or (bool(recursive) and _is_below(path, recursive))
             if path in data and event_type != _CREATED:
                 del data[path]

@@ -26,6 +26,10 @@ class Failure(NamedTuple):
     """Operations in all."""
 
 
+PendingFields = tuple[int, int, int, Body | None, Connection | None, int, int, Any, int]
+"""A `Pending` as it is kept: to make one costs as much as to encode its record."""
+
+
 class Pending(NamedTuple):
     """A Txn that is logged and not yet applied, and who waits for it."""
 

@@ -97,6 +97,30 @@ class Preparer:
         for session_id, body in txns:
             self.outstanding.note(session_id, body)
 
+    def plain_set(self, message: Any) -> Body | None:
+        """Validate and note a SetData with nothing special about it; None: `set_data` decides."""
+        path, data, version = message
+        view = self.outstanding
+        entry = view.entries.get(path)
+        if entry is None:
+            entry = view.find(path)
+            if entry is None:
+                return None
+        following = entry.version + 1
+        size = 0 if data is None else len(data)
+        if (
+            not entry.exists
+            or not entry.perms & 2
+            or version not in (-1, entry.version)
+            or size > self._max_data_bytes
+            or not 0 <= following <= 0x7FFFFFFF
+            or self._limited
+        ):
+            return None
+        entry.version = following
+        entry.data_bytes = size
+        return (5, path, data, following)
+
     def set_data(self, connection: Connection, message: Any) -> Body:
         """Validate and note a SetData. Raises Rejected, Refused."""
         view = self.outstanding

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from duolog_protocol.txns import Body, TxnKind, encode_txn
+from duolog_protocol.txns import Body, TxnKind, encode_set, encode_txn
 from duolog_protocol.types import ZXID_COUNTER_LAST, ZXID_EPOCH_LAST, epoch_of, make_zxid
 
 from .config import CoreConfig
 from .connection import Connection
 from .events import Append
-from .pending import Pending
+from .pending import Pending, PendingFields
 
 _U32_LAST: Final = (1 << 32) - 1
 
@@ -29,7 +29,7 @@ class Proposals:
         self.last_logged_zxid = 0
         self.wall_ms = 0
         """Stamped into every Txn."""
-        self.pending: deque[Pending] = deque()
+        self.pending: deque[PendingFields] = deque()
         """In zxid order; what is at the left is applied next. Syncs wait among them."""
         self.count = 0
         """Txns in `pending`."""
@@ -73,15 +73,36 @@ class Proposals:
         self.last_logged_zxid = zxid
         self.count += 1
         self.bytes_count += size
-        fields = (zxid, session_id, wall_ms, body, connection, correlation_id, api_key, note, size)
-        self.pending.append(_make_pending(Pending, fields))
+        self.pending.append(
+            (zxid, session_id, wall_ms, body, connection, correlation_id, api_key, note, size)
+        )
+
+    def add_set(
+        self, session_id: int, body: Body, connection: Connection, correlation_id: int
+    ) -> None:
+        """As `add` at the next zxid, for a SetData that a client asked for."""
+        zxid = self.last_logged_zxid + 1
+        if zxid & ZXID_COUNTER_LAST > self._counter_last:
+            zxid = self.next_zxid()
+        wall_ms = self.wall_ms
+        record = encode_set(zxid, session_id, correlation_id & _U32_LAST, wall_ms, body)
+        if not self._records:
+            self._first_zxid = zxid
+        self._records.append(record)
+        self.last_logged_zxid = zxid
+        self.count += 1
+        size = len(record)
+        self.bytes_count += size
+        self.pending.append(
+            (zxid, session_id, wall_ms, body, connection, correlation_id, 1005, None, size)
+        )
 
     def add_sync(
         self, connection: Connection, correlation_id: int, api_key: int, message: Any
     ) -> None:
         """A sync takes its place behind everything that is logged now."""
-        fields = (0, 0, None, connection, correlation_id, api_key, message, 0)
-        self.pending.append(Pending(self.last_logged_zxid, *fields))
+        zxid = self.last_logged_zxid
+        self.pending.append((zxid, 0, 0, None, connection, correlation_id, api_key, message, 0))
 
     def take_append(self) -> Append | None:
         """The Append of what was logged since the last call."""
@@ -99,7 +120,7 @@ class Proposals:
     def take_back(self, first_zxid: int, last_applied_zxid: int) -> list[Pending]:
         """Nothing from `first_zxid` on will ever be durable: forget it, zxids and all."""
         assert last_applied_zxid < first_zxid, (last_applied_zxid, first_zxid)
-        taken = list(self.pending)
+        taken = list(map(Pending._make, self.pending))
         for each in taken:
             assert each.body is None or each.zxid >= first_zxid, f"{each.zxid:#x} is durable"
         self.pending.clear()
@@ -109,13 +130,11 @@ class Proposals:
 
     def check_invariants(self, last_applied_zxid: int) -> None:
         """Compare everything that is kept twice; for tests and the simulator."""
-        zxids = [each.zxid for each in self.pending if each.body is not None]
+        pending = list(map(Pending._make, self.pending))
+        zxids = [each.zxid for each in pending if each.body is not None]
         assert zxids == sorted(set(zxids)), zxids
         assert not zxids or zxids[0] > last_applied_zxid, zxids
         assert not zxids or zxids[-1] == self.last_logged_zxid, zxids
         assert len(zxids) == self.count, (zxids, self.count)
-        sizes = sum(each.size_bytes for each in self.pending)
+        sizes = sum(each.size_bytes for each in pending)
         assert sizes == self.bytes_count, (sizes, self.bytes_count)
-
-
-_make_pending: Any = tuple.__new__

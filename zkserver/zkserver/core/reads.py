@@ -48,6 +48,7 @@ class Reads:
     ) -> None:
         self._config = config
         self._state = state
+        self._find_node = state.tree.nodes.get
         self._watches = watches
         self._history = history
         self.max_backlog_bytes = config.max_reply_backlog_bytes
@@ -87,8 +88,7 @@ class Reads:
         socket, up to the bound past which its client is dropped. Most batches are reads only: the
         way through the checks of a single request would cost as much as the answer.
         """
-        find, find_node = self.by_key.get, self._state.tree.nodes.get
-        limit = self._config.max_unread_reply_bytes if forced else self.max_backlog_bytes
+        find_node = self._find_node
         append_data, out = connection.codec.append_data, connection.out
         zxid = self._state.last_applied_zxid
         served = 0
@@ -103,8 +103,11 @@ class Reads:
                         append_data(out, correlation_id, zxid, node)
                         served += 1
                         continue
-            read = find(api_key)
-            if read is None or connection.backlog_bytes >= limit:
+            read = self.by_key.get(api_key)
+            if read is None:
+                break
+            limit = self._config.max_unread_reply_bytes if forced else self.max_backlog_bytes
+            if connection.backlog_bytes >= limit:
                 break
             try:
                 read(connection, correlation_id, message)

@@ -32,8 +32,8 @@ from .session_tracker import Session
 AclList = tuple[Acl, ...]
 
 
-Change = tuple[int, str, AclList | None, AclList | None]
-"""One change of the tree, for the watches: (event type, path, ACL list of the node, of its parent).
+Change = tuple[int, int, str, AclList | None, AclList | None]
+"""One change, for the watches: (zxid, event type, path, ACL list of the node, of its parent).
 
 Created, deleted or changed: what happened to the node. An ACL list is None where everybody may read
 the node; otherwise only who it lets read hears of the event (CVE-2024-23944).
@@ -72,8 +72,8 @@ class ReplicatedState:
         self.last_applied_zxid = 0
         self.ephemeral_count = 0
         self.quotas = Quotas(self.tree)
-        self.changes: list[tuple[int, Change]] = []
-        """Where `apply` notes what watches need, with the zxid; emptied by its reader."""
+        self.changes: list[Change] = []
+        """Where `apply` notes what watches need; emptied by its reader."""
 
     def apply(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Any:
         """Apply a Txn: the next one after `last_applied_zxid`.
@@ -85,8 +85,13 @@ class ReplicatedState:
         kind = body[0]
         assert zxid == last + 1 or (kind == TxnKind.NEW_EPOCH and zxid > last), (zxid, last, kind)
         self.last_applied_zxid = zxid
-        if kind == TxnKind.SET_DATA:
-            return self._apply_set(zxid, session_id, wall_ms, body)
+        if kind == 5 and not self.quotas.limited:
+            # The commonest Txn, where nothing but the node changes.
+            _, path, data, version = body
+            node = self.tree.set_data(path, data, version, zxid, wall_ms)
+            guard = None if node.perms & 1 else node.acl
+            self.changes.append((zxid, 3, path, guard, None))
+            return node
         return self._APPLY[kind](self, zxid, session_id, wall_ms, body)
 
     def replay(self, txn: Txn) -> None:
@@ -114,7 +119,7 @@ class ReplicatedState:
             before = len(old) if old is not None else 0
             self.quotas.on_changed(path, (len(data) if data is not None else 0) - before)
         guard = None if node.perms & 1 else node.acl
-        self.changes.append((zxid, (3, path, guard, None)))
+        self.changes.append((zxid, 3, path, guard, None))
         return node
 
     def _apply_set_acl(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
@@ -144,7 +149,7 @@ class ReplicatedState:
             self.quotas.on_created(node)
         guard = None if node.perms & 1 else node.acl
         parent_guard = None if parent.perms & 1 else parent.acl
-        self.changes.append((zxid, (_CREATED, path, guard, parent_guard)))
+        self.changes.append((zxid, _CREATED, path, guard, parent_guard))
         return node
 
     def _apply_delete(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
@@ -163,7 +168,7 @@ class ReplicatedState:
 
     def _note(self, zxid: int, event_type: int, node: Node) -> None:
         parent = self.tree.nodes[parent_of(node.path)]
-        self.changes.append((zxid, (event_type, node.path, _guard(node), _guard(parent))))
+        self.changes.append((zxid, event_type, node.path, _guard(node), _guard(parent)))
 
     def _apply_multi(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> list[OpResult]:
         results = []

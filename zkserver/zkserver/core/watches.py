@@ -120,14 +120,12 @@ class Watches:
         self.count -= len(watchers)
         return watchers
 
-    def announce(
-        self, changes: Iterable[tuple[int, Change]], dirty: dict[Connection, None]
-    ) -> None:
+    def announce(self, changes: Iterable[Change], dirty: dict[Connection, None]) -> None:
         """Tell everybody of changes that were just applied, before any reply that shows them.
 
         The events are added to the connections' `out`, and the connections to `dirty`.
         """
-        for zxid, (event_type, path, guard, parent_guard) in changes:
+        for zxid, event_type, path, guard, parent_guard in changes:
             told = self.take_node(path, deleted=event_type == _DELETED)
             if told:
                 told_count = _tell(told, zxid, event_type, path, guard, dirty)

@@ -259,7 +259,7 @@ class ClientLinks:
 
     def next_deadline_ms(self) -> int | None:
         """When `drop_late` has something to do."""
-        return next(iter(self._unknown.values()), None)
+        return next(iter(self._unknown.values())) if self._unknown else None
 
     def drop_late(self) -> None:
         """Close connections whose session did not come in time."""

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -22,7 +24,7 @@ from duolog_protocol.codec import Piece
 from duolog_protocol.errors import DiskFullError
 from duolog_protocol.types import epoch_of
 from duolog_runtime.clocks import Clock
-from duolog_runtime.disk import DiskExecutor
+from duolog_runtime.disk import DiskClosedError, DiskExecutor, DiskQueueFullError
 from duolog_runtime.logs import Logger
 from zkserver.core.connection import Connection
 from zkserver.core.events import (
@@ -44,7 +46,7 @@ from zkserver.core.events import (
 from zkserver.storage.recovery import DataDirectory
 
 from .snapshotting import Snapshotting
-from .stats import DiskStats
+from .stats import DiskStats, WrittenGroup
 
 if TYPE_CHECKING:
     from zkserver.core.core import ZkCore
@@ -136,6 +138,8 @@ class Engine:
         self._queued_count = 0
         """Records in the queue."""
         self._queued_since_ms = 0
+        self._now_ms = 0
+        """When the step that runs now, or ran last, began."""
         self._writing = False
         self._events: deque[Event] = deque()
         """Events that came while one was being stepped."""
@@ -204,9 +208,11 @@ class Engine:
             return
         self._stepping = True
         try:
-            self._perform(self.core.step(event, self._clock.now_ms()))
+            self._now_ms = self._clock.now_ms()
+            self._perform(self.core.step(event, self._now_ms))
             while self._events and not self.halted:
-                self._perform(self.core.step(self._events.popleft(), self._clock.now_ms()))
+                self._now_ms = self._clock.now_ms()
+                self._perform(self.core.step(self._events.popleft(), self._now_ms))
         except Exception as error:  # the state may be half changed: nothing after this is safe
             self._log.error("step_failed", exc_info=error)
             self.halt(f"the core failed: {error!r}")
@@ -220,6 +226,8 @@ class Engine:
     def fire_timer(self) -> None:
         """The core's deadline has come."""
         self.step(TimerFired(self._clock.wall_ms()))
+        if self.idle and not self.halted:
+            self._mark_log()
 
     def begin_snapshot(self) -> int | None:
         """Take a snapshot now; the zxid it will stand at, None while one is under way."""
@@ -231,7 +239,8 @@ class Engine:
         if not self._writing:
             self._write()
         self._turn_reads = 0
-        self._shell.arm()
+        if not self._writing:  # else the end of that job arms
+            self._shell.arm()
 
     def halt(self, reason: str) -> None:
         """Stop for good: no effect is performed and no event taken any more. Idempotent."""
@@ -292,7 +301,7 @@ class Engine:
 
     def _enqueue(self, append: Append) -> None:
         if not self._queue:
-            self._queued_since_ms = self._clock.now_ms()
+            self._queued_since_ms = self._now_ms
         self._queue.append(append)
         self._queued_count += len(append.records)
         self._schedule_write()
@@ -311,17 +320,11 @@ class Engine:
         since_ms = self._queued_since_ms
         now_ms = self._queued_since_ms = self._clock.now_ms()
         self._writing = True
-        count = len(records)
-        stats = self.stats
-        stats.records += count
-        stats.batch_size.add(count)
-        stats.queue_size.add(self._queued_count)
-        stats.queue_time.add(now_ms - since_ms)
-        self._queued_count -= count
-        group = _Group(first_zxid, last_zxid, count, since_ms, now_ms)
+        count, waiting = len(records), self._queued_count
+        self._queued_count = waiting - count
         self._disk.submit(
-            lambda: self._write_group(records, last_zxid),
-            lambda sync_ms, error: self._written(group, sync_ms, error),
+            partial(self._write_group, records, last_zxid),
+            partial(self._written, _Group(first_zxid, last_zxid, count, waiting, since_ms, now_ms)),
             alone=count == 1 and self._turn_reads == 1,
         )
 
@@ -360,9 +363,8 @@ class Engine:
         epochs = self._data.epochs
         if epoch_of(last_zxid) > epochs.current_epoch:
             epochs.advance(epoch_of(last_zxid))  # before any record of it is in the log
-        self._data.log.append(records, last_zxid)
         begun_ms = self._clock.now_ms()
-        self._data.log.sync()
+        self._data.log.append_durably(records, last_zxid)
         return self._clock.now_ms() - begun_ms
 
     def _written(self, group: _Group, sync_ms: int | None, error: BaseException | None) -> None:
@@ -386,19 +388,29 @@ class Engine:
             return
         self._schedule_write()
         assert sync_ms is not None
-        self._measure(group, sync_ms)
         self.step(Durable(group.last_zxid))
+        self._measure(group, sync_ms)
         if not self.halted:
             self._snapshotting.count(group.records)
             self._snapshotting.maybe_begin()
+            if not self._queue and self.core.deadline_ms() is None:
+                self._mark_log()  # no timer will do it
+
+    def _mark_log(self) -> None:
+        """It is quiet: what was written last needs a mark, no group after it speaks for it."""
+        with suppress(DiskClosedError, DiskQueueFullError):  # the log's end, or a later one
+            self._disk.submit(self._data.log.mark, self._marked, alone=True)
+
+    def _marked(self, _: None, error: BaseException | None) -> None:
+        if error is not None and not self.halted and not isinstance(error, DiskClosedError):
+            self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
 
     def _measure(self, group: _Group, sync_ms: int) -> None:
-        stats, now_ms = self.stats, self._clock.now_ms()
-        stats.fsync_time.add(sync_ms)
-        stats.flush_time.add(now_ms - group.taken_ms)
-        stats.queue_and_flush_time.add(now_ms - group.since_ms)
+        records, waiting, since_ms, taken_ms = group[2:]
+        queue_ms, flush_ms = taken_ms - since_ms, self._now_ms - taken_ms
+        self.stats.wrote(WrittenGroup(records, waiting, queue_ms, sync_ms, flush_ms))
         if sync_ms > self._fsync_warning_ms:
-            stats.slow_fsyncs += 1
+            self.stats.slow_fsyncs += 1
             self._log.warning("fsync_slow", elapsed_ms=sync_ms, records=group.records)
 
 
@@ -408,6 +420,8 @@ class _Group(NamedTuple):
     first_zxid: int
     last_zxid: int
     records: int
+    waiting: int
+    """Records that waited when it was taken, its own among them."""
     since_ms: int
     """When its first record came."""
     taken_ms: int

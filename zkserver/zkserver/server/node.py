@@ -268,11 +268,12 @@ class Node:
     def arm(self) -> None:
         """Follow the earliest deadline; a timer that is early enough stays."""
         self._progress.set()
-        deadlines = (self._engine.deadline_ms(), self._links.next_deadline_ms())
-        known = [deadline for deadline in deadlines if deadline is not None]
-        if not known or self._loop is None or not self._servers:
+        deadline_ms = self._engine.deadline_ms()
+        late_ms = self._links.next_deadline_ms()
+        if deadline_ms is None or (late_ms is not None and late_ms < deadline_ms):
+            deadline_ms = late_ms
+        if deadline_ms is None or self._loop is None or not self._servers:
             return
-        deadline_ms = min(known)
         if self._timer is not None:
             if self._timer_ms <= deadline_ms:
                 return

@@ -11,8 +11,9 @@ whole ms. All requests of one read share their arrival.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from operator import add
+from typing import Any, Final, NamedTuple
 
 from zkserver.core.connection import Connection
 from zkserver.core.tally import Tally
@@ -43,6 +44,14 @@ class Summary(Tally):
         self.count += times
         self.total += value * times
         self._window.append((value, times))
+
+    def add_all(self, values: Sequence[int]) -> None:
+        """As `add`, for several values, at least one."""
+        self.max = max(self.max, *values)
+        self.min = min(values) if self.count == 0 else min(self.min, *values)
+        self.count += len(values)
+        self.total += sum(values)
+        self._window.extend([(value, 1) for value in values[-WINDOW:]])
 
     def quantiles(self) -> Mapping[float, int]:
         """Quantile -> value over the window, each batch with its weight; 0 while it is empty."""
@@ -99,10 +108,26 @@ class ServerStats:
                 setattr(self, name, 0)
 
 
+class WrittenGroup(NamedTuple):
+    """What one job of the disk wrote, and how long it took."""
+
+    records: int
+    waiting: int
+    """Records that waited when it was taken, its own among them."""
+    queue_ms: int
+    """From the arrival of its first record until it was taken."""
+    sync_ms: int
+    flush_ms: int
+    """From there until it was known to be durable."""
+
+
 class DiskStats:
     """Times and sizes of the groups that go to the disk, and of snapshots, in ms."""
 
     def __init__(self) -> None:
+        self._groups: list[WrittenGroup] = []
+        """Those that are not in the summaries yet: counting them one by one is what a lone write
+        would wait for."""
         self.fsync_time = Summary()
         self.batch_size = Summary()
         """Records of a group."""
@@ -125,6 +150,26 @@ class DiskStats:
         self.snapshot_load_time = Tally()
         self.log_load_time = Tally()
         self.records_loaded = Tally()
+
+    def wrote(self, group: WrittenGroup) -> None:
+        """A group is durable."""
+        self._groups.append(group)
+        if len(self._groups) == WINDOW:
+            self.count_groups()
+
+    def count_groups(self) -> None:
+        """Bring the summaries up to date; to be called before they are read."""
+        if not self._groups:
+            return
+        records, waiting, queue_ms, sync_ms, flush_ms = zip(*self._groups, strict=True)
+        self._groups.clear()
+        self.records += sum(records)
+        self.batch_size.add_all(records)
+        self.queue_size.add_all(waiting)
+        self.queue_time.add_all(queue_ms)
+        self.fsync_time.add_all(sync_ms)
+        self.flush_time.add_all(flush_ms)
+        self.queue_and_flush_time.add_all(list(map(add, queue_ms, flush_ms)))
 
 
 class ConnectionStats:

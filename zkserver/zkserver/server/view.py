@@ -89,7 +89,9 @@ class ServerView:
     @property
     def disk_stats(self) -> DiskStats:
         """Log and snapshots."""
-        return self._engine.stats
+        stats = self._engine.stats
+        stats.count_groups()
+        return stats
 
     @property
     def bytes_received(self) -> int:

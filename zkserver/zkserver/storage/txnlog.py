@@ -95,6 +95,8 @@ class TxnLog:
         """End of the last whole group of the last file."""
         self._synced_position = 0
         """What of the last file is known to be durable (<= _position)."""
+        self._marked_position = 0
+        """Where the last mark was written; one that a group has overwritten is none any more."""
         self._allocated = 0
         """Size of the last file; what lies behind _position reads as zeros, or as a mark."""
         self.last_zxid = self._bases[-1]
@@ -167,6 +169,20 @@ class TxnLog:
 
         Raises DiskFullError (the log is as before) and LogOfflineError.
         """
+        self._append(records, last_zxid, durably=False)
+
+    def append_durably(self, records: Sequence[bytes], last_zxid: int) -> None:
+        """As `append` and `sync`, but for the mark: its owner calls `mark` in quiet moments.
+
+        Everything before was durable: so where there is no space for the group, nothing but the
+        group can be missing, whatever it was that failed, the write or its sync.
+        """
+        assert self._synced_position == self._position, (self._synced_position, self._position)
+        self._append(records, last_zxid, durably=True)
+        self._synced_position = self._position
+        self.durable_zxid = self.last_zxid
+
+    def _append(self, records: Sequence[bytes], last_zxid: int, *, durably: bool) -> None:
         assert records, "an empty append"
         assert last_zxid > self.last_zxid, (last_zxid, self.last_zxid)
         first_zxid = int.from_bytes(records[0][:8], "big")
@@ -184,7 +200,10 @@ class TxnLog:
         try:
             if end + GROUP_HEADER_BYTES > self._allocated:
                 self._reserve(file, end + GROUP_HEADER_BYTES)
-            file.pwritev(buffers, self._position)
+            if durably:
+                file.pwritev_durably(buffers, self._position)
+            else:
+                file.pwritev(buffers, self._position)
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise self._fail("cannot write", file.path, error) from error
@@ -205,7 +224,27 @@ class TxnLog:
             raise self._fail("cannot sync", file.path, error) from error
         self._synced_position = self._position
         self.durable_zxid = self.last_zxid
-        self._write_mark(file)
+        self.mark()
+
+    def mark(self) -> None:
+        """Say, where the next group will be, that everything before is durable; once is enough.
+
+        Not synced: it costs one small write, and what it is for is damage that comes later. Each
+        group says it of those before it, so only the last one needs it. Raises LogOfflineError.
+        """
+        self._check_usable()
+        file, position = self._file, self._position
+        assert file is not None
+        assert self._synced_position == position, (self._synced_position, position)
+        if position == self._marked_position or position + GROUP_HEADER_BYTES > self._allocated:
+            return
+        mark = encode_group(self._marker, (), self.last_zxid, self.last_zxid, position)
+        try:
+            file.pwrite(b"".join(mark), position)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise self._fail("cannot write", file.path, error) from error
+        self._marked_position = position
 
     def roll(self) -> None:
         """Go on in a new file; nothing happens while the last one is empty.
@@ -300,15 +339,19 @@ class TxnLog:
 
         Idempotent; nothing appended but not synced is made durable by it.
         """
-        file, self._file = self._file, None
+        file = self._file
         if file is None:
             return
         try:
             if not self.offline and self._synced_position == self._position:
+                self.mark()
                 file.sync()
         except OSError as error:
             self._fail("cannot sync", file.path, error)
+        except LogOfflineError:
+            pass  # `offline` tells
         finally:
+            self._file = None
             file.close()
 
     def _index_of(self, zxid: int) -> int:
@@ -366,12 +409,13 @@ class TxnLog:
             raise
         self.last_zxid = self.durable_zxid = last_zxid
         self._start_at(file, marker, end)
-        self._write_mark(file)
+        self.mark()
 
     def _start_at(self, file: File, marker: bytes, position: int) -> None:
         self._file = file
         self._marker = marker
         self._position = self._synced_position = position
+        self._marked_position = 0
         self._allocated = file.size()
 
     def _reserve(self, file: File, end: int) -> None:
@@ -391,21 +435,6 @@ class TxnLog:
         except OSError as error:
             raise self._fail("cannot truncate", file.path, error) from error
         self._allocated = self._position
-
-    def _write_mark(self, file: File) -> None:
-        """Say, where the next group will be, that everything before is durable.
-
-        Not synced: it costs one small write, and what it is for is damage that comes later.
-        """
-        position = self._position
-        if position + GROUP_HEADER_BYTES > self._allocated:
-            return
-        mark = encode_group(self._marker, (), self.last_zxid, self.last_zxid, position)
-        try:
-            file.pwrite(b"".join(mark), position)
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise self._fail("cannot write", file.path, error) from error
 
     def _cut_file(self, base: int, zxid: int) -> None:
         """End the file `base` after `zxid`; a group that straddles it is written anew."""
