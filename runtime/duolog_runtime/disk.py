@@ -144,10 +144,12 @@ class DiskThread:
         """In the owner's thread: this one is idle. A hand-over would cost as much as the work."""
         result: T | None = None
         failure: BaseException | None = None
+        begun_s = time.monotonic()
         try:
-            result = self._timed(work)()
+            result = work()
         except BaseException as error:  # handed to the owner, whatever it is
             failure = error
+        self._note_time(time.monotonic() - begun_s)
         done(result, failure)
 
     def _timed(self, work: Callable[[], T]) -> Callable[[], T]:
@@ -156,9 +158,12 @@ class DiskThread:
             try:
                 return work()
             finally:
-                self._recent_s = max(time.monotonic() - begun_s, self._recent_s / 2)
+                self._note_time(time.monotonic() - begun_s)
 
         return run
+
+    def _note_time(self, elapsed_s: float) -> None:
+        self._recent_s = max(elapsed_s, self._recent_s / 2)
 
     @property
     def pending(self) -> int:

@@ -509,7 +509,7 @@ class ZkCore:
         assert zxid <= self._proposals.last_logged_zxid, (zxid, self._proposals.last_logged_zxid)
         proposals, state, watches = self._proposals, self.state, self._watches
         pending = proposals.pending
-        apply, changes, dirty = state.apply, state.changes, self._dirty
+        apply, changes, dirty, serve = state.apply, state.changes, self._dirty, self._turns.serve
         applied_count = applied_bytes = 0
         while pending and pending[0][0] <= zxid:
             each = pending.popleft()
@@ -541,8 +541,8 @@ class ZkCore:
             if connection is not None:
                 connection.completed += 1
                 dirty[connection] = None
-                if waiting:
-                    self._turns.serve(connection)
+                if waiting and waiting[0][0] <= connection.completed:
+                    serve(connection)
         proposals.on_applied(applied_count, applied_bytes)
         self._history.take_new()
         assert state.last_applied_zxid <= zxid, (state.last_applied_zxid, zxid)

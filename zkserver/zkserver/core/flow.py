@@ -30,9 +30,14 @@ class Flow:
 
     def must_pause(self, connection: Connection) -> bool:
         """Whether to stop reading a connection now; it counts as paused then."""
-        if connection.paused or connection.closed:
+        config = self._config
+        if (
+            connection.outstanding_count() < config.max_outstanding_per_connection
+            and connection.waiting_bytes < config.max_waiting_bytes_per_connection
+            and not self._is_loaded(1)
+        ):
             return False
-        if not self._is_loaded(1) and not self._is_busy(connection, 1):
+        if connection.paused or connection.closed:
             return False
         connection.paused = True
         self._paused[connection] = None
@@ -42,8 +47,12 @@ class Flow:
         """Connections to read again; they no longer count as paused."""
         if self._is_loaded(2):
             return
+        config = self._config
         for connection in list(self._paused):
-            if not self._is_busy(connection, 2):
+            if (
+                2 * connection.outstanding_count() < config.max_outstanding_per_connection
+                and 2 * connection.waiting_bytes < config.max_waiting_bytes_per_connection
+            ):
                 connection.paused = False
                 del self._paused[connection]
                 yield connection
@@ -57,13 +66,6 @@ class Flow:
     def forget(self, connection: Connection) -> None:
         """The connection has ended."""
         self._paused.pop(connection, None)
-
-    def _is_busy(self, connection: Connection, share: int) -> bool:
-        config = self._config
-        return (
-            share * connection.outstanding_count() >= config.max_outstanding_per_connection
-            or share * connection.waiting_bytes >= config.max_waiting_bytes_per_connection
-        )
 
     def _is_loaded(self, share: int) -> bool:
         """Whether as much is outstanding as the limits allow, divided by `share`."""

@@ -236,11 +236,11 @@ class Engine:
     def end_turn(self) -> None:
         """The loop turn ends: what it brought goes to the disk together."""
         self._turn_scheduled = False
-        if not self._writing:
+        if self._queue and not self._writing:
             self._write()
+        else:
+            self._shell.arm()  # after a job it is armed anyway
         self._turn_reads = 0
-        if not self._writing:  # else the end of that job arms
-            self._shell.arm()
 
     def halt(self, reason: str) -> None:
         """Stop for good: no effect is performed and no event taken any more. Idempotent."""
@@ -313,8 +313,7 @@ class Engine:
 
     def _write(self) -> None:
         """Start one disk job with what is queued."""
-        queue = self._queue
-        if not queue or self.halted:
+        if self.halted:
             return
         records, first_zxid, last_zxid = self._take_group()
         since_ms = self._queued_since_ms
@@ -331,6 +330,9 @@ class Engine:
     def _take_group(self) -> tuple[list[bytes], int, int]:
         """Records from the front of the queue, as many as one job may take, and their zxids."""
         queue = self._queue
+        if len(queue) == 1 and len(queue[0].records) == 1:
+            append = queue.pop()
+            return append.records, append.first_zxid, append.last_zxid
         records: list[bytes] = []
         size = taken = 0
         first_zxid = last_zxid = queue[0].first_zxid
@@ -393,8 +395,8 @@ class Engine:
         if not self.halted:
             self._snapshotting.count(group.records)
             self._snapshotting.maybe_begin()
-            if not self._queue and self.core.deadline_ms() is None:
-                self._mark_log()  # no timer will do it
+            if not self._queue and not self.core.state.sessions:
+                self._mark_log()  # no timer will fire
 
     def _mark_log(self) -> None:
         """It is quiet: what was written last needs a mark, no group after it speaks for it."""
