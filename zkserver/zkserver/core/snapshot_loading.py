@@ -6,9 +6,10 @@ loaded. The nodes are cut by hand, since a start with a million of them does lit
 
 from __future__ import annotations
 
-import re
 import struct
+import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 from duolog_protocol.errors import DecodeError, StorageError
@@ -34,8 +35,6 @@ from .snapshot import (
 from .state import ReplicatedState
 
 MAX_ITEM_BYTES: Final = 16 * 1024 * 1024
-_is_plain_path: Final = re.compile(r"(?:/[\w:-][\w:.-]*)+", re.ASCII).fullmatch
-"""Most paths are surely legal."""
 
 Item = tuple[bytes, int, int]
 """(buffer, start, end) without its length."""
@@ -101,11 +100,7 @@ def _load(items: Iterator[Item]) -> ReplicatedState:
         if session_id == 0 or session_id in state.sessions or timeout_ms <= 0:
             raise DecodeError(f"session {session_id:#x} with timeout {timeout_ms} is impossible")
         state.sessions[session_id] = Session(session_id, timeout_ms)
-    for _ in range(node_count):
-        item = next(items, None)
-        if item is None:
-            raise DecodeError("it ends before its last node")
-        _load_node(state, *item)
+    _load_nodes(state, items, node_count)
     reader, (count,) = _open(items, END, END_TAG)
     reader.done()
     if count != node_count:
@@ -119,68 +114,99 @@ def _load(items: Iterator[Item]) -> ReplicatedState:
     return state
 
 
-_unpack_node = NODE.unpack_from
 _NODE_BYTES: Final = NODE.size
 
 
-def _load_node(state: ReplicatedState, buffer: bytes, start: int, end: int) -> None:
-    position = start + _NODE_BYTES
-    if position >= end:
-        raise DecodeError(f"a node of {end - start} bytes")
-    fields = _unpack_node(buffer, start)
-    tag, czxid, mzxid, pzxid, ctime, mtime = fields[:6]
-    version, creates, aversion, owner, ttl_ms, size, path_size = fields[6:]
-    if tag != NODE_TAG:
-        raise DecodeError(f"an item of kind {tag:#x} where {NODE_TAG:#x} is expected")
-    acl: tuple[Acl, ...]
-    if buffer[position] == 0:
-        acl = OPEN_ACL_UNSAFE
-        position += 1
-    else:
-        reader = RecordReader(buffer, position, end)
-        acl = reader.acl()
-        position = reader.position
-    data_start = position + path_size
-    if data_start + max(size, 0) != end or size < -1:
-        raise DecodeError(f"a path of {path_size} and data of {size} bytes do not fill the item")
-    try:
-        path = buffer[position:data_start].decode()
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"a path is not UTF-8: {error}") from error
-    tree = state.tree
-    if _is_plain_path(path) is None:
-        problem = path_problem(path)
-        if problem is not None:
-            raise DecodeError(f"{path!r}: {problem}")
-    if path in tree.nodes:
-        raise DecodeError(f"{path!r}: it is there twice")
-    last = state.last_applied_zxid
-    if czxid > last or mzxid > last or pzxid > last or version == -1:
-        raise DecodeError(f"{path!r}: a Stat that cannot be")
-    if ttl_ms and (owner or not CONTAINER_TTL <= ttl_ms <= MAX_TTL_MS):
-        raise DecodeError(f"{path!r}: a time to live of {ttl_ms} ms cannot be")
-    parent = None
-    if path != "/":
-        parent = tree.nodes.get(path[: path.rfind("/")] or "/")
-        if parent is None or parent.ephemeral_owner:
-            raise DecodeError(f"{path!r}: its parent is missing, or an ephemeral")
-    data = None if size < 0 else buffer[data_start:end]
-    node = Node(path, data, acl, owner, czxid, ctime, ttl_ms)
-    # Numbers that are equal are one object, as they were when the node was made.
-    if mzxid != czxid:
-        node.mzxid = mzxid
-    if pzxid != czxid:
-        node.pzxid = pzxid
-    if mtime != ctime:
-        node.mtime = mtime
-    node.version = version
-    node.creates = creates
-    node.aversion = aversion
-    if owner:
-        session = state.sessions.get(owner)
-        if session is None:
-            raise DecodeError(f"{path!r}: its owner, session {owner:#x}, is missing")
-        session.ephemerals[path] = None
-        session.ephemeral_bytes += close_session_path_bytes(path)
-        state.ephemeral_count += 1
-    tree.insert(node, parent)
+def _load_nodes(state: ReplicatedState, items: Iterator[Item], count: int) -> None:
+    """Put the next `count` nodes into their places; each one's parent comes before it."""
+    tree, last = state.tree, state.last_applied_zxid
+    find = tree.nodes.get
+    insert, unpack = tree.insert, NODE.unpack_from
+    loaded = 0
+    for buffer, start, end in islice(items, min(count, sys.maxsize)):
+        loaded += 1
+        position = start + _NODE_BYTES
+        if position >= end:
+            raise DecodeError(f"a node of {end - start} bytes")
+        # fmt: off
+        (tag, czxid, mzxid, pzxid, ctime, mtime,
+         version, creates, aversion, owner, ttl_ms, size, path_size) = unpack(buffer, start)
+        # fmt: on
+        if tag != NODE_TAG:
+            raise DecodeError(f"an item of kind {tag:#x} where {NODE_TAG:#x} is expected")
+        acl: tuple[Acl, ...]
+        if buffer[position] == 0:
+            acl = OPEN_ACL_UNSAFE
+            position += 1
+        else:
+            reader = RecordReader(buffer, position, end)
+            acl = reader.acl()
+            position = reader.position
+        data_start = position + path_size
+        if data_start + (size if size > 0 else 0) != end or size < -1:
+            text = f"a path of {path_size} and data of {size} bytes do not fill the item"
+            raise DecodeError(text)
+        try:
+            path = buffer[position:data_start].decode()
+        except UnicodeDecodeError as error:
+            raise DecodeError(f"a path is not UTF-8: {error}") from error
+        parent = None
+        if path != "/":
+            at = path.rfind("/")
+            parent = find(path[:at] if at else "/") if at >= 0 else None
+            # What is below a legal path is legal if its own name is; most names surely are.
+            if parent is None or path[at + 1 :] in _NO_NAMES or not _is_plain(path):
+                _require_legal(path)
+            if parent is None or parent.ephemeral_owner:
+                raise DecodeError(f"{path!r}: its parent is missing, or an ephemeral")
+        if path in tree.nodes:
+            raise DecodeError(f"{path!r}: it is there twice")
+        if czxid > last or mzxid > last or pzxid > last or version == -1:
+            raise DecodeError(f"{path!r}: a Stat that cannot be")
+        if ttl_ms and (owner or not CONTAINER_TTL <= ttl_ms <= MAX_TTL_MS):
+            raise DecodeError(f"{path!r}: a time to live of {ttl_ms} ms cannot be")
+        data = None if size < 0 else buffer[data_start:end]
+        node = Node(path, data, acl, owner, czxid, ctime, ttl_ms)
+        # Numbers that are equal are one object, as they were when the node was made.
+        if mzxid != czxid:
+            node.mzxid = mzxid
+        if pzxid != czxid:
+            node.pzxid = pzxid
+        if mtime != ctime:
+            node.mtime = mtime
+        if version:
+            node.version = version
+        if creates:
+            node.creates = creates
+        if aversion:
+            node.aversion = aversion
+        if owner:
+            _give_to_session(state, node)
+        insert(node, parent)
+    if loaded < count:
+        raise DecodeError("it ends before its last node")
+
+
+_NO_NAMES: Final = frozenset({"", ".", ".."})
+
+
+def _is_plain(path: str) -> bool:
+    """Without any character that might be illegal."""
+    return path.isascii() and path.isprintable()
+
+
+def _require_legal(path: str) -> None:
+    problem = path_problem(path)
+    if problem is not None:
+        raise DecodeError(f"{path!r}: {problem}")
+
+
+def _give_to_session(state: ReplicatedState, node: Node) -> None:
+    """The session whose ephemeral it is has it among its own."""
+    path, owner = node.path, node.ephemeral_owner
+    session = state.sessions.get(owner)
+    if session is None:
+        raise DecodeError(f"{path!r}: its owner, session {owner:#x}, is missing")
+    session.ephemerals[path] = None
+    session.ephemeral_bytes += close_session_path_bytes(path)
+    state.ephemeral_count += 1

@@ -395,7 +395,7 @@ class Engine:
         if not self.halted:
             self._snapshotting.count(group.records)
             self._snapshotting.maybe_begin()
-            if not self._queue and not self.core.state.sessions:
+            if not self._queue and self.core.deadline_ms() is None:
                 self._mark_log()  # no timer will fire
 
     def _mark_log(self) -> None:
