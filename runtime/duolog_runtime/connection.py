@@ -50,6 +50,7 @@ class Link(asyncio.BufferedProtocol):
         "_closing",
         "_drained",
         "_flush_scheduled",
+        "_holding",
         "_loop",
         "_on_drained",
         "_out",
@@ -78,6 +79,8 @@ class Link(asyncio.BufferedProtocol):
         self._out: list[Piece] = []
         self._out_bytes = 0
         self._flush_scheduled = False
+        self._holding = False
+        """What is in `_out` may wait for more."""
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
         self._on_drained: Callable[[], None] | None = None
@@ -97,6 +100,7 @@ class Link(asyncio.BufferedProtocol):
         if self.closed:
             return
         self._out += pieces
+        self._holding = False
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
@@ -109,9 +113,18 @@ class Link(asyncio.BufferedProtocol):
             self._out += pieces
             self.flush()
 
+    def hold(self, pieces: list[Piece]) -> None:
+        """As `write`, but leaves only with what is written next, or when the owner flushes.
+
+        For the start of an answer whose end is near: one send costs as much as many replies.
+        """
+        if not self.closed:
+            self._holding = self._holding or not self._out
+            self._out += pieces
+
     def flush(self) -> None:
         """Hand everything written so far to the transport now."""
-        self._flush_scheduled = False
+        self._flush_scheduled = self._holding = False
         out = self._out
         if not out or self.closed:
             out.clear()
@@ -296,7 +309,8 @@ class ServerLink(Link):
             scheduled, self._flush_scheduled = self._flush_scheduled, True
             try:
                 self._on_frames(self, frames)
-                self.flush()
+                if not self._holding:
+                    self.flush()
             finally:
                 self._flush_scheduled = scheduled
         elif self.endpoint.state is ServerState.FOREIGN:

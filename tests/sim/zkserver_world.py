@@ -216,7 +216,7 @@ class ServerWorld:
 
     # ---- the engine's shell --------------------------------------------------------------------
 
-    def send(self, connection: Connection, pieces: list[Piece]) -> None:
+    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
         """A reply or an event: what is in it counts from now on."""
         client: Client = connection.link
         if client.connection is connection:

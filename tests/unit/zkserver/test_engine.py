@@ -106,7 +106,7 @@ class CountingCore:
                         self.ids.append(number)
                         pieces.append(number.to_bytes(8, "big"))
                 assert self.zxid == event.zxid, (self.zxid, event.zxid)
-                return [Send(CONNECTION, pieces)] if pieces else []
+                return [Send(CONNECTION, pieces, more=False)] if pieces else []
             case AppendRefused():
                 gone = [z for z in self.outstanding if z >= event.first_zxid]
                 self.refused += [self.outstanding.pop(zxid) for zxid in gone]
@@ -159,7 +159,7 @@ class Life:
         self.recovered = list(self.core.ids)
         self.engine.start()
 
-    def send(self, connection: Connection, pieces: list[Piece]) -> None:
+    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
         self.acknowledged += [int.from_bytes(piece, "big") for piece in pieces]
 
     def close(self, connection: Connection, reason: str) -> None: ...

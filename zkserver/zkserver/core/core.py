@@ -94,8 +94,6 @@ class ZkCore:
         """Connections with something to send, in the order in which they got it."""
         self._closing: dict[Connection, str] = {}
         self._later: list[Effect] = []
-        self._received_count = 0
-        self._sent_count = 0
 
     def _use(self, state: ReplicatedState) -> None:
         self.state = state
@@ -159,7 +157,8 @@ class ZkCore:
         kind = type(event)
         if kind is Received:
             self._on_received(event)  # type: ignore[arg-type]
-        elif kind is Durable:
+            return self._effects(heard=event.connection)  # type: ignore[union-attr]
+        if kind is Durable:
             self._on_durable(event.zxid)  # type: ignore[union-attr]
         else:
             self._on_rare(event)
@@ -206,7 +205,8 @@ class ZkCore:
             for session in expired:
                 self._close_session(session, CloseReason.EXPIRED, None, 0)
 
-    def _effects(self) -> list[Effect]:
+    def _effects(self, heard: Connection | None = None) -> list[Effect]:
+        """What the shell has to do; `heard` has just asked for something."""
         effects: list[Effect] = []
         append = self._proposals.take_append()
         if append is not None:
@@ -214,8 +214,12 @@ class ZkCore:
         for connection in self._dirty:
             out = connection.out
             if out:
-                self._sent_count += len(out)
-                effects.append(Send(connection, out))
+                more = (
+                    connection is heard
+                    and connection.submitted != connection.completed
+                    and not connection.backlog_bytes
+                )
+                effects.append(Send(connection, out, more))
                 connection.out = []
         self._dirty.clear()
         if self._proposals.epochs_are_used_up:
@@ -238,13 +242,11 @@ class ZkCore:
         if connection.closed:
             return
         self._proposals.wall_ms = event.wall_ms
-        requests = event.requests
-        self._received_count += len(requests)
         session = connection.session
         if session is not None and not session.closing:
             self._tracker.touch(session, self._now_ms)
         self._dirty[connection] = None
-        self._take_batch(connection, self._credentials.admit(connection, requests))
+        self._take_batch(connection, self._credentials.admit(connection, event.requests))
         if self._flow.must_pause(connection):
             self._later.append(PauseReading(connection))
 
@@ -684,8 +686,6 @@ class ZkCore:
             sessions=len(state.sessions),
             ephemerals=state.ephemeral_count,
             outstanding=len(self._proposals.pending),
-            packets_received=self._received_count,
-            packets_sent=self._sent_count,
             data_bytes=state.tree.data_bytes,
         )
 

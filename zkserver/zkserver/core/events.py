@@ -90,13 +90,17 @@ class Append:
 
 
 class Send:
-    """Write these pieces to a connection, one after another."""
+    """Write these pieces to a connection, one after another.
 
-    __slots__ = ("connection", "pieces")
+    `more`: others follow once the disk has answered, so these may wait a moment for them.
+    """
 
-    def __init__(self, connection: Connection, pieces: list[Any]) -> None:
+    __slots__ = ("connection", "more", "pieces")
+
+    def __init__(self, connection: Connection, pieces: list[Any], more: bool) -> None:
         self.connection = connection
         self.pieces = pieces
+        self.more = more
 
 
 class SessionAttached:

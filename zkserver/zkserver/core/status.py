@@ -15,6 +15,4 @@ class Status(NamedTuple):
     sessions: int = 0
     ephemerals: int = 0
     outstanding: int = 0
-    packets_received: int = 0
-    packets_sent: int = 0
     data_bytes: int = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
+from duolog_protocol.codec import Piece
 from duolog_protocol.errors import DecodeError, RemoteProtocolError
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import MAX_FRAME_BYTES_WITHOUT_SESSION, JuteDecoder
@@ -101,6 +102,8 @@ class ClientLinks:
         """Until when a connection has to have a session, oldest first (ms, monotonic)."""
         self._per_address: dict[str, int] = {}
         self._accepting = True
+        self._held: list[ServerLink] = []
+        """Links with something written that may wait; most of it has left before they are asked."""
 
     def __len__(self) -> int:
         return len(self._links)
@@ -242,11 +245,26 @@ class ClientLinks:
         self._inbox.step(ConnectionLost(connection))
         link.context = None  # no cycle is left behind (`duolog_runtime.heap`)
 
-    def send(self, connection: Connection, pieces: list[bytes | bytearray | memoryview]) -> None:
-        """Write to a client."""
+    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
+        """Write to a client; `release_held` in a moment, where `more` is to come."""
         link: ServerLink = connection.link
-        link.write_now(pieces)
+        if more:
+            link.hold(pieces)
+            self._held.append(link)
+        else:
+            link.write_now(pieces)
         connection.stats.sent(connection, self._last_applied_zxid(), self._clock.now_ms())
+
+    @property
+    def holds_any(self) -> bool:
+        """Something was written that may still wait."""
+        return bool(self._held)
+
+    def release_held(self) -> None:
+        """What has waited for more, and has not left with it, leaves now."""
+        held, self._held = self._held, []
+        for link in held:
+            link.flush()
 
     def session_attached(self, connection: Connection) -> None:
         """The client has a session: it may stay, and send long frames."""

@@ -61,8 +61,8 @@ _OUT_OF_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 class Shell(Protocol):
     """What the engine needs from whoever has the sockets and the loop."""
 
-    def send(self, connection: Connection, pieces: list[Piece]) -> None:
-        """Write the pieces; what is written in one loop turn leaves together."""
+    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
+        """Write the pieces, one after another; where there is `more`, they may wait a moment."""
 
     def session_attached(self, connection: Connection) -> None:
         """It has a session: longer frames may come, and it may stay."""
@@ -276,7 +276,7 @@ class Engine:
                 return
             kind = type(effect)
             if kind is Send:
-                shell.send(effect.connection, effect.pieces)  # type: ignore[union-attr]
+                shell.send(effect.connection, effect.pieces, effect.more)  # type: ignore[union-attr]
             elif kind is Append:
                 self._enqueue(effect)  # type: ignore[arg-type]
             else:

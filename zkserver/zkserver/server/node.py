@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from random import Random
+from typing import Final
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import ConfigError, LogOfflineError
@@ -36,6 +37,9 @@ from .admin import Admin
 from .client_link import ClientLinks, LinkLimits, take_jute
 from .engine import Engine, EngineOptions
 from .view import LISTEN_BACKLOG, ServerView
+
+HOLD_S: Final = 0.001
+"""How long replies may wait for those of the writes behind them, to leave in one send."""
 
 
 class Node:
@@ -234,9 +238,12 @@ class Node:
 
     # What the engine asks for
 
-    def send(self, connection: Connection, pieces: list[Piece]) -> None:
-        """Write to a client."""
-        self._links.send(connection, pieces)
+    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
+        """Write to a client; what may wait for more leaves in `HOLD_S` at the latest."""
+        if more and not self._links.holds_any:
+            assert self._loop is not None
+            self._loop.call_later(HOLD_S, self._links.release_held)
+        self._links.send(connection, pieces, more)
 
     def session_attached(self, connection: Connection) -> None:
         """A client has a session."""
