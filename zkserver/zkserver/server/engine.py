@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 
 MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 """Records that one job takes at most, so that nobody waits long for what others wrote."""
-
+QUICK_MS: Final = 1
+"""A sync that takes no longer is worth waiting for with what can be sent together."""
 
 _OUT_OF_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -141,6 +142,8 @@ class Engine:
         self._now_ms = 0
         """When the step that runs now, or ran last, began."""
         self._writing = False
+        self._disk_is_quick = False
+        """The last group was durable before anybody could have waited for it."""
         self._events: deque[Event] = deque()
         """Events that came while one was being stepped."""
         self._stepping = False
@@ -276,7 +279,8 @@ class Engine:
                 return
             kind = type(effect)
             if kind is Send:
-                shell.send(effect.connection, effect.pieces, effect.more)  # type: ignore[union-attr]
+                more = effect.more and self._disk_is_quick  # type: ignore[union-attr]
+                shell.send(effect.connection, effect.pieces, more)  # type: ignore[union-attr]
             elif kind is Append:
                 self._enqueue(effect)  # type: ignore[arg-type]
             else:
@@ -390,6 +394,7 @@ class Engine:
             return
         self._schedule_write()
         assert sync_ms is not None
+        self._disk_is_quick = sync_ms <= QUICK_MS
         self.step(Durable(group.last_zxid))
         self._measure(group, sync_ms)
         if not self.halted:

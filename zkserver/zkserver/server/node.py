@@ -38,8 +38,9 @@ from .client_link import ClientLinks, LinkLimits, take_jute
 from .engine import Engine, EngineOptions
 from .view import LISTEN_BACKLOG, ServerView
 
-HOLD_S: Final = 0.001
-"""How long replies may wait for those of the writes behind them, to leave in one send."""
+HOLD_S: Final = 0.005
+"""How long replies may wait for those of the writes behind them, to leave in one send: only when a
+disk that has just been quick hesitates do they wait so long."""
 
 
 class Node:
