@@ -63,16 +63,17 @@ class ZnodeView(Protocol):
         """The Stat of the node."""
 
 
-_PREFIX: Final = struct.Struct(">IIHIHQ")
+_PREFIX: Final = struct.Struct(">10sIHQ")
+"""Beginning, correlation id, error code 0 and the tag of a u64, zxid: all before a body."""
 _pack_prefix = _PREFIX.pack
+_BEGINNING: Final = struct.Struct(">IIH")
+"""Lengths of frame and header, the header's array and the tag of a u32."""
 _ENVELOPE_BYTES: Final = 16
 """Array header, correlation id (5), error code 0, zxid (9)."""
 _OK_AND_U64: Final = 0x00CF
-"""Error code 0 and the tag of a u64."""
 _ARRAY_3: Final = 0x93CE
 _ARRAY_4: Final = 0x94CE
 _ARRAY_5: Final = 0x95CE
-"""An array header and the tag of a u32."""
 
 
 class NativeCodec:
@@ -103,9 +104,10 @@ class NativeCodec:
         cached = node.encoded_data
         if cached is None:
             cached = node.encoded_data = _encode_data(node)
-        total, header, pieces = cached
-        out.append(_pack_prefix(total, header, _ARRAY_5, correlation_id, _OK_AND_U64, zxid))
-        out += pieces
+        beginning, body, data = cached
+        out.append(_pack_prefix(beginning, correlation_id, _OK_AND_U64, zxid) + body)
+        if data is not None:
+            out.append(data)
 
     def append_stat(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView
@@ -114,22 +116,12 @@ class NativeCodec:
         stat = node.encoded_stat
         if stat is None:
             stat = node.encoded_stat = pack(node.stat())
-        header = _ENVELOPE_BYTES + len(stat)
-        out.append(
-            _pack_prefix(LENGTH_BYTES + header, header, _ARRAY_4, correlation_id, _OK_AND_U64, zxid)
-            + stat
-        )
+        beginning = _STAT_BEGINNINGS[len(stat)]
+        out.append(_pack_prefix(beginning, correlation_id, _OK_AND_U64, zxid) + stat)
 
     def empty(self, correlation_id: int, zxid: int) -> bytes:
         """A reply without fields."""
-        return _pack_prefix(
-            LENGTH_BYTES + _ENVELOPE_BYTES,
-            _ENVELOPE_BYTES,
-            _ARRAY_3,
-            correlation_id,
-            _OK_AND_U64,
-            zxid,
-        )
+        return _pack_prefix(_EMPTY_BEGINNING, correlation_id, _OK_AND_U64, zxid)
 
     def reply(self, api_key: int, correlation_id: int, zxid: int, message: Any) -> bytes:
         """Any reply without error."""
@@ -156,18 +148,29 @@ class NativeCodec:
         return b"".join(encode_event(WATCH_EVENT_KEY, zxid, WATCH_EVENT, message))
 
 
-def _encode_data(node: ZnodeView) -> tuple[int, int, tuple[bytes, ...]]:
-    """(frame length, header length, pieces behind the envelope) of the reply to GetData."""
+def _beginning(array: int, fields_bytes: int, data_bytes: int = 0) -> bytes:
+    """The first bytes of a reply, by what follows the envelope: fields, then data."""
+    header_bytes = _ENVELOPE_BYTES + fields_bytes
+    return _BEGINNING.pack(LENGTH_BYTES + header_bytes + data_bytes, header_bytes, array)
+
+
+_MAX_STAT_BYTES: Final = 1 + len(Stat._fields) * 9
+_STAT_BEGINNINGS: Final = tuple(_beginning(_ARRAY_4, size) for size in range(_MAX_STAT_BYTES + 1))
+"""Of a reply that has a Stat only, by its size."""
+_EMPTY_BEGINNING: Final = _beginning(_ARRAY_3, 0)
+
+
+def _encode_data(node: ZnodeView) -> tuple[bytes, bytes, bytes | None]:
+    """The reply to GetData: beginning, what follows the envelope, data where it is a piece."""
     stat = node.encoded_stat
     if stat is None:
         stat = node.encoded_stat = pack(node.stat())
     data = node.data
     if data is None:
-        header = _ENVELOPE_BYTES + len(stat) + 1
-        return LENGTH_BYTES + header, header, (stat + b"\xc0",)
+        body = stat + b"\xc0"
+        return _beginning(_ARRAY_5, len(body)), body, None
     fields = stat + pack(len(data))
-    header = _ENVELOPE_BYTES + len(fields)
-    total = LENGTH_BYTES + header + len(data)
+    beginning = _beginning(_ARRAY_5, len(fields), len(data))
     if len(data) <= MAX_JOINED_DATA_BYTES:
-        return total, header, (fields + data,)
-    return total, header, (fields, data)
+        return beginning, fields + data, None
+    return beginning, fields, data
