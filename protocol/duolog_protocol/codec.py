@@ -21,7 +21,8 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import msgpack
 
 from .errors import DecodeError, LocalProtocolError
-from .frames import LENGTH_BYTES, MAX_HEADER_BYTES, PREFIX, Frame
+from .frames import MAX_HEADER_BYTES, PREFIX, Frame
+from .stream_decoder import LENGTH_BYTES
 
 MAX_ARRAY_COUNT: Final = 1024
 MAX_ARRAY_COUNT_UNKNOWN_PEER: Final = 64

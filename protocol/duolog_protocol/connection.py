@@ -6,8 +6,9 @@
     requests, pipelined    ------->
     <-------                             responses; events in between
 
-A server's end may also take clients of another protocol whose frames begin with their length: it is
-given the decoder for them and is OPEN from their first bytes on.
+A server's end is given the decoder of its clients, which need not stop at frames. It may also take
+clients of another protocol whose frames begin with their length: with a decoder for them it is OPEN
+from their first bytes on.
 
 Owns correlation ids, the negotiated api versions and the states of the connection; never touches
 a socket. Requests may be sent before the answer to ApiVersions has come, at the version the
@@ -33,8 +34,9 @@ from .apis import (
 )
 from .codec import Piece, cursor_of
 from .errors import LocalProtocolError, RemoteProtocolError
-from .frames import READ_BYTES, Frame, FrameDecoder
+from .frames import Frame, FrameDecoder
 from .preamble import PREAMBLE, PREAMBLE_BYTES, Caller, classify, preamble_problem
+from .stream_decoder import READ_BYTES
 
 MAX_FRAME_BYTES_UNKNOWN_PEER: Final = 16 * 1024
 """Longest frame before the peer has said who it is."""
@@ -69,8 +71,13 @@ class Decoder(Protocol):
         """Bytes received of something incomplete."""
 
 
+def take_frames(view: memoryview) -> FrameDecoder:
+    """The decoder of a native client whose frames are decoded elsewhere."""
+    return FrameDecoder(MAX_FRAME_BYTES_UNKNOWN_PEER, view)
+
+
 class ServerConnection:
-    """A server's end: tells the kinds of clients apart and cuts frames."""
+    """A server's end: tells the kinds of clients apart and has their bytes decoded."""
 
     __slots__ = (
         "_preamble_view",
@@ -85,16 +92,17 @@ class ServerConnection:
         self,
         scratch: memoryview | None = None,
         take_length_prefixed: Callable[[memoryview], Decoder] | None = None,
+        take_native: Callable[[memoryview], Decoder] = take_frames,
     ) -> None:
-        """`take_length_prefixed` makes the decoder of a client that opens with a length, from the
-        view it may read into; without it such a client is FOREIGN."""
+        """Each `take` makes a decoder from the view it may read into: that of a client that opens
+        with a length, which is FOREIGN without it, and that of a native client."""
         view = scratch if scratch is not None else memoryview(bytearray(READ_BYTES))
         self.state = ServerState.EXPECT_PREAMBLE
         self.caller = Caller.UNKNOWN_YET
         self.first_bytes = b""
         """All bytes received until the caller is told; for a foreign one its first words."""
-        self.decoder: Decoder = FrameDecoder(MAX_FRAME_BYTES_UNKNOWN_PEER, view)
-        """Replaced once the caller is known to be of another kind."""
+        self.decoder: Decoder = take_native(view)
+        """A native client's; replaced once the caller is known to be of another kind."""
         self._take_length_prefixed = take_length_prefixed
         self._preamble_view = view
 
@@ -105,7 +113,7 @@ class ServerConnection:
         return self._preamble_view
 
     def buffer_updated(self, count: int) -> list[Any]:
-        """`count` bytes came: return the complete frames, or what another decoder makes of them.
+        """`count` bytes came: return what the decoder makes of them, complete frames or requests.
 
         Raises RemoteProtocolError.
         """

@@ -7,10 +7,8 @@
 
 Owns the cutting of a byte stream into frames and nothing else. A frame is handed out as
 `(buffer, header_start, header_end, end)`: positions in an immutable `bytes` for small frames, in
-a `bytearray` of its own for large ones, so that neither is copied again.
-
-Memory is bounded: a frame above `max_frame_bytes` is refused from its length field, and the
-buffer of a large frame grows with the bytes that really arrive.
+a `bytearray` of its own for large ones, so that neither is copied again. A frame above
+`max_frame_bytes` is refused from its length field.
 """
 
 from __future__ import annotations
@@ -19,90 +17,26 @@ import struct
 from typing import Final
 
 from .errors import FrameTooLargeError, RemoteProtocolError
+from .stream_decoder import LENGTH_BYTES, StreamDecoder
 
 Frame = tuple[bytes | bytearray, int, int, int]
 """(buffer, header_start, header_end, end), positions in bytes."""
 
 PREFIX: Final = struct.Struct(">II")
 PREFIX_BYTES: Final = PREFIX.size
-LENGTH_BYTES: Final = 4
 MAX_HEADER_BYTES: Final = 64 * 1024
 
-READ_BYTES: Final = 256 * 1024
-"""Size of the scratch buffer that `FrameDecoder` reads into; may be shared within a thread."""
-
-_LARGE_FRAME_BYTES: Final = 64 * 1024
-_LARGE_FIRST_BYTES: Final = 1024 * 1024
-_GROWTH_BYTES: Final = 1024 * 1024
-_ZEROS: Final = memoryview(bytes(_GROWTH_BYTES))
 _unpack_prefix = PREFIX.unpack_from
 
 
-class FrameDecoder:
+class FrameDecoder(StreamDecoder[Frame]):
     """Cuts one direction of a connection into frames, however the bytes arrive.
 
-    Made for `asyncio.BufferedProtocol`: `get_buffer` names the place for the next bytes,
-    `buffer_updated` tells how many came and returns the frames they completed. After an error
-    the decoder must not be used again: the stream can no longer be trusted.
+    `buffer_updated` and `feed` raise FrameTooLargeError, RemoteProtocolError. After an error the
+    decoder must not be used again: the stream can no longer be trusted.
     """
 
-    __slots__ = ("_filled", "_large", "_large_end", "_rest", "_view", "max_frame_bytes")
-
-    def __init__(self, max_frame_bytes: int, scratch: memoryview | None = None) -> None:
-        self.max_frame_bytes = max_frame_bytes
-        """Upper bound of the length field; may be raised once the peer is known."""
-        self._view = scratch if scratch is not None else memoryview(bytearray(READ_BYTES))
-        """Where bytes arrive. All connections of a loop may share it: what came is copied out
-        before the call that brought it returns."""
-        self._rest = b""
-        """Bytes of an incomplete small frame."""
-        self._large: bytearray | None = None
-        """The frame that is being received into a buffer of its own."""
-        self._large_end = 0
-        self._filled = 0
-
-    def get_buffer(self) -> memoryview | bytearray:
-        """Where the next bytes go; never empty."""
-        large = self._large
-        if large is None:
-            return self._view
-        if self._filled == len(large):
-            grow_buffer(large, self._large_end)
-        return memoryview(large)[self._filled :]
-
-    def buffer_updated(self, count: int) -> list[Frame]:
-        """`count` bytes were written to the buffer: return the frames that are now complete.
-
-        Raises FrameTooLargeError, RemoteProtocolError.
-        """
-        if self._large is not None:
-            self._filled += count
-            if self._filled < self._large_end:
-                return []
-            frame = self._large
-            self._large = None
-            return [self._frame(frame, 0, self._large_end)]
-        rest = self._rest
-        chunk = rest + self._view[:count] if rest else bytes(self._view[:count])
-        return self._cut(chunk)
-
-    def feed(self, data: bytes) -> list[Frame]:
-        """As `get_buffer` and `buffer_updated`, for bytes that are already here."""
-        frames: list[Frame] = []
-        position = 0
-        while position < len(data):
-            buffer = self.get_buffer()
-            count = min(len(buffer), len(data) - position)
-            buffer[:count] = data[position : position + count]
-            del buffer  # a bytearray with an exported view cannot grow
-            frames += self.buffer_updated(count)
-            position += count
-        return frames
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes received of a frame that is not complete."""
-        return self._filled if self._large is not None else len(self._rest)
+    __slots__ = ()
 
     def _cut(self, chunk: bytes) -> list[Frame]:
         frames: list[Frame] = []
@@ -111,56 +45,50 @@ class FrameDecoder:
         limit = self.max_frame_bytes
         while size - position >= PREFIX_BYTES:
             length, header_bytes = _unpack_prefix(chunk, position)
-            if length > limit:
-                raise FrameTooLargeError(length, limit)
-            end = position + LENGTH_BYTES + length
-            if end > size:
-                if length > _LARGE_FRAME_BYTES:
-                    self._start_large(chunk, position, end - position)
-                    return frames
-                break
             header_start = position + PREFIX_BYTES
             header_end = header_start + header_bytes
-            if header_end > end or header_bytes > MAX_HEADER_BYTES or header_bytes == 0:
-                raise _bad_header(length, header_bytes)
+            end = position + LENGTH_BYTES + length
+            if end > size or length > limit or header_end > end:
+                break
+            if header_bytes > MAX_HEADER_BYTES or header_bytes == 0:
+                break
             frames.append((chunk, header_start, header_end, end))
             position = end
-        if size - position >= LENGTH_BYTES and size - position < PREFIX_BYTES:
-            length = int.from_bytes(chunk[position : position + LENGTH_BYTES], "big")
-            if length > limit:
-                raise FrameTooLargeError(length, limit)
-        self._rest = chunk[position:]
+        if position < size:
+            frame = frame_at(chunk, position, limit)  # raises where there is more than a part
+            assert frame is None, (position, size)
+        self._keep(chunk, position)
         return frames
 
-    def _start_large(self, chunk: bytes, position: int, total_bytes: int) -> None:
-        have = len(chunk) - position
-        large = bytearray(min(total_bytes, max(2 * have, _LARGE_FIRST_BYTES)))
-        large[:have] = memoryview(chunk)[position:]
-        self._large = large
-        self._large_end = total_bytes
-        self._filled = have
-        self._rest = b""
-
-    def _frame(self, buffer: bytearray, start: int, end: int) -> Frame:
-        length, header_bytes = _unpack_prefix(buffer, start)
-        header_start = start + PREFIX_BYTES
-        header_end = header_start + header_bytes
-        if header_end > end or header_bytes > MAX_HEADER_BYTES or header_bytes == 0:
-            raise _bad_header(length, header_bytes)
-        return buffer, header_start, header_end, end
+    def _cut_large(self, frame: bytearray) -> list[Frame]:
+        found = frame_at(frame, 0, self.max_frame_bytes)
+        assert found is not None, len(frame)
+        return [found]
 
 
-def grow_buffer(buffer: bytearray, end: int) -> None:
-    """Double the buffer of a frame that ends at `end`, never beyond it.
+def frame_at(buffer: bytes | bytearray, position: int, max_frame_bytes: int) -> Frame | None:
+    """The frame that begins at `position`; None where it is not complete, but may become so.
 
-    A peer that only claims a length gets no memory. In small steps, since the zeros are memory,
-    too.
+    Raises FrameTooLargeError, RemoteProtocolError.
     """
-    left = min(len(buffer), end - len(buffer))
-    while left:
-        step = min(left, _GROWTH_BYTES)
-        buffer.extend(_ZEROS[:step])
-        left -= step
+    left = len(buffer) - position
+    if left < PREFIX_BYTES:
+        if left >= LENGTH_BYTES:
+            length = int.from_bytes(buffer[position : position + LENGTH_BYTES], "big")
+            if length > max_frame_bytes:
+                raise FrameTooLargeError(length, max_frame_bytes)
+        return None
+    length, header_bytes = _unpack_prefix(buffer, position)
+    if length > max_frame_bytes:
+        raise FrameTooLargeError(length, max_frame_bytes)
+    end = position + LENGTH_BYTES + length
+    if end > len(buffer):
+        return None
+    header_start = position + PREFIX_BYTES
+    header_end = header_start + header_bytes
+    if header_end > end or header_bytes > MAX_HEADER_BYTES or header_bytes == 0:
+        raise _bad_header(length, header_bytes)
+    return buffer, header_start, header_end, end
 
 
 def _bad_header(length: int, header_bytes: int) -> RemoteProtocolError:

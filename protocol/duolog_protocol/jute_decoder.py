@@ -29,9 +29,9 @@ from typing import Any, Final
 from . import zk_messages as zk
 from .error_codes import ZkErrorCode
 from .errors import DecodeError
-from .frames import READ_BYTES, grow_buffer
 from .jute import INT_BYTES, JuteReader, pack_int
 from .jute_requests import BODIES, PING_XID, OpCode
+from .stream_decoder import StreamDecoder
 from .types import OPEN_ACL_UNSAFE
 from .zk_codec import REFUSED, Refusal
 
@@ -43,7 +43,6 @@ MAX_FRAME_BYTES_WITHOUT_SESSION: Final = 256 * 1024
 DEFAULT_MAX_FRAME_BYTES: Final = 1_048_575
 """ZooKeeper's `jute.maxbuffer`."""
 
-_LARGE_FRAME_BYTES: Final = 64 * 1024
 _HEADER_BYTES: Final = 2 * INT_BYTES
 _PREFIX: Final = struct.Struct(">iiii")
 """Length, xid, operation code, and the length of the path that most bodies begin with."""
@@ -66,90 +65,32 @@ _OPEN_ACL: Final = b"\x00\x00\x00\x01\x00\x00\x00\x1f\x00\x00\x00\x05world\x00\x
 _CLOSES_WHEN_UNDECODABLE: Final = frozenset({OpCode.AUTH, OpCode.SASL})
 
 
-class JuteDecoder:
+class JuteDecoder(StreamDecoder[JuteRequest]):
     """Cuts what one client sends into requests, however the bytes arrive.
 
-    Used as `FrameDecoder`: `get_buffer` names the place for the next bytes, `buffer_updated`
-    tells how many came and returns the requests they completed. Requests that were cut by hand
-    are plain tuples, equal to their message: making a NamedTuple would cost a third of it.
+    Requests that were cut by hand are plain tuples, equal to their message: making a NamedTuple
+    would cost a third of it.
     """
 
-    __slots__ = (
-        "_broken",
-        "_connected",
-        "_filled",
-        "_large",
-        "_large_end",
-        "_rest",
-        "_view",
-        "max_frame_bytes",
-        "sasl_xid",
-        "with_read_only",
-    )
+    __slots__ = ("_broken", "_connected", "sasl_xid", "with_read_only")
+
+    _large_first_bytes = 64 * 1024
 
     def __init__(self, max_frame_bytes: int, scratch: memoryview | None = None) -> None:
-        self.max_frame_bytes = max_frame_bytes
-        """Upper bound of the length field; raised once the client has a session."""
+        super().__init__(max_frame_bytes, scratch)
         self.with_read_only = False
         """The connect had the byte `readOnly`, so its answer has it, too (ZOOKEEPER-4814)."""
         self.sasl_xid: int | None = None
         """The last SASL token's: an error for it has a body, unlike any other."""
-        self._view = scratch if scratch is not None else memoryview(bytearray(READ_BYTES))
-        self._rest = b""
-        """Bytes of an incomplete small frame."""
-        self._large: bytearray | None = None
-        """The frame that is being received into a buffer of its own."""
-        self._large_end = 0
-        self._filled = 0
         self._connected = False
         """The connect was decoded."""
         self._broken = False
         """A frame could not be trusted: what follows is thrown away."""
 
-    def get_buffer(self) -> memoryview | bytearray:
-        """Where the next bytes go; never empty."""
-        large = self._large
-        if large is None:
-            return self._view
-        if self._filled == len(large):
-            grow_buffer(large, self._large_end)
-        return memoryview(large)[self._filled :]
-
-    def buffer_updated(self, count: int) -> list[JuteRequest]:
-        """`count` bytes were written to the buffer: return the requests that are now complete."""
-        if self._broken:
-            return []
-        large = self._large
-        if large is not None:
-            self._filled += count
-            if self._filled < self._large_end:
-                return []
-            self._large = None
-            return self._cut(bytes(large))
-        rest = self._rest
-        chunk = rest + self._view[:count] if rest else bytes(self._view[:count])
-        return self._cut(chunk)
-
-    def feed(self, data: bytes) -> list[JuteRequest]:
-        """As `get_buffer` and `buffer_updated`, for bytes that are already here."""
-        requests: list[JuteRequest] = []
-        position = 0
-        while position < len(data):
-            buffer = self.get_buffer()
-            count = min(len(buffer), len(data) - position)
-            buffer[:count] = data[position : position + count]
-            del buffer  # a bytearray with an exported view cannot grow
-            requests += self.buffer_updated(count)
-            position += count
-        return requests
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes received of a frame that is not complete."""
-        return self._filled if self._large is not None else len(self._rest)
-
     def _cut(self, chunk: bytes) -> list[JuteRequest]:
         requests: list[JuteRequest] = []
+        if self._broken:
+            return requests
         position = 0
         if not self._connected:
             position = self._cut_connect(chunk, requests)
@@ -241,7 +182,7 @@ class JuteDecoder:
         is kept, or when it is refused."""
         left = len(chunk) - position
         if left < INT_BYTES:
-            self._rest = chunk[position:]
+            self._keep(chunk, position)
             return 0
         length: int = _unpack_int(chunk, position)[0]
         if not 0 <= length <= self.max_frame_bytes:
@@ -251,13 +192,7 @@ class JuteDecoder:
         total = INT_BYTES + length
         if total <= left:
             return position + total
-        if length > _LARGE_FRAME_BYTES:
-            large = bytearray(min(total, max(2 * left, _LARGE_FRAME_BYTES)))
-            large[:left] = memoryview(chunk)[position:]
-            self._large, self._large_end, self._filled = large, total, left
-            self._rest = b""
-        else:
-            self._rest = chunk[position:]
+        self._keep(chunk, position)
         return 0
 
     def _break(self, requests: list[JuteRequest], problem: str) -> None:

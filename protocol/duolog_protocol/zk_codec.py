@@ -1,36 +1,31 @@
-"""The native codec of zkserver: frames to requests, and what the core says to frames.
+"""What the core of zkserver says, as a native client understands it.
 
-Owns the bytes of both directions of one native client and nothing else. The common requests
-(GetData, Exists, GetChildren, SetData) are cut by hand, everything else goes through its schema;
-both give equal values (a test compares them). Replies that show a node are made of a packed prefix
-and the node's encoded body, which is kept on the node until `apply` drops it.
+Owns the bytes of the replies and events of one client. Replies that show a node are a packed
+prefix and the node's encoded body, which is kept on the node until `apply` drops it.
 
-Decoding never raises. A request that cannot be served becomes a `Refusal` in its place, so that
-the answers before it still leave in order.
+A request that cannot be served is a `Refusal` in its place, so that the answers before it still
+leave in order; the decoders of both kinds of clients make it.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from .apis import AnyApi, encode_event, read_message, read_request
+from .apis import AnyApi, encode_event
 from .codec import pack
-from .connection import request_problem
-from .error_codes import ZkErrorCode
-from .errors import DecodeError
-from .frames import Frame
-from .types import KeeperState
+from .frames import PREFIX
+from .stream_decoder import LENGTH_BYTES
+from .types import KeeperState, Stat
 from .zk_messages import (
     WATCH_EVENT,
     WATCH_EVENT_KEY,
     ZK_APIS,
-    ExistsRequest,
-    GetChildrenRequest,
-    GetDataRequest,
-    SetDataRequest,
     WatchEvent,
 )
+
+if TYPE_CHECKING:
+    from .zk_decoder import NativeDecoder, NativeRequest
 
 REFUSED: Final = -1
 """Api key of a request whose message is a `Refusal`."""
@@ -68,105 +63,39 @@ class ZnodeView(Protocol):
         """The fields of the node's `Stat`, in their order."""
 
 
-_PREFIX: Final = struct.Struct(">IIHIHQ")
+_PREFIX: Final = struct.Struct(">10sIHQ")
+"""Beginning, correlation id, error code 0 and the tag of a u64, zxid: all before a body."""
 _pack_prefix = _PREFIX.pack
+_BEGINNING: Final = struct.Struct(">IIH")
+"""Lengths of frame and header, the header's array and the tag of a u32."""
 _ENVELOPE_BYTES: Final = 16
 """Array header, correlation id (5), error code 0, zxid (9)."""
-_LENGTH_BYTES: Final = 4
 _OK_AND_U64: Final = 0x00CF
-"""Error code 0 and the tag of a u64."""
 _ARRAY_3: Final = 0x93CE
 _ARRAY_4: Final = 0x94CE
 _ARRAY_5: Final = 0x95CE
-"""An array header and the tag of a u32."""
-
-_REQUEST_HEAD: Final = struct.Struct(">6sI")
-_SHORTEST_BYTES: Final = 12
-"""Head, tag of the path, and at least one byte behind it."""
-_unpack_head = _REQUEST_HEAD.unpack_from
-_U16: Final = struct.Struct(">H")
-_U32: Final = struct.Struct(">I")
-_I32: Final = struct.Struct(">i")
-
-_SET_DATA_HEAD: Final = b"\x96\xcd\x03\xed\x00\xce"
-_PATH_AND_WATCH: Final[dict[bytes, tuple[int, Any]]] = {
-    b"\x95\xcd\x03\xec\x00\xce": (1004, GetDataRequest),
-    b"\x95\xcd\x03\xeb\x00\xce": (1003, ExistsRequest),
-    b"\x95\xcd\x03\xf0\x00\xce": (1008, GetChildrenRequest),
-}
-_WATCH: Final = {0xC2: False, 0xC3: True}
-_make: Any = tuple.__new__
 
 
 class NativeCodec:
-    """One client's codec; its only state is whether the client has a session."""
+    """One client's codec; the decoder in front of it has made the requests."""
 
-    __slots__ = ("known_peer",)
+    __slots__ = ("_decoder",)
 
-    def __init__(self) -> None:
-        self.known_peer = False
+    def __init__(self, decoder: NativeDecoder) -> None:
+        self._decoder = decoder
 
-    def decode(self, frames: list[Frame]) -> list[tuple[int, int, Any]]:
-        """The requests of some frames: (api_key, correlation_id, message)."""
-        requests: list[tuple[int, int, Any]] = []
-        append = requests.append
-        by_head = _PATH_AND_WATCH.get
-        for frame in frames:
-            buffer, start, end, frame_end = frame
-            if end - start >= _SHORTEST_BYTES and type(buffer) is bytes:
-                head, correlation_id = _unpack_head(buffer, start)
-                found = by_head(head)
-                if found is not None:
-                    # <path> <watch>: the last byte is the watch, the path fills the rest.
-                    tag = buffer[start + 10]
-                    if 0xA0 <= tag <= 0xBF:
-                        first = start + 11
-                        size = tag & 31
-                    elif tag == 0xD9:
-                        first = start + 12
-                        size = buffer[start + 11]
-                    else:
-                        append(self._decode_any(frame))
-                        continue
-                    last = end - 1
-                    watch = _WATCH.get(buffer[last])
-                    if (
-                        first + size == last
-                        and watch is not None
-                        and end == frame_end
-                        and correlation_id
-                    ):
-                        try:
-                            path = buffer[first:last].decode()
-                        except UnicodeDecodeError:
-                            append(self._decode_any(frame))
-                            continue
-                        append((found[0], correlation_id, _make(found[1], (path, watch))))
-                        continue
-                elif head == _SET_DATA_HEAD and correlation_id:
-                    request = _decode_set(buffer, start + 10, end, frame_end)
-                    if request is not None:
-                        append((1005, correlation_id, request))
-                        continue
-            append(self._decode_any(frame))
-        return requests
+    @property
+    def known_peer(self) -> bool:
+        """The client has a session: larger requests may be decoded."""
+        return self._decoder.known_peer
 
-    def _decode_any(self, frame: Frame) -> tuple[int, int, Any]:
-        try:
-            header = read_request(frame, known_peer=self.known_peer)
-        except DecodeError as error:
-            return REFUSED, 0, Refusal(0, str(error), True)
-        api = ZK_APIS.get(header.api_key)
-        if api is None or not api.min_version <= header.api_version <= api.max_version:
-            code = ZkErrorCode.UNIMPLEMENTED if api is None else ZkErrorCode.UNSUPPORTED_VERSION
-            problem = request_problem(header, ZK_APIS) or ""
-            return REFUSED, header.correlation_id, Refusal(code, problem, False)
-        try:
-            message = read_message(api, header, frame)
-        except DecodeError as error:
-            refusal = Refusal(ZkErrorCode.MARSHALLING_ERROR, str(error), True)
-            return REFUSED, header.correlation_id, refusal
-        return header.api_key, header.correlation_id, message
+    @known_peer.setter
+    def known_peer(self, known: bool) -> None:
+        self._decoder.known_peer = known
+
+    def decode(self, frames: list[NativeRequest]) -> list[NativeRequest]:
+        """The requests; the decoder has made them already, cutting and decoding in one pass."""
+        return frames
 
     def append_data(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView
@@ -175,9 +104,10 @@ class NativeCodec:
         cached = node.encoded_data
         if cached is None:
             cached = node.encoded_data = _encode_data(node)
-        total, header, pieces = cached
-        out.append(_pack_prefix(total, header, _ARRAY_5, correlation_id, _OK_AND_U64, zxid))
-        out += pieces
+        beginning, body, data = cached
+        out.append(_pack_prefix(beginning, correlation_id, _OK_AND_U64, zxid) + body)
+        if data is not None:
+            out.append(data)
 
     def append_stat(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView
@@ -186,24 +116,12 @@ class NativeCodec:
         stat = node.encoded_stat
         if stat is None:
             stat = node.encoded_stat = pack(node.stat_fields())
-        header = _ENVELOPE_BYTES + len(stat)
-        out.append(
-            _pack_prefix(
-                _LENGTH_BYTES + header, header, _ARRAY_4, correlation_id, _OK_AND_U64, zxid
-            )
-            + stat
-        )
+        beginning = _STAT_BEGINNINGS[len(stat)]
+        out.append(_pack_prefix(beginning, correlation_id, _OK_AND_U64, zxid) + stat)
 
     def empty(self, correlation_id: int, zxid: int) -> bytes:
         """A reply without fields."""
-        return _pack_prefix(
-            _LENGTH_BYTES + _ENVELOPE_BYTES,
-            _ENVELOPE_BYTES,
-            _ARRAY_3,
-            correlation_id,
-            _OK_AND_U64,
-            zxid,
-        )
+        return _pack_prefix(_EMPTY_BEGINNING, correlation_id, _OK_AND_U64, zxid)
 
     def reply(self, api_key: int, correlation_id: int, zxid: int, message: Any) -> bytes:
         """Any reply without error."""
@@ -216,13 +134,13 @@ class NativeCodec:
         header = b"".join(
             (
                 b"\x94\xce",
-                _U32.pack(correlation_id),
+                correlation_id.to_bytes(4, "big"),
                 pack(code),
                 pack(zxid),
                 pack(message[:MAX_ERROR_CHARS]),
             )
         )
-        return _LENGTHS.pack(_LENGTH_BYTES + len(header), len(header)) + header
+        return PREFIX.pack(LENGTH_BYTES + len(header), len(header)) + header
 
     def event(self, zxid: int, event_type: int, path: str) -> bytes:
         """A watch event."""
@@ -230,83 +148,29 @@ class NativeCodec:
         return b"".join(encode_event(WATCH_EVENT_KEY, zxid, WATCH_EVENT, message))
 
 
-_LENGTHS: Final = struct.Struct(">II")
+def _beginning(array: int, fields_bytes: int, data_bytes: int = 0) -> bytes:
+    """The first bytes of a reply, by what follows the envelope: fields, then data."""
+    header_bytes = _ENVELOPE_BYTES + fields_bytes
+    return _BEGINNING.pack(LENGTH_BYTES + header_bytes + data_bytes, header_bytes, array)
 
 
-def _encode_data(node: ZnodeView) -> tuple[int, int, tuple[bytes, ...]]:
-    """(frame length, header length, pieces behind the envelope) of the reply to GetData."""
+_MAX_STAT_BYTES: Final = 1 + len(Stat._fields) * 9
+_STAT_BEGINNINGS: Final = tuple(_beginning(_ARRAY_4, size) for size in range(_MAX_STAT_BYTES + 1))
+"""Of a reply that has a Stat only, by its size."""
+_EMPTY_BEGINNING: Final = _beginning(_ARRAY_3, 0)
+
+
+def _encode_data(node: ZnodeView) -> tuple[bytes, bytes, bytes | None]:
+    """The reply to GetData: beginning, what follows the envelope, data where it is a piece."""
     stat = node.encoded_stat
     if stat is None:
         stat = node.encoded_stat = pack(node.stat_fields())
     data = node.data
     if data is None:
-        header = _ENVELOPE_BYTES + len(stat) + 1
-        return _LENGTH_BYTES + header, header, (stat + b"\xc0",)
+        body = stat + b"\xc0"
+        return _beginning(_ARRAY_5, len(body)), body, None
     fields = stat + pack(len(data))
-    header = _ENVELOPE_BYTES + len(fields)
-    total = _LENGTH_BYTES + header + len(data)
+    beginning = _beginning(_ARRAY_5, len(fields), len(data))
     if len(data) <= MAX_JOINED_DATA_BYTES:
-        return total, header, (fields + data,)
-    return total, header, (fields, data)
-
-
-def _decode_set(buffer: bytes, at: int, end: int, frame_end: int) -> SetDataRequest | None:
-    """The request of `<path> <data length> <version>` and its attachment.
-
-    None where it is not in the common form: then the schema decides.
-    """
-    tag = buffer[at]
-    if 0xA0 <= tag <= 0xBF:
-        first = at + 1
-        at = first + (tag & 31)
-    elif tag == 0xD9:
-        first = at + 2
-        at = first + buffer[at + 1]
-    else:
-        return None
-    if at + 2 > end:
-        return None
-    last = at
-    tag = buffer[at]
-    if tag <= 0x7F:
-        size = tag
-        at += 1
-    elif tag == 0xCC:
-        size = buffer[at + 1]
-        at += 2
-    elif tag == 0xCD:
-        if at + 3 > end:
-            return None
-        (size,) = _U16.unpack_from(buffer, at + 1)
-        at += 3
-    else:
-        return None
-    if at >= end:
-        return None
-    tag = buffer[at]
-    at += 1
-    if tag == 0xFF:
-        version = -1
-    elif tag <= 0x7F:
-        version = tag
-    elif tag in _VERSION_TAGS:
-        layout = _VERSION_TAGS[tag]
-        if at + layout.size > end:
-            return None
-        (version,) = layout.unpack_from(buffer, at)
-        at += layout.size
-    else:
-        return None
-    if at != end or frame_end - end != size:
-        return None
-    try:
-        path = buffer[first:last].decode()
-    except UnicodeDecodeError:
-        return None
-    if not -(1 << 31) <= version < 1 << 31:
-        return None
-    request: SetDataRequest = _make(SetDataRequest, (path, buffer[end:frame_end], version))
-    return request
-
-
-_VERSION_TAGS: Final = {0xCC: struct.Struct(">B"), 0xCD: _U16, 0xCE: _U32, 0xD2: _I32}
+        return beginning, fields + data, None
+    return beginning, fields, data

@@ -24,9 +24,10 @@ from duolog_protocol.connection import (
     Response,
     ServerConnection,
     ServerState,
+    take_frames,
 )
 from duolog_protocol.errors import ConnectionLostError, Error, RemoteProtocolError
-from duolog_protocol.frames import READ_BYTES
+from duolog_protocol.stream_decoder import READ_BYTES
 
 if TYPE_CHECKING:
     import ssl
@@ -272,10 +273,12 @@ class ServerLink(Link):
         max_unsent_bytes: int,
         scratch: memoryview | None = None,
         take_length_prefixed: Callable[[memoryview], Decoder] | None = None,
+        take_native: Callable[[memoryview], Decoder] = take_frames,
     ) -> None:
-        """`on_frames` gets what `ServerConnection.buffer_updated` returned."""
+        """`on_frames` gets what `ServerConnection.buffer_updated` returned, whose decoders `take_*`
+        make."""
         super().__init__(loop, max_unsent_bytes)
-        self.endpoint = ServerConnection(scratch, take_length_prefixed)
+        self.endpoint = ServerConnection(scratch, take_length_prefixed, take_native)
         self.context: Any = None
         """The owner's own data about this connection."""
         self.received_bytes = 0

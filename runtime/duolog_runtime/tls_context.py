@@ -19,7 +19,7 @@ import ssl
 from typing import Final, Literal, NamedTuple
 
 from duolog_protocol.errors import ConfigError
-from duolog_protocol.frames import READ_BYTES
+from duolog_protocol.stream_decoder import READ_BYTES
 
 from .clocks import Clock
 from .logs import Logger

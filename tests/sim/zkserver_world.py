@@ -29,6 +29,7 @@ from duolog_protocol.errors import StorageError
 from duolog_protocol.frames import FrameDecoder
 from duolog_protocol.types import OPEN_ACL_UNSAFE
 from duolog_protocol.zk_codec import NativeCodec
+from duolog_protocol.zk_decoder import NativeDecoder
 from duolog_runtime.clocks import ManualClock
 from duolog_runtime.disk import InlineDisk
 from duolog_runtime.logs import RecordingLogger
@@ -272,7 +273,8 @@ class ServerWorld:
         self.engine.step(Received(client.connection, [request], self.clock.wall_ms()))
 
     def _connect(self, client: Client) -> None:
-        client.connection = Connection(NativeCodec(), f"client-{client.number}", client)
+        codec = NativeCodec(NativeDecoder(1 << 22))
+        client.connection = Connection(codec, f"client-{client.number}", client)
         client.decoder = FrameDecoder(1 << 22)
         session_id, password = client.session or (0, bytes(16))
         self._ask(client, zk.CONNECT, zk.ConnectRequest(0, 20_000, session_id, password, False))

@@ -11,11 +11,16 @@ from duolog_protocol.connection import ServerConnection, ServerState
 from duolog_protocol.frames import FrameDecoder
 from duolog_protocol.jute_decoder import JuteDecoder
 from duolog_protocol.preamble import PREAMBLE, Caller
+from duolog_protocol.zk_decoder import NativeDecoder
 from tests.jute_support import connect_request, encode, i32
 
 
 def take_jute(scratch: memoryview) -> JuteDecoder:
     return JuteDecoder(1000, scratch)
+
+
+def take_native(scratch: memoryview) -> NativeDecoder:
+    return NativeDecoder(2000, scratch)
 
 
 def feed(connection: ServerConnection, data: bytes) -> list[Any]:
@@ -64,6 +69,17 @@ def test_the_limit_of_the_kind_that_came_is_raised() -> None:
     connection.raise_limit(2000)
     longer = encode(1, 5, zk.SetDataRequest("/a", bytes(1500), -1))
     assert feed(connection, longer) == [(1005, 1, ("/a", bytes(1500), -1))]
+
+
+def test_a_native_client_gets_the_decoder_that_was_asked_for() -> None:
+    for cut in range(len(NATIVE) + 1):
+        connection = ServerConnection(None, take_jute, take_native)
+        found = feed(connection, NATIVE[:cut]) + feed(connection, NATIVE[cut:])
+        assert found == [(1004, 1, ("/a", False))]
+        assert type(connection.decoder) is NativeDecoder
+    other = ServerConnection(None, take_jute, take_native)
+    assert len(feed(other, JUTE)) == 2
+    assert type(other.decoder) is JuteDecoder
 
 
 @pytest.mark.parametrize("first", [b"ruok", b"\x16\x03\x01\x00", i32(-1), b"GET "])

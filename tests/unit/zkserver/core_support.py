@@ -16,6 +16,7 @@ from duolog_protocol.codec import cursor_of
 from duolog_protocol.frames import FrameDecoder
 from duolog_protocol.types import OPEN_ACL_UNSAFE, EventType
 from duolog_protocol.zk_codec import NativeCodec
+from duolog_protocol.zk_decoder import NativeDecoder
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
@@ -61,7 +62,8 @@ class Client:
 
     def __init__(self, server: Server, identities: tuple[tuple[str, str], ...] = ()) -> None:
         self.server = server
-        self.connection = Connection(NativeCodec(), "test", self, identities)
+        codec = NativeCodec(NativeDecoder(1 << 24))
+        self.connection = Connection(codec, "test", self, identities)
         self.decoder = FrameDecoder(1 << 24)
         self.asked: dict[int, AnyApi] = {}
         self.heard: list[Reply | Seen] = []

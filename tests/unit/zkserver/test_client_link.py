@@ -22,7 +22,7 @@ from duolog_runtime.tls_context import ServerTls, TlsFiles
 from tests.tls_files import client_context, copy_tls_files
 from zkserver.core.connection import Connection
 from zkserver.core.events import ConnectionLost, Event, Received
-from zkserver.server.client_link import ClientLinks, LinkLimits, Reply
+from zkserver.server.client_link import ClientLinks, LinkLimits, Reply, take_native
 
 UNBOUNDED = LinkLimits(
     max_connections=0,
@@ -121,6 +121,7 @@ class World:
             on_foreign=self.links.on_foreign,
             on_closed=self.links.on_closed,
             max_unsent_bytes=0,
+            take_native=take_native,
         )
 
     def connect_secure(

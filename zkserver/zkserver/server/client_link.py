@@ -1,7 +1,7 @@
 """The connections of clients: who may stay, for how long without a session, and what they say.
 
 Owns the limits on connections and the time until a session is there. It decides nothing about
-requests: frames become requests in the codec and go to the engine, all of one read together. A
+requests: the decoder makes them, and they go to the engine, all of one read together. A
 client that opens TLS gets a layer of it under its link, and is told apart again inside.
 Limits: reliability.md §11.2. A connection is *unknown* until the core has attached a session.
 """
@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from duolog_protocol.codec import Piece
+from duolog_protocol.connection import MAX_FRAME_BYTES_UNKNOWN_PEER
 from duolog_protocol.errors import DecodeError, RemoteProtocolError
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import MAX_FRAME_BYTES_WITHOUT_SESSION, JuteDecoder
 from duolog_protocol.preamble import Caller
 from duolog_protocol.zk_codec import NativeCodec
+from duolog_protocol.zk_decoder import NativeDecoder
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import Logger
@@ -168,8 +170,10 @@ class ClientLinks:
             return
         if len(self._unknown) >= limits.max_unknown_connections:
             self._drop(next(iter(self._unknown)), "too many connections without a session")
+        decoder = link.endpoint.decoder
+        assert isinstance(decoder, NativeDecoder), decoder
         connection = Connection(
-            NativeCodec(), link.peer, link, self._auth.at_connect(address, None)
+            NativeCodec(decoder), link.peer, link, self._auth.at_connect(address, None)
         )
         connection.stats = ConnectionStats(self.stats, self._clock.wall_ms())
         link.context = connection
@@ -178,7 +182,7 @@ class ClientLinks:
         self._unknown[connection] = now_ms + limits.handshake_timeout_ms
 
     def on_frames(self, link: ServerLink, frames: list[Any]) -> None:
-        """A read of a client brought these frames."""
+        """A read of a client brought these requests."""
         connection: Connection = link.context
         codec = connection.codec
         if not codec.known_peer:
@@ -313,6 +317,11 @@ class ClientLinks:
         del self._unknown[connection]
         link: ServerLink = connection.link
         link.abort(RemoteProtocolError(reason))
+
+
+def take_native(scratch: memoryview) -> NativeDecoder:
+    """The decoder of a connection that has just been made."""
+    return NativeDecoder(MAX_FRAME_BYTES_UNKNOWN_PEER, scratch)
 
 
 def take_jute(scratch: memoryview) -> JuteDecoder:

@@ -34,7 +34,7 @@ from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
 from .admin import Admin
-from .client_link import ClientLinks, LinkLimits, take_jute
+from .client_link import ClientLinks, LinkLimits, take_jute, take_native
 from .engine import Engine, EngineOptions
 from .view import LISTEN_BACKLOG, ServerView
 
@@ -153,6 +153,7 @@ class Node:
                 max_unsent_bytes=config.max_unsent_bytes,
                 scratch=scratch,
                 take_length_prefixed=take_jute,
+                take_native=take_native,
             )
 
         def new_layer() -> TlsLayer:
