@@ -549,7 +549,7 @@ class ZkCore:
         self._history.take_new()
         assert state.last_applied_zxid <= zxid, (state.last_applied_zxid, zxid)
         if not pending:
-            self._preparer.outstanding.clear()
+            self._preparer.outstanding.settle()
         elif len(self._preparer.outstanding.entries) > MAX_OVERLAY_ENTRIES:
             self._rebuild_overlay()
         if self._flow:
@@ -694,3 +694,5 @@ class ZkCore:
         self.state.check_invariants()
         self._watches.check_invariants()
         self._proposals.check_invariants(self.state.last_applied_zxid)
+        if not self._proposals.pending:
+            self._preparer.outstanding.check_settled()

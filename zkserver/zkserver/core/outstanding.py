@@ -59,6 +59,8 @@ class OutstandingNode:
 
 
 _ABSENT: Final = Node("", None, (), 0, 0, 0)
+MAX_KEPT_ENTRIES: Final = 4_096
+"""Entries that are kept while nothing is outstanding: 1 MB."""
 _CREATE_KINDS: Final = (TxnKind.CREATE, TxnKind.CREATE_CONTAINER, TxnKind.CREATE_TTL)
 
 
@@ -66,7 +68,8 @@ class Outstanding:
     """Overlay of the tree.
 
     An entry stays right after its Txn was applied, since every later change passes through here,
-    too; so entries are dropped all at once, whenever nothing is outstanding.
+    too; so entries are dropped all at once, at moments when nothing is outstanding. Those of nodes
+    that were only set are kept a while: the next set finds them made.
     """
 
     def __init__(self, state: ReplicatedState, base: Outstanding | None = None) -> None:
@@ -80,6 +83,8 @@ class Outstanding:
         self._ephemeral_bytes: dict[int, int] = {}
         self._usage: dict[str, Usage] = {}
         """Path with a quota -> what its subtree will hold."""
+        self._only_sets = True
+        """Nothing but data and versions differs from the tree, or did."""
 
     def find(self, path: str) -> OutstandingNode | None:
         """The entry of an existing node, made if there is none; owned by this overlay."""
@@ -105,7 +110,9 @@ class Outstanding:
             entry = self.find(body[1])
             assert entry is not None, body[1]
             self.note_set(entry, body)
-        elif kind in _CREATE_KINDS:
+            return
+        self._only_sets = False
+        if kind in _CREATE_KINDS:
             owner = session_id if kind == TxnKind.CREATE and body[4] else 0
             self._note_create(owner, body)
         elif kind == TxnKind.DELETE:
@@ -204,9 +211,29 @@ class Outstanding:
         session = self._sessions.get(session_id)
         return session.ephemeral_bytes if session is not None else 0
 
+    def settle(self) -> None:
+        """Everything noted was applied."""
+        if (
+            not self._only_sets
+            or len(self.entries) > MAX_KEPT_ENTRIES
+            or self._state.quotas.limited  # what a quota counts is changed past this overlay
+        ):
+            self.clear()
+
     def clear(self) -> None:
-        """Everything noted was applied, or will not be."""
+        """Nothing that was noted counts any more."""
         self.entries.clear()
         self.ephemerals.clear()
         self._ephemeral_bytes.clear()
         self._usage.clear()
+        self._only_sets = True
+
+    def check_settled(self) -> None:
+        """What is kept is what the tree has; for tests and the simulator, with nothing outstanding."""
+        for path, entry in self.entries.items():
+            fresh = OutstandingNode(self._nodes[path])
+            for name in OutstandingNode.__slots__:
+                kept, there = getattr(entry, name), getattr(fresh, name)
+                assert kept == there, (path, name, kept, there)
+        assert not self.ephemerals, self.ephemerals
+        assert not self._usage, self._usage

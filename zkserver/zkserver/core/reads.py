@@ -93,11 +93,10 @@ class Reads:
         zxid = self._state.last_applied_zxid
         served = 0
         for api_key, correlation_id, message in requests:
-            if api_key == 1004:
+            if api_key == 1004 and not message[1]:
                 # The commonest request, where nothing about it is special.
-                path, watch = message
-                node = find_node(path)
-                if node is not None and node.perms & 1 and not watch:
+                node = find_node(message[0])
+                if node is not None and node.perms & 1:
                     data = node.data
                     if data is None or len(data) <= LONG_REPLY_BYTES:
                         append_data(out, correlation_id, zxid, node)

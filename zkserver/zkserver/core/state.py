@@ -90,7 +90,7 @@ class ReplicatedState:
             _, path, data, version = body
             node = self.tree.set_data(path, data, version, zxid, wall_ms)
             guard = None if node.perms & 1 else node.acl
-            self.changes.append((zxid, 3, path, guard, None))
+            self.changes.append((zxid, 3, node.path, guard, None))
             return node
         return self._APPLY[kind](self, zxid, session_id, wall_ms, body)
 

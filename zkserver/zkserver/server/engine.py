@@ -7,8 +7,9 @@ so that the simulation drives exactly this object.
     step(event) -> core -> Append -> queue -> one job: epoch files, append, sync -> Durable -> core
                         -> Send, Close, PauseReading, ResumeReading -> shell
 
-Group commit: while one job runs, appends queue; the next job takes all of them. What arrived in
-one loop turn goes into one job: it starts at the end of the turn.
+Group commit: while one job runs, appends queue; the next job takes all of them. It starts at the
+end of the first loop turn in which nobody is heard, or after a millisecond: what the sockets hold
+at one moment goes to the disk together. A lone write waits for nobody.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 """Records that one job takes at most, so that nobody waits long for what others wrote."""
+GATHER_MS: Final = 1
+"""How long the disk waits for more while clients are heard, at most."""
 QUICK_MS: Final = 1
 """A sync that takes no longer is worth waiting for with what can be sent together."""
 
@@ -149,7 +152,7 @@ class Engine:
         self._stepping = False
         self._turn_scheduled = False
         self._turn_reads = 0
-        """Reads of clients since the last end of a turn: one says that its client is alone."""
+        """Reads of clients since the last end of a turn."""
         self.halted = ""
         """Why the server stopped, or empty; then nothing happens any more."""
 
@@ -237,13 +240,21 @@ class Engine:
         return None if self.halted else self._snapshotting.begin()
 
     def end_turn(self) -> None:
-        """The loop turn ends: what it brought goes to the disk together."""
+        """The loop turn ends: what has gathered goes to the disk, unless more is coming."""
         self._turn_scheduled = False
-        if self._queue and not self._writing:
-            self._write()
-        else:
+        heard, self._turn_reads = self._turn_reads, 0
+        if not self._queue or self._writing:
             self._shell.arm()  # after a job it is armed anyway
-        self._turn_reads = 0
+        elif self._is_alone(heard):
+            self._write(alone=True)
+        elif heard and self._clock.now_ms() - self._queued_since_ms < GATHER_MS:
+            self._schedule_write()
+        else:
+            self._write()
+
+    def _is_alone(self, heard: int) -> bool:
+        """What is queued is one record, and nobody else was heard in the turn that brought it."""
+        return heard == 1 and self._queued_count == 1
 
     def halt(self, reason: str) -> None:
         """Stop for good: no effect is performed and no event taken any more. Idempotent."""
@@ -315,7 +326,7 @@ class Engine:
             self._turn_scheduled = True
             self._shell.call_soon()
 
-    def _write(self) -> None:
+    def _write(self, *, alone: bool = False) -> None:
         """Start one disk job with what is queued."""
         if self.halted:
             return
@@ -328,7 +339,7 @@ class Engine:
         self._disk.submit(
             partial(self._write_group, records, last_zxid),
             partial(self._written, _Group(first_zxid, last_zxid, count, waiting, since_ms, now_ms)),
-            alone=count == 1 and self._turn_reads == 1,
+            alone=alone,
         )
 
     def _take_group(self) -> tuple[list[bytes], int, int]:
