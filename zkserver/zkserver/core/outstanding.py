@@ -229,7 +229,7 @@ class Outstanding:
         self._only_sets = True
 
     def check_settled(self) -> None:
-        """What is kept is what the tree has; for tests and the simulator, with nothing outstanding."""
+        """What is kept is what the tree has, while nothing is outstanding; for tests."""
         for path, entry in self.entries.items():
             fresh = OutstandingNode(self._nodes[path])
             for name in OutstandingNode.__slots__:
