@@ -112,10 +112,10 @@ class NativeCodec:
     def append_stat(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView
     ) -> None:
-        """Add the reply to Exists or SetData."""
+        """Add the reply to Exists or SetData; what a get has encoded is used, else made anew."""
         stat = node.encoded_stat
         if stat is None:
-            stat = node.encoded_stat = pack(node.stat_fields())
+            stat = pack(node.stat_fields())
         beginning = _STAT_BEGINNINGS[len(stat)]
         out.append(_pack_prefix(beginning, correlation_id, _OK_AND_U64, zxid) + stat)
 
