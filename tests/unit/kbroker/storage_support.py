@@ -127,6 +127,10 @@ class MemoryFile:
         if allowed < len(data):
             raise OSError(self._disk.write_error, "injected", self.path)
 
+    def pwritev_durably(self, buffers: Sequence[Buffer], position: int) -> None:
+        self.pwritev(buffers, position)
+        self.sync()
+
     def _put(self, data: bytes, position: int) -> None:
         node = self._node
         if len(node.data) < position:

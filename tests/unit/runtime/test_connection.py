@@ -280,3 +280,41 @@ async def test_who_waits_for_room_hears_of_it_although_more_was_written_meanwhil
     link.resume_writing()
     assert len(drained) == 1
     await until(lambda: len(drained) == 2)
+
+
+async def test_what_is_held_leaves_with_what_is_written_next_or_when_its_owner_says() -> None:
+    transport = Transport()
+    link = linked(transport)
+    link.hold([b"a"])
+    link.hold([b"b"])
+    await asyncio.sleep(0)
+    assert transport.written == []
+    link.write_now([b"c"])
+    assert transport.written == [b"abc"]
+    link.hold([b"d"])
+    link.flush()
+    link.write([b"e"])
+    link.hold([b"f"])  # something leaves at the end of the turn anyway
+    await until(lambda: transport.written == [b"abc", b"d", b"ef"])
+    link.hold([b"g"])
+    link.close()
+    assert transport.written[-1] == b"g"
+    link.hold([b"late"])
+    link.flush()
+    assert transport.written[-1] == b"g"
+
+
+async def test_a_read_whose_answer_is_held_does_not_push_it_out() -> None:
+    transport = Transport()
+    link = linked(transport)
+    link._on_frames = lambda link, frames: link.hold([b"held"])
+    link.endpoint.state = ServerState.OPEN
+    request = b"".join(zk.GET_DATA.encode_request(1, zk.GetDataRequest("/a", False), 0))
+    for _ in range(2):
+        link.get_buffer(-1)[: len(request)] = request
+        link.buffer_updated(len(request))
+    assert transport.written == []
+    link._on_frames = lambda link, frames: link.write([b"now"])
+    link.get_buffer(-1)[: len(request)] = request
+    link.buffer_updated(len(request))
+    assert transport.written == [b"heldheldnow"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from duolog_protocol.errors import StorageError
+from duolog_runtime import files as files_module
 from duolog_runtime.files import MAX_BUFFERS, DirectoryLockedError, RealFile, RealFiles
 
 
@@ -262,3 +263,66 @@ def test_a_file_system_without_locks_is_not_a_lock_that_somebody_holds(
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(OSError, match="no locks available"):
         files.lock(str(tmp_path / ".lock"))
+
+
+def test_a_durable_write_is_one_call_where_the_system_has_one(
+    file: RealFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a write, then a sync, where it has none, or not for this file."""
+    calls: list[str] = []
+    pwritev, fdatasync = os.pwritev, os.fdatasync
+
+    def write(fd: int, buffers: Sequence[Any], position: int, flags: int = 0) -> int:
+        calls.append("through" if flags else "write")
+        if flags and refuses:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+        return pwritev(fd, buffers, position, flags)
+
+    def sync(fd: int) -> None:
+        calls.append("sync")
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "pwritev", write)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    refuses = False
+    file.pwritev_durably([b"ab", b"cd"], 1)
+    if files_module._WRITE_THROUGH is not None:
+        assert calls == ["through"]
+    refuses = True
+    calls.clear()
+    file.pwritev_durably([b"ef"], 5)
+    assert calls[-2:] == ["write", "sync"]
+    monkeypatch.setattr(files_module, "_WRITE_THROUGH", None)
+    calls.clear()
+    file.pwritev_durably([b"gh"], 7)
+    assert calls == ["write", "sync"]
+    many = [b"."] * (MAX_BUFFERS + 1)
+    file.pwritev_durably(many, 9)
+    assert file.pread(10_000, 0) == b"\0abcdefgh" + b"".join(many)
+
+
+def test_a_durable_write_that_is_cut_short_is_finished_and_synced(
+    file: RealFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwritev = os.pwritev
+    synced: list[int] = []
+
+    def three_bytes(fd: int, buffers: Sequence[Any], position: int, flags: int = 0) -> int:
+        return pwritev(fd, [b"".join(buffers)[:3]], position)
+
+    monkeypatch.setattr(os, "pwritev", three_bytes)
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    file.pwritev_durably([b"ab", b"cdef"], 0)
+    assert file.pread(100, 0) == b"abcdef"
+    assert len(synced) == 1
+
+
+def test_a_durable_write_that_fails_is_reported(
+    file: RealFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int, buffers: Sequence[Any], position: int, flags: int = 0) -> int:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "pwritev", fail)
+    with pytest.raises(OSError, match="broken"):
+        file.pwritev_durably([b"a"], 0)

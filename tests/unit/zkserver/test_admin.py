@@ -20,6 +20,7 @@ from duolog_runtime.disk import InlineDisk
 from duolog_runtime.files import RealFiles
 from duolog_runtime.http_server import HttpRequest, HttpResponse
 from duolog_runtime.logs import RecordingLogger
+from tests.jute_support import buffer, connect_request, i32, request, ustring
 from zkserver.config import FOUR_LETTER_WORDS, MASKED, ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.server.commands import BY_NAME, COMMANDS, Command
@@ -238,3 +239,33 @@ async def test_every_setting_is_shown_and_secrets_are_not(tmp_path: Path) -> Non
     assert not [text for text in texts if text is None or canary in text]
     assert canary not in repr(world.config)
     await world.with_disk(world.node.stop)
+
+
+async def test_a_read_is_answered_although_the_disk_hangs_in_the_write_behind_it(
+    world: World,
+) -> None:
+    """Replies wait for those of the writes behind them, to leave together, but only a moment."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.node.port)
+    writer.write(connect_request())
+    opened = asyncio.ensure_future(reader.readexactly(4 + 37))
+    async with asyncio.timeout(20):
+        while not opened.done():
+            world.disk.run_pending()
+            await asyncio.sleep(0)
+    exists, set_root = 3, 5
+    writer.write(
+        request(1, exists, ustring("/") + b"\0")
+        + request(2, set_root, ustring("/") + buffer(b"x") + i32(-1))
+    )
+    async with asyncio.timeout(20):
+        first = await reader.readexactly(4 + 16 + 68)
+    assert first[4:8] == i32(1)
+    assert world.disk.pending, "the write waits for the disk"
+    second = asyncio.ensure_future(reader.readexactly(4 + 16 + 68))
+    async with asyncio.timeout(20):
+        while not second.done():
+            world.disk.run_pending()
+            await asyncio.sleep(0)
+    assert second.result()[4:8] == i32(2)
+    writer.close()
+    await writer.wait_closed()

@@ -29,7 +29,7 @@ from zkserver.core.events import (
     Received,
     Send,
 )
-from zkserver.server.engine import Engine, EngineOptions
+from zkserver.server.engine import QUICK_MS, Engine, EngineOptions
 from zkserver.storage.recovery import FAILED_SYNC_FILE, DataDirectory
 from zkserver.storage.snapshot import snapshot_files
 from zkserver.storage.txnlog import LogOptions
@@ -446,3 +446,90 @@ def test_a_step_that_logs_more_than_a_job_may_take_is_cut_between_records(
     assert files.sync_count - syncs >= 5
     files.crash(lose_unsynced=True)
     assert Life(files, 2).recovered == list(range(1, 32))
+
+
+def test_the_disk_waits_for_more_while_clients_are_heard_but_a_millisecond_at_most() -> None:
+    files = new_disk()
+    life = Life(files, 1)
+    life.settle()
+
+    def one_turn() -> None:
+        assert life.turns.pop() == 1
+        life.engine.end_turn()
+
+    life.write(1, 2)
+    one_turn()
+    assert life.disk.pending == 0, "more may be on its way"
+    life.write(3)
+    one_turn()
+    assert life.disk.pending == 0
+    one_turn()
+    assert life.disk.pending == 1, "a turn in which nobody was heard"
+    life.settle()
+
+    life.write(4, 5)
+    one_turn()
+    life.clock.advance(1)
+    life.write(6)
+    one_turn()
+    assert life.disk.pending == 1, "it has waited long enough"
+    life.settle()
+
+    life.write(7)
+    one_turn()
+    assert life.disk.pending == 1, "a lone write waits for nobody"
+    life.settle()
+    assert life.acknowledged == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_the_log_is_marked_when_it_is_quiet() -> None:
+    life = Life(new_disk(), 1)
+    life.settle()
+    log = life.data.log
+
+    def is_marked() -> bool:
+        return log._marked_position == log._position
+
+    assert is_marked(), "without sessions there is no timer that could do it later"
+    life.core.deadline = 10_000
+    life.write(1)
+    life.settle()
+    assert not is_marked()
+    life.write(2)
+    life.end_turn()
+    life.engine.fire_timer()
+    life.settle()
+    assert not is_marked(), "the disk was at work"
+    life.engine.fire_timer()
+    life.settle()
+    assert is_marked() and life.halted == ""
+    log.offline = "gone"
+    life.engine.fire_timer()
+    life.disk.run_pending()
+    assert "gone" in life.halted
+
+
+def test_replies_may_wait_for_more_only_while_the_disk_is_quick() -> None:
+    life = Life(new_disk(), 1)
+    life.settle()
+    held: list[bool] = []
+    life.send = lambda connection, pieces, more: held.append(more)  # type: ignore[method-assign]
+
+    def send(more: bool) -> None:
+        life.engine._perform([Send(CONNECTION, [b"r"], more)])
+
+    send(True)
+    send(False)
+    assert held == [True, False]
+    append_durably = life.data.log.append_durably
+
+    def slow(records: list[bytes], last_zxid: int) -> None:
+        life.clock.advance(QUICK_MS + 1)
+        append_durably(records, last_zxid)
+
+    life.data.log.append_durably = slow  # type: ignore[method-assign, assignment]
+    life.write(1)
+    life.settle()
+    held.clear()
+    send(True)
+    assert held == [False]

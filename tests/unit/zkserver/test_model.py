@@ -16,6 +16,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode as Code
 from duolog_protocol.errors import StorageError
 from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl
+from zkserver.core.datatree import Node
 from zkserver.core.snapshot import Snapshot
 from zkserver.core.snapshot_loading import load_snapshot
 from zkserver.core.state import ReplicatedState
@@ -244,3 +245,25 @@ def test_a_damaged_snapshot_is_refused_wherever_the_damage_is() -> None:
             continue
     cut = [whole[at : at + 7] for at in range(0, len(whole), 7)]
     assert bytes_of(load_snapshot(cut)) == whole
+
+
+@pytest.mark.parametrize(
+    "path", ["//x", "/a//x", "/a/", "/a/.", "/a/..", "a", "", "/a/\x01", "/a/\ud7ff\uf8ff", "/b/x"]
+)
+def test_a_snapshot_with_a_path_that_cannot_be_is_refused(path: str) -> None:
+    server = Server()
+    server.client().create("/a")
+    state = server.core.state
+    node = Node(path, b"", OPEN_ACL_UNSAFE, 0, state.last_applied_zxid, 0)
+    state.tree.nodes[path] = node
+    with pytest.raises(StorageError):
+        load_snapshot([bytes_of(state)])
+
+
+@pytest.mark.parametrize("path", ["/a/x", "/a/...", "/a/ü", "/a/ b", "/a/.x", "/x/y"])
+def test_a_snapshot_with_any_legal_path_is_loaded(path: str) -> None:
+    server = Server()
+    client = server.client()
+    for each in ("/a", "/x", path):
+        assert client.create(each).code == 0
+    assert path in load_snapshot([bytes_of(server.core.state)]).tree.nodes

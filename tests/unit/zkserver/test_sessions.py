@@ -6,7 +6,8 @@ import pytest
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode as Code
-from duolog_protocol.types import OPEN_ACL_UNSAFE
+from duolog_protocol.txns import TxnKind, decode_txn
+from duolog_protocol.types import OPEN_ACL_UNSAFE, ZXID_COUNTER_LAST, make_zxid
 from zkserver.core.config import CoreConfig
 from zkserver.core.events import TimerFired
 
@@ -224,3 +225,18 @@ def test_sessions_with_many_ephemerals_expire_as_far_as_there_is_room() -> None:
         server.sync()
     assert all(client.closed for client in clients)
     assert largest < 20_000 + 16 * 1_100
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_the_last_counter_of_all_is_followed_by_a_new_epoch(left: int) -> None:
+    """With counters of the full width, where one more is the epoch's own first zxid."""
+    server = Server()
+    client = server.client()
+    client.create("/a")
+    last = make_zxid(1, ZXID_COUNTER_LAST - left)
+    server.core._proposals.last_logged_zxid = server.core.state.last_applied_zxid = last
+    for number in range(6):
+        assert client.set("/a", b"%d" % number).code == 0
+    assert server.core.last_applied_zxid == make_zxid(2, 6 - left)
+    kinds = [decode_txn(record).body[0] for record in server.log[-7:]]
+    assert kinds.count(TxnKind.NEW_EPOCH) == 1 and kinds.count(TxnKind.SET_DATA) == 6

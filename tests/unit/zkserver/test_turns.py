@@ -10,7 +10,8 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode as Code
 from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl
 from zkserver.core.config import CoreConfig
-from zkserver.core.events import Durable, TimerFired
+from zkserver.core.connection import Connection
+from zkserver.core.events import Durable, Effect, Send, TimerFired
 from zkserver.core.pending import Failure, Pending
 
 from .core_support import Client, Reply, Server, op
@@ -311,3 +312,37 @@ def test_a_rejected_write_keeps_nothing_of_its_request() -> None:
     client.send(set_data("/none", bytes(1000)))
     (pending,) = map(Pending._make, server.core._proposals.pending)
     assert isinstance(pending.note, Failure)
+
+
+def test_only_replies_behind_which_a_write_waits_may_wait_for_more() -> None:
+    server = Server()
+    client, other = server.client(), server.client()
+    client.create("/a", b"1")
+    sent: list[tuple[Connection, bool]] = []
+    perform = server.perform
+
+    def note(effects: list[Effect]) -> None:
+        sent.extend((each.connection, each.more) for each in effects if isinstance(each, Send))
+        perform(effects)
+
+    server.perform = note  # type: ignore[method-assign]
+    client.send(get("/a"), get("/a"))
+    assert sent == [(client.connection, False)]
+    sent.clear()
+    client.send(get("/a"), set_data("/a", b"2"), get("/a"))
+    other.send(get("/a"))
+    assert sent == [(client.connection, True), (other.connection, False)]
+    sent.clear()
+    server.sync()
+    assert sent == [(client.connection, False)]
+    assert [each.message.data for each in client.replies() if hasattr(each.message, "data")] == [
+        b"1",
+        b"1",
+        b"1",
+        b"2",
+    ]
+    client.send(set_data("/a", bytes(600_000)))
+    server.sync()
+    sent.clear()
+    client.send(get("/a"), set_data("/a", b"3"))
+    assert sent == [(client.connection, False)], "long replies go out at once"

@@ -347,3 +347,71 @@ def test_what_a_killed_process_left_unsynced_is_durable_once_it_was_recovered() 
         assert open_directory(files, options=ONE_FILE)[1] == records + unsynced
         survived = files.after_power_loss(random.Random(seed))
         assert open_directory(survived, options=ONE_FILE)[1] == records + unsynced
+
+
+def test_a_group_that_is_written_durably_needs_no_mark_until_it_is_quiet() -> None:
+    files = MemoryFiles()
+    data, _ = open_directory(files, options=ONE_FILE)
+    data.epochs.advance(1)
+    records = [record(make_zxid(1, number)) for number in (1, 2, 3)]
+    for number, each in enumerate(records, 1):
+        before = files.sync_count
+        data.log.append_durably([each], make_zxid(1, number))
+        assert (files.sync_count, data.log.durable_zxid) == (before + 1, make_zxid(1, number))
+    end = HEADER_BYTES + sum(GROUP_HEADER_BYTES + 4 + len(each) for each in records)
+
+    def is_refused(position: int) -> bool:
+        damaged = change(files, FIRST, lambda d: _flip(d, position, 0))
+        try:
+            open_directory(damaged, options=ONE_FILE)
+        except CorruptRecordError:
+            return True
+        return False
+
+    last_group = end - GROUP_HEADER_BYTES - 4 - len(records[-1])
+    assert is_refused(last_group - 1), "the last group speaks for those before it"
+    assert not is_refused(end - 1), "nothing speaks for the last one yet"
+    before = files.sync_count
+    data.log.mark()
+    assert is_refused(end - 1) and files.sync_count == before
+    written = bytes(files.nodes[FIRST].data)
+    data.log.mark()
+    assert bytes(files.nodes[FIRST].data) == written
+    data.log.append_durably([record(make_zxid(1, 4))], make_zxid(1, 4))
+    data.close()
+    end = len(bytes(files.nodes[FIRST].data).rstrip(b"\0"))
+    assert is_refused(end - GROUP_HEADER_BYTES - 1), "an orderly end leaves a mark"
+
+
+def test_a_full_disk_takes_a_durable_group_back_whatever_failed() -> None:
+    size = GROUP_HEADER_BYTES + 4 + len(record(make_zxid(1, 3)))
+    for free in range(size + 1):
+        files = MemoryFiles()
+        data, _ = open_directory(files, options=ONE_FILE)
+        records = fill(data, [2])
+        files.free_bytes = free
+        refused = record(make_zxid(1, 3))
+        if free < size:
+            with pytest.raises(DiskFullError):
+                data.log.append_durably([refused], make_zxid(1, 3))
+            assert data.log.durable_zxid == make_zxid(1, 2)
+            files.free_bytes = None
+            data.log.append_durably([refused], make_zxid(1, 3))
+        else:
+            data.log.append_durably([refused], make_zxid(1, 3))
+        assert open_directory(files.copy(), options=ONE_FILE)[1] == [*records, refused]
+
+
+def test_a_durable_group_whose_sync_fails_ends_the_log_for_good() -> None:
+    files = MemoryFiles()
+    data, _ = open_directory(files, options=ONE_FILE)
+    files.fail_sync = True
+    with pytest.raises(LogOfflineError):
+        data.log.append_durably([record(make_zxid(1, 1))], make_zxid(1, 1))
+    files.fail_sync = False
+    with pytest.raises(LogOfflineError):
+        data.log.append_durably([record(make_zxid(1, 1))], make_zxid(1, 1))
+    with pytest.raises(LogOfflineError):
+        data.log.mark()
+    assert data.log.durable_zxid == 0
+    data.close()

@@ -81,9 +81,8 @@ class Proposals:
         self, session_id: int, body: Body, connection: Connection, correlation_id: int
     ) -> None:
         """As `add` at the next zxid, for a SetData that a client asked for."""
-        zxid = self.last_logged_zxid + 1
-        if zxid & ZXID_COUNTER_LAST > self._counter_last:
-            zxid = self.next_zxid()
+        last = self.last_logged_zxid
+        zxid = last + 1 if last & ZXID_COUNTER_LAST < self._counter_last else self.next_zxid()
         wall_ms = self.wall_ms
         record = encode_set(zxid, session_id, correlation_id & _U32_LAST, wall_ms, body)
         if not self._records:

@@ -154,8 +154,9 @@ def _load_nodes(state: ReplicatedState, items: Iterator[Item], count: int) -> No
         if path != "/":
             at = path.rfind("/")
             parent = find(path[:at] if at else "/") if at >= 0 else None
-            # What is below a legal path is legal if its own name is; most names surely are.
-            if parent is None or path[at + 1 :] in _NO_NAMES or not _is_plain(path):
+            # What is below a legal path is legal if its own name is; most names surely are. The
+            # root is the one path that ends with a slash: what is in "//x" is no child of it.
+            if parent is None or at == 1 or path[at + 1 :] in _NO_NAMES or not _is_plain(path):
                 _require_legal(path)
             if parent is None or parent.ephemeral_owner:
                 raise DecodeError(f"{path!r}: its parent is missing, or an ephemeral")

@@ -197,6 +197,7 @@ class TxnLog:
             self._marker, records, self.last_zxid, last_zxid, self._synced_position
         )
         end = self._position + group_bytes
+        self._marked_position = 0  # the group goes where the mark is
         try:
             if end + GROUP_HEADER_BYTES > self._allocated:
                 self._reserve(file, end + GROUP_HEADER_BYTES)
