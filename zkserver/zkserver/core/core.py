@@ -67,6 +67,7 @@ from .watches import Watches
 SECRET_BYTES: Final = 32
 MAX_OVERLAY_ENTRIES: Final = 50_000
 """Paths in the overlay of outstanding changes beyond which it is made anew from them."""
+_SET_DATA_KEY: Final = zk.SET_DATA.key
 Write = Callable[[Connection, Any], Body]
 
 
@@ -262,7 +263,7 @@ class ZkCore:
             if run:
                 turns.add_reads(connection, run)
                 run = []
-            if api_key == 1005 and self._log_set(connection, request):
+            if api_key == _SET_DATA_KEY and self._log_set(connection, request):
                 must_wait = True
                 continue
             self._take(connection, request)
@@ -440,7 +441,7 @@ class ZkCore:
                 result = apply(own_zxid, session_id, wall_ms, body)
                 if watches.count and len(changes) > seen:
                     watches.announce(changes[seen:], dirty)
-                if api_key == 1005 and note is None and connection is not None:
+                if api_key == _SET_DATA_KEY and note is None and connection is not None:
                     if not connection.closed:
                         connection.codec.append_stat(
                             connection.out, correlation_id, own_zxid, result
