@@ -191,7 +191,8 @@ class Engine:
         """Open a new epoch. `ready` tells when it is durable."""
         last = self._data.log.last_zxid
         epoch = max(self._data.epochs.next_epoch(), epoch_of(last) + 1)
-        self._perform(self.core.start(epoch, self._clock.now_ms(), self._clock.wall_ms()))
+        self._now_ms = self._clock.now_ms()
+        self._perform(self.core.start(epoch, self._now_ms, self._clock.wall_ms()))
         self._log.info("epoch_opened", epoch=epoch)
 
     @property
