@@ -31,7 +31,7 @@ from .jute import (
     encode_texts,
     pack_int,
 )
-from .jute_decoder import JuteDecoder, JuteRequest
+from .jute_decoder import JuteDecoder
 from .jute_requests import AUTH_XID
 from .types import KeeperState
 from .zk_codec import MAX_JOINED_DATA_BYTES, ZnodeView
@@ -64,17 +64,13 @@ _FOREIGN_CODES: Final[dict[int, int]] = {ZkErrorCode.REQUEST_TOO_LARGE: ZkErrorC
 
 
 class JuteCodec:
-    """One client's codec; the decoder in front of it knows how the client opened."""
+    """One client's codec; the decoder, which has made the requests, knows how the client opened."""
 
     __slots__ = ("_decoder", "known_peer")
 
     def __init__(self, decoder: JuteDecoder) -> None:
         self._decoder = decoder
         self.known_peer = False
-
-    def decode(self, frames: list[JuteRequest]) -> list[JuteRequest]:
-        """The requests; the decoder has made them already, cutting and decoding in one pass."""
-        return frames
 
     def append_data(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView

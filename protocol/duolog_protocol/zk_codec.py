@@ -19,15 +19,10 @@ from .codec import pack
 from .frames import PREFIX
 from .stream_decoder import LENGTH_BYTES
 from .types import KeeperState, Stat
-from .zk_messages import (
-    WATCH_EVENT,
-    WATCH_EVENT_KEY,
-    ZK_APIS,
-    WatchEvent,
-)
+from .zk_messages import WATCH_EVENT, WATCH_EVENT_KEY, ZK_APIS, WatchEvent
 
 if TYPE_CHECKING:
-    from .zk_decoder import NativeDecoder, NativeRequest
+    from .zk_decoder import NativeDecoder
 
 REFUSED: Final = -1
 """Api key of a request whose message is a `Refusal`."""
@@ -94,10 +89,6 @@ class NativeCodec:
     @known_peer.setter
     def known_peer(self, known: bool) -> None:
         self._decoder.known_peer = known
-
-    def decode(self, frames: list[NativeRequest]) -> list[NativeRequest]:
-        """The requests; the decoder has made them already, cutting and decoding in one pass."""
-        return frames
 
     def append_data(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView

@@ -68,7 +68,9 @@ _Form = tuple[int, int, int, int, int]
 
 The mark is the two bytes at `_PATH_AT`: tag and slash of a short path, tag and size of a longer
 one. Behind the path is the watch; in a SetData the length of the data and the version, a byte each.
-The length of that is the one without data, and negative."""
+
+A SetData has minus its length without data: no frame has that length, so that a read is told from
+a set by the comparison it needs anyway, and the sum of both lengths is that of the data."""
 
 
 def _forms() -> dict[bytes, _Form]:
@@ -84,8 +86,8 @@ def _forms() -> dict[bytes, _Form]:
             header_bytes = start + size + fields - 1 - _HEADER_AT
             length = LENGTH_BYTES + header_bytes
             begin = header_bytes.to_bytes(LENGTH_BYTES, "big") + head
-            whole = length if api is not SET_DATA else -length
-            found[begin] = (api.key, mark, whole, start, start + size)
+            expected_length = length if api is not SET_DATA else -length
+            found[begin] = (api.key, mark, expected_length, start, start + size)
     return found
 
 
@@ -122,10 +124,10 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
             length, head, correlation_id, mark = _unpack_begin(chunk, position)
             form = form_of(head)
             if form is not None and correlation_id:
-                api_key, expected, whole, start, path_end = form
+                api_key, expected_mark, expected_length, start, path_end = form
                 path_end += position
-                if mark == expected:
-                    if length == whole and path_end < size:
+                if mark == expected_mark:
+                    if length == expected_length and path_end < size:  # path and watch
                         watch = watch_of[chunk[path_end]]
                         if watch is not None:
                             try:
@@ -136,9 +138,9 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
                                 append((api_key, correlation_id, (path, watch)))
                                 position = path_end + 1
                                 continue
-                    elif api_key == _SET_DATA_KEY:
+                    elif api_key == _SET_DATA_KEY:  # path, data of a byte's length, short version
                         data_start = path_end + 2
-                        data_bytes = length + whole
+                        data_bytes = length + expected_length
                         end = data_start + data_bytes
                         if 0 <= data_bytes < _BYTE_INTS and end <= size:
                             version = version_of[chunk[path_end + 1]]
@@ -152,7 +154,7 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
                                     append((api_key, correlation_id, message))
                                     position = end
                                     continue
-                if api_key == _SET_DATA_KEY and length <= limit:
+                if api_key == _SET_DATA_KEY and length <= limit:  # longer data, or any version
                     end = position + LENGTH_BYTES + length
                     if end <= size:
                         set_data = _cut_set_data(chunk, position + _PATH_AT, path_end + 2, end)
@@ -160,6 +162,7 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
                             append((api_key, correlation_id, set_data))
                             position = end
                             continue
+            # Anything else, or a request that is not all there.
             frame = frame_at(chunk, position, limit)
             if frame is None:
                 break

@@ -98,11 +98,15 @@ def _disk(view: ServerView) -> Iterator[Metric]:
     disk = view.disk_stats
     for name, text, value in (
         ("sync_processor_request_queued", "Records given to the log.", disk.records),
-        ("fsync_threshold_exceed_count", "Syncs slower than the threshold.", disk.slow_fsyncs),
+        (
+            "fsync_threshold_exceed_count",
+            "Groups written and synced slower than the threshold.",
+            disk.slow_fsyncs,
+        ),
     ):
         yield Metric(name, text, value, is_counter=True)
     for name, text, tally in (
-        ("fsynctime", "Time of a sync of the log (ms).", disk.fsync_time),
+        ("fsynctime", "Time to write a group to the log and sync it (ms).", disk.fsync_time),
         ("snapshottime", "Time from beginning a snapshot to its end (ms).", disk.snapshot_time),
         ("sync_processor_batch_size", "Records that one sync covers.", disk.batch_size),
         ("sync_processor_queue_size", "Records waiting as a group is taken.", disk.queue_size),

@@ -244,7 +244,7 @@ def test_long_arrays_are_decoded_once_the_client_is_known() -> None:
     codec.known_peer = True
     assert decoder.known_peer
     requests = decoder.feed(stream)
-    assert codec.decode(requests) == requests == slowly(stream, known_peer=True)
+    assert requests == slowly(stream, known_peer=True)
     assert requests == [(1022, 70_000, zk.MultiReadRequest(ops))]
 
 

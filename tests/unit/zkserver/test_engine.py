@@ -210,6 +210,16 @@ def test_nothing_is_answered_before_it_is_on_disk() -> None:
     assert (life.core.ids, life.acknowledged) == ([11], [11])
 
 
+def test_the_first_group_waited_since_the_start_and_not_since_the_clock_began() -> None:
+    life = Life(new_disk(), 1)
+    life.clock.advance(3)
+    life.settle()
+    stats = life.engine.stats
+    stats.count_groups()
+    assert life.clock.now_ms() > 3
+    assert (stats.queue_time.count, stats.queue_time.max) == (1, 3)
+
+
 def test_what_came_in_one_turn_and_what_queued_behind_a_sync_share_a_sync() -> None:
     files = new_disk()
     life = Life(files, 1)

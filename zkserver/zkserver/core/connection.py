@@ -18,13 +18,10 @@ if TYPE_CHECKING:
 
 
 class Codec(Protocol):
-    """How requests came from, and replies go to, one kind of client."""
+    """How replies go to one kind of client; its decoder has made the requests."""
 
     known_peer: bool
     """The client has a session: larger requests may be decoded."""
-
-    def decode(self, frames: list[Any]) -> list[tuple[int, int, Any]]:
-        """The requests of what the connection's decoder has cut."""
 
     def append_data(
         self, out: list[bytes], correlation_id: int, zxid: int, node: ZnodeView

@@ -9,12 +9,11 @@ show a change in a reply before the watch events of that change went out on the 
 
     applied <= durable <= logged; zxids of the log rise by one, or open a new epoch at counter 0
 
-Source: ZooKeeper's request processor chain (`Prep`, `Sync`, `Final`), `SessionTrackerImpl`.
+Source: ZooKeeper's request processor chain (`Prep`, `Sync`, `Final`).
 """
 
 from __future__ import annotations
 
-import hmac
 import random
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -23,7 +22,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import API_VERSIONS
 from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import DecodeError, StorageError
-from duolog_protocol.txns import Body, CloseReason, TxnKind, decode_txn
+from duolog_protocol.txns import Body, TxnKind, decode_txn
 from duolog_protocol.types import epoch_of, make_zxid
 from duolog_protocol.zk_codec import REFUSED, Refusal
 
@@ -56,7 +55,8 @@ from .prepare import Preparer, Refused, Rejected, session_of
 from .proposals import Proposals
 from .reads import Reads
 from .reaper import Reaper
-from .session_tracker import Session, SessionTracker, session_password
+from .session_tracker import SessionTracker
+from .sessions import Sessions
 from .snapshot import Snapshot
 from .snapshot_loading import load_snapshot
 from .state import ReplicatedState
@@ -67,9 +67,7 @@ from .watches import Watches
 SECRET_BYTES: Final = 32
 MAX_OVERLAY_ENTRIES: Final = 50_000
 """Paths in the overlay of outstanding changes beyond which it is made anew from them."""
-_U32_LAST: Final = (1 << 32) - 1
-_EXPIRED_AT_ONCE: Final = 16
-"""Sessions between two looks at how much is outstanding: each may own 2 MiB of paths."""
+_SET_DATA_KEY: Final = zk.SET_DATA.key
 Write = Callable[[Connection, Any], Body]
 
 
@@ -103,6 +101,16 @@ class ZkCore:
         self._reads = Reads(self.config, state, self._watches, self._history)
         self._turns = Turns(self._reads, self._flow, self._take, self._take_rare)
         preparer = self._preparer = Preparer(self.config, state, self._auth.schemes)
+        self._sessions = Sessions(
+            self.config,
+            state,
+            self._tracker,
+            preparer,
+            self._proposals,
+            refuse=self._refuse,
+            close=self._close,
+            on_attached=self._on_attached,
+        )
         self._write: dict[int, Write] = {
             zk.SET_DATA.key: preparer.set_data,
             zk.CREATE.key: preparer.create,
@@ -176,7 +184,8 @@ class ZkCore:
         match event:
             case TimerFired(wall_ms=wall_ms):
                 self._proposals.wall_ms = wall_ms
-                self._expire()
+                unheard = self._flow.unheard(self._reads.max_backlog_bytes)
+                self._sessions.expire(unheard, self._now_ms)
                 self._reap()
             case Drained(connection=connection):
                 self._on_drained(connection)
@@ -186,24 +195,6 @@ class ZkCore:
                 self._on_append_refused(first_zxid)
             case _:
                 raise AssertionError(f"unknown event {event!r}")
-
-    def _expire(self) -> None:
-        """Close the sessions that were silent too long; some at a time, so that others are heard.
-
-        A connection that is not read for what is outstanding here cannot be heard either.
-        """
-        for connection in self._flow.unheard(self._reads.max_backlog_bytes):
-            session = connection.session
-            if session is not None and not session.closing:
-                self._tracker.touch(session, self._now_ms)
-        limit = self.config.max_expirations_per_step
-        while limit > 0 and self._proposals.bytes_count < self.config.max_outstanding_bytes:
-            expired = self._tracker.take_expired(self._now_ms, min(limit, _EXPIRED_AT_ONCE))
-            if not expired:
-                return
-            limit -= len(expired)
-            for session in expired:
-                self._close_session(session, CloseReason.EXPIRED, None, 0)
 
     def _effects(self, heard: Connection | None = None) -> list[Effect]:
         """What the shell has to do; `heard` has just asked for something."""
@@ -272,7 +263,7 @@ class ZkCore:
             if run:
                 turns.add_reads(connection, run)
                 run = []
-            if api_key == 1005 and self._log_set(connection, request):
+            if api_key == _SET_DATA_KEY and self._log_set(connection, request):
                 must_wait = True
                 continue
             self._take(connection, request)
@@ -328,7 +319,7 @@ class ZkCore:
         elif api_key == ANSWERED:
             connection.out += message
         elif api_key == zk.CONNECT.key:
-            self._connect(connection, correlation_id, message)
+            self._sessions.connect(connection, correlation_id, message, self._now_ms)
         elif connection.session is None:
             text = "a session must be opened first: send Connect"
             refusal = Refusal(ZkErrorCode.UNKNOWN_SESSION, text, True)
@@ -336,21 +327,12 @@ class ZkCore:
         elif api_key == zk.SYNC.key:
             self._answer_sync(connection, correlation_id, message)
         elif api_key == zk.CLOSE_SESSION.key:
-            self._take_close(connection, connection.session, correlation_id)
+            self._sessions.take_close(connection, connection.session, correlation_id)
         else:
             text = f"api {api_key} is not served yet"
             self._refuse(
                 connection, correlation_id, Refusal(ZkErrorCode.UNIMPLEMENTED, text, False)
             )
-
-    def _take_close(self, connection: Connection, session: Session, correlation_id: int) -> None:
-        if session.closing:
-            text = "the session has expired"
-            refusal = Refusal(ZkErrorCode.SESSION_EXPIRED, text, True)
-            self._refuse(connection, correlation_id, refusal)
-            return
-        connection.last_request_taken = True
-        self._close_session(session, CloseReason.CLOSED, connection, correlation_id)
 
     def _refuse(self, connection: Connection, correlation_id: int, refusal: Refusal) -> None:
         if refusal.code:
@@ -404,85 +386,11 @@ class ZkCore:
         zxid = self.state.last_applied_zxid
         connection.out.append(connection.codec.reply(zk.SYNC.key, correlation_id, zxid, reply))
 
-    # ---- sessions ------------------------------------------------------------------------------
+    # ---- connections ---------------------------------------------------------------------------
 
-    def _connect(self, connection: Connection, correlation_id: int, message: Any) -> None:
-        if connection.session is not None:
-            text = "the connection has a session already"
-            self._refuse(connection, correlation_id, Refusal(ZkErrorCode.BAD_ARGUMENTS, text, True))
-            return
-        applied = self.state.last_applied_zxid
-        if message.last_zxid_seen > applied:
-            text = (
-                f"this server is at {applied:#x}, the client has seen {message.last_zxid_seen:#x}"
-            )
-            refusal = Refusal(ZkErrorCode.SERVER_BEHIND_CLIENT, text, True)
-            self._refuse(connection, correlation_id, refusal)
-            return
-        low, high = self.config.session_timeout_low_ms, self.config.session_timeout_high_ms
-        timeout_ms = min(max(message.timeout_ms, low), high)
-        if message.session_id:
-            self._attach_again(connection, correlation_id, message, timeout_ms)
-            return
-        zxid = self._proposals.next_zxid()
-        self.state.opening[zxid] = Session(zxid, timeout_ms)
-        connection.submitted += 1
-        body = (TxnKind.CREATE_SESSION, timeout_ms)
-        self._proposals.add(zxid, zxid, body, connection, correlation_id, zk.CONNECT.key)
-
-    def _attach_again(
-        self, connection: Connection, correlation_id: int, message: Any, timeout_ms: int
-    ) -> None:
-        """The password is checked before the old connection is touched."""
-        session = self.state.sessions.get(message.session_id)
-        expected = session_password(self.state.secret, message.session_id)
-        known = hmac.compare_digest(expected, message.password)
-        if session is None or session.closing or not known:
-            text = f"session {message.session_id:#x} does not exist (any more)"
-            refusal = Refusal(ZkErrorCode.SESSION_EXPIRED, text, True)
-            self._refuse(connection, correlation_id, refusal)
-            return
-        old = session.connection
-        if old is not None and old is not connection:
-            self._forget_connection(old)
-            self._closing[old] = "the session moved to another connection"
-        self._tracker.renegotiate(session, timeout_ms, self._now_ms)
-        self._attach(connection, session, correlation_id)
-
-    def _attach(self, connection: Connection, session: Session, correlation_id: int) -> None:
-        connection.session = session
-        connection.codec.known_peer = True
-        session.connection = connection
-        reply = zk.ConnectResponse(
-            session.timeout_ms,
-            session.session_id,
-            session_password(self.state.secret, session.session_id),
-            False,
-            self.config.server_id,
-        )
-        zxid = self.state.last_applied_zxid
-        connection.out.append(connection.codec.reply(zk.CONNECT.key, correlation_id, zxid, reply))
+    def _on_attached(self, connection: Connection) -> None:
         self._dirty[connection] = None
         self._later.append(SessionAttached(connection))
-
-    def _close_session(
-        self, session: Session, reason: int, connection: Connection | None, correlation_id: int
-    ) -> None:
-        if session.closing:
-            return
-        session.closing = True
-        self._tracker.forget(session)
-        body = self._preparer.close_session(session, reason)
-        if connection is not None:
-            connection.submitted += 1
-        self._proposals.add(
-            self._proposals.next_zxid(),
-            session.session_id,
-            body,
-            connection,
-            correlation_id,
-            zk.CLOSE_SESSION.key,
-        )
 
     def _on_connection_lost(self, connection: Connection) -> None:
         self._forget_connection(connection)
@@ -533,7 +441,7 @@ class ZkCore:
                 result = apply(own_zxid, session_id, wall_ms, body)
                 if watches.count and len(changes) > seen:
                     watches.announce(changes[seen:], dirty)
-                if api_key == 1005 and note is None and connection is not None:
+                if api_key == _SET_DATA_KEY and note is None and connection is not None:
                     if not connection.closed:
                         connection.codec.append_stat(
                             connection.out, correlation_id, own_zxid, result
@@ -565,9 +473,9 @@ class ZkCore:
         """Reply to a write that was just applied, where somebody still waits for it."""
         connection, api_key = each.connection, each.api_key
         if api_key == zk.CONNECT.key:
-            self._answer_connect(each, result)
+            self._sessions.on_created(each, result, self._now_ms)
         elif api_key == zk.CLOSE_SESSION.key:
-            self._answer_close(each, result)
+            self._sessions.on_closed(each, result)
         elif connection is None or connection.closed:
             return
         elif isinstance(each.note, Failure):
@@ -576,21 +484,6 @@ class ZkCore:
             connection.codec.append_stat(connection.out, each.correlation_id, each.zxid, result)
         else:
             connection.out.append(write_reply(connection.codec, each, result))
-
-    def _answer_connect(self, each: Pending, session: Session) -> None:
-        connection = each.connection
-        assert connection is not None
-        self._tracker.touch(session, self._now_ms)
-        if not connection.closed:
-            self._attach(connection, session, each.correlation_id)
-
-    def _answer_close(self, each: Pending, session: Session) -> None:
-        asked, connection = each.connection, session.connection
-        if asked is not None and not asked.closed:
-            asked.out.append(asked.codec.empty(each.correlation_id, each.zxid))
-            self._close(asked, "the session was closed")
-        elif connection is not None and not connection.closed:
-            self._close(connection, "the session has expired")
 
     def _serve_before_write(self, connection: Connection) -> None:
         """Reads that still wait for the socket must not see a write that came after them."""
@@ -642,15 +535,10 @@ class ZkCore:
     def _take_back(self, each: Pending) -> None:
         """Undo what logging a Txn has changed besides the overlay."""
         assert each.body is not None, each
-        kind = each.body[0]
-        if kind == TxnKind.NEW_EPOCH:
+        if each.body[0] == TxnKind.NEW_EPOCH:
             self._later.append(Halt("there is no disk space to open an epoch"))
-        elif kind == TxnKind.CREATE_SESSION:
-            self.state.opening.pop(each.session_id, None)
-        elif kind == TxnKind.CLOSE_SESSION:
-            session = self.state.sessions[each.session_id]
-            session.closing = False
-            self._tracker.touch(session, self._now_ms)
+        else:
+            self._sessions.take_back(each, self._now_ms)
 
     def _answer_refused(self, each: Pending, connection: Connection) -> None:
         if each.body is None:

@@ -12,7 +12,7 @@ from typing import Any
 from .connection import Connection
 
 Request = tuple[int, int, Any]
-"""(api_key, correlation_id, message): see `duolog_protocol.zk_codec`."""
+"""(api_key, correlation_id, message): see `duolog_protocol.zk_decoder` and `jute_decoder`."""
 
 
 class Received:

@@ -212,7 +212,7 @@ class Outstanding:
         return session.ephemeral_bytes if session is not None else 0
 
     def settle(self) -> None:
-        """Everything noted was applied."""
+        """Everything noted was applied: what the next sets can use stays, or nothing does."""
         if (
             not self._only_sets
             or len(self.entries) > MAX_KEPT_ENTRIES

@@ -65,6 +65,7 @@ class Refused(Rejected):
     """The request is not taken at all."""
 
 
+_SET_DATA: Final = TxnKind.SET_DATA
 _FLAGS: Final[dict[int, tuple[int, bool, bool]]] = {
     CreateMode.PERSISTENT: (TxnKind.CREATE, False, False),
     CreateMode.EPHEMERAL: (TxnKind.CREATE, True, False),
@@ -78,7 +79,7 @@ _FLAGS: Final[dict[int, tuple[int, bool, bool]]] = {
 
 
 class Preparer:
-    """Makes Txn bodies of requests. Nothing is noted until the caller says so."""
+    """Makes Txn bodies of requests, and notes what they will do as outstanding."""
 
     def __init__(
         self, config: CoreConfig, state: ReplicatedState, acl_schemes: frozenset[str]
@@ -110,7 +111,7 @@ class Preparer:
         size = 0 if data is None else len(data)
         if (
             not entry.exists
-            or not entry.perms & 2
+            or not entry.perms & WRITE
             or version not in (-1, entry.version)
             or size > self._max_data_bytes
             or not 0 <= following <= 0x7FFFFFFF
@@ -119,19 +120,14 @@ class Preparer:
             return None
         entry.version = following
         entry.data_bytes = size
-        return (5, path, data, following)
+        return (_SET_DATA, path, data, following)
 
     def set_data(self, connection: Connection, message: Any) -> Body:
         """Validate and note a SetData. Raises Rejected, Refused."""
         view = self.outstanding
         path, data, version = message
         body = self._set_data(view, connection, path, data, version)
-        entry = view.entries[path]
-        if self._limited:
-            view.note_set(entry, body)
-        else:
-            entry.version = body[3]
-            entry.data_bytes = len(data) if data is not None else 0
+        view.note_set(view.entries[path], body)
         return body
 
     def create(self, connection: Connection, message: Any) -> Body:
@@ -248,23 +244,15 @@ class Preparer:
     ) -> Body:
         if data is not None and len(data) > self._max_data_bytes:
             raise _data_too_long(path, data, self._max_data_bytes)
-        entry = view.entries.get(path)
-        if entry is None or not entry.exists:
-            entry = view.find(path)
-            if entry is None:
-                _require_legal(path)
-                raise Rejected(ZkErrorCode.NO_NODE, f"{path} does not exist")
-        if not entry.perms & WRITE:
-            _require_perm(entry, WRITE, path, connection)
+        if view.find(path) is None:  # what exists has a legal path
+            _require_legal(path)
+        entry = _require(view, path)
+        _require_perm(entry, WRITE, path, connection)
         if self._limited and self._config.enforce_quota:
             size = len(data) if data is not None else 0
             _require_quota(view, path, Usage(0, size - entry.data_bytes))
-        if version not in (-1, entry.version):
-            raise _wrong_version(path, entry.version, version)
-        following = entry.version + 1
-        if following == -1 or following > 0x7FFFFFFF:
-            following = next_version(entry.version)
-        return (5, path, data, following)
+        _require_version(entry, version, path)
+        return (_SET_DATA, path, data, next_version(entry.version))
 
     def _create(
         self,
@@ -421,11 +409,8 @@ def _require_quota(view: Outstanding, path: str, more: Usage) -> None:
 
 def _require_version(entry: OutstandingNode, version: int, path: str) -> None:
     if version not in (-1, entry.version):
-        raise _wrong_version(path, entry.version, version)
-
-
-def _wrong_version(path: str, found: int, wanted: int) -> Rejected:
-    return Rejected(ZkErrorCode.BAD_VERSION, f"{path} has version {found}, not {wanted}")
+        text = f"{path} has version {entry.version}, not {version}"
+        raise Rejected(ZkErrorCode.BAD_VERSION, text)
 
 
 def _data_too_long(path: str, data: bytes, limit: int) -> Refused:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from duolog_protocol.txns import Body, TxnKind, encode_set, encode_txn
 from duolog_protocol.types import ZXID_COUNTER_LAST, ZXID_EPOCH_LAST, epoch_of, make_zxid
+from duolog_protocol.zk_messages import SET_DATA
 
 from .config import CoreConfig
 from .connection import Connection
@@ -19,6 +20,7 @@ from .events import Append
 from .pending import Pending, PendingFields
 
 _U32_LAST: Final = (1 << 32) - 1
+_SET_DATA_KEY: Final = SET_DATA.key
 
 
 class Proposals:
@@ -80,7 +82,10 @@ class Proposals:
     def add_set(
         self, session_id: int, body: Body, connection: Connection, correlation_id: int
     ) -> None:
-        """As `add` at the next zxid, for a SetData that a client asked for."""
+        """As `add` at the next zxid, for a SetData that a client asked for.
+
+        Its lines are those of `add` once more: most of what is logged comes through here.
+        """
         last = self.last_logged_zxid
         zxid = last + 1 if last & ZXID_COUNTER_LAST < self._counter_last else self.next_zxid()
         wall_ms = self.wall_ms
@@ -93,7 +98,7 @@ class Proposals:
         size = len(record)
         self.bytes_count += size
         self.pending.append(
-            (zxid, session_id, wall_ms, body, connection, correlation_id, 1005, None, size)
+            (zxid, session_id, wall_ms, body, connection, correlation_id, _SET_DATA_KEY, None, size)
         )
 
     def add_sync(

@@ -31,6 +31,7 @@ from .watches import CHILD, DATA, PERSISTENT, RECURSIVE, Watches
 Read = Callable[[Connection, int, Any], None]
 LONG_REPLY_BYTES: Final = 4096
 """Longer replies count against what may wait for a connection's socket."""
+_GET_DATA_KEY: Final = zk.GET_DATA.key
 _KINDS_OF_TYPE: Final[dict[int, tuple[int, ...]]] = {
     WatcherType.CHILDREN: (CHILD,),
     WatcherType.DATA: (DATA,),
@@ -93,7 +94,7 @@ class Reads:
         zxid = self._state.last_applied_zxid
         served = 0
         for api_key, correlation_id, message in requests:
-            if api_key == 1004 and not message[1]:
+            if api_key == _GET_DATA_KEY and not message[1]:
                 # The commonest request, where nothing about it is special.
                 node = find_node(message[0])
                 if node is not None and node.perms & 1:

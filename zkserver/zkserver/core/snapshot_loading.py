@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from duolog_protocol.errors import DecodeError, StorageError
 from duolog_protocol.paths import path_problem
-from duolog_protocol.txns import MAX_TTL_MS, RecordReader, close_session_path_bytes
+from duolog_protocol.txns import MAX_TTL_MS, RecordReader
 from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl
 
 from .datatree import CONTAINER_TTL, SYSTEM_PATHS, DataTree, Node
@@ -208,6 +208,4 @@ def _give_to_session(state: ReplicatedState, node: Node) -> None:
     session = state.sessions.get(owner)
     if session is None:
         raise DecodeError(f"{path!r}: its owner, session {owner:#x}, is missing")
-    session.ephemerals[path] = None
-    session.ephemeral_bytes += close_session_path_bytes(path)
-    state.ephemeral_count += 1
+    state.give(session, path)

@@ -52,6 +52,7 @@ def _guard(node: Node) -> AclList | None:
     return None if node.perms & READ else node.acl
 
 
+_SET_DATA: Final = TxnKind.SET_DATA
 _CREATED: Final = int(EventType.CREATED)
 _DELETED: Final = int(EventType.DELETED)
 _CHANGED: Final = int(EventType.CHANGED)
@@ -85,14 +86,21 @@ class ReplicatedState:
         kind = body[0]
         assert zxid == last + 1 or (kind == TxnKind.NEW_EPOCH and zxid > last), (zxid, last, kind)
         self.last_applied_zxid = zxid
-        if kind == 5 and not self.quotas.limited:
-            # The commonest Txn, where nothing but the node changes.
+        if kind == _SET_DATA and not self.quotas.limited:
+            # The commonest Txn, where nothing but the node changes. The change names the node's own
+            # path: the request's, which is equal, need not be kept for as long as the history.
             _, path, data, version = body
             node = self.tree.set_data(path, data, version, zxid, wall_ms)
-            guard = None if node.perms & 1 else node.acl
-            self.changes.append((zxid, 3, node.path, guard, None))
+            guard = None if node.perms & READ else node.acl
+            self.changes.append((zxid, _CHANGED, node.path, guard, None))
             return node
         return self._APPLY[kind](self, zxid, session_id, wall_ms, body)
+
+    def give(self, session: Session, path: str) -> None:
+        """An ephemeral node is the session's from now on."""
+        session.ephemerals[path] = None
+        session.ephemeral_bytes += close_session_path_bytes(path)
+        self.ephemeral_count += 1
 
     def replay(self, txn: Txn) -> None:
         """Apply a Txn that was read from the log. Raises StorageError where it cannot follow."""
@@ -110,16 +118,12 @@ class ReplicatedState:
             raise StorageError(f"log record {zxid:#x} does not fit the tree: {error!r}") from error
 
     def _apply_set(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
+        """What `apply` has a short way for, also in a multi and where quotas count."""
         _, path, data, version = body
-        limited = self.quotas.limited
-        if limited:
-            old = self.tree.nodes[path].data
+        before = len(self.tree.nodes[path].data or b"")
         node = self.tree.set_data(path, data, version, zxid, wall_ms)
-        if limited:
-            before = len(old) if old is not None else 0
-            self.quotas.on_changed(path, (len(data) if data is not None else 0) - before)
-        guard = None if node.perms & 1 else node.acl
-        self.changes.append((zxid, 3, path, guard, None))
+        self.quotas.on_changed(path, len(data or b"") - before)
+        self.changes.append((zxid, _CHANGED, node.path, _guard(node), None))
         return node
 
     def _apply_set_acl(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
@@ -142,9 +146,7 @@ class ReplicatedState:
             session = self.sessions[owner]
         parent = self.tree.create(node, creates)
         if owner:
-            session.ephemerals[path] = None
-            session.ephemeral_bytes += close_session_path_bytes(path)
-            self.ephemeral_count += 1
+            self.give(session, path)
         if self.quotas.limited or path.startswith(QUOTA_ROOT):
             self.quotas.on_created(node)
         guard = None if node.perms & 1 else node.acl

@@ -9,7 +9,7 @@ Limits: reliability.md §11.2. A connection is *unknown* until the core has atta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.connection import MAX_FRAME_BYTES_UNKNOWN_PEER
@@ -25,9 +25,9 @@ from duolog_runtime.logs import Logger
 from duolog_runtime.tls import TlsLayer, TlsState
 from duolog_runtime.tls_context import ServerTls
 from zkserver.core.auth import AuthProviders
-from zkserver.core.connection import Codec, Connection
+from zkserver.core.connection import Connection
 from zkserver.core.distinguished_name import subject_name
-from zkserver.core.events import ConnectionLost, Event, Received
+from zkserver.core.events import ConnectionLost, Event, Received, Request
 
 from .stats import ConnectionStats, ServerStats
 from .token_bucket import TokenBucket
@@ -181,13 +181,11 @@ class ClientLinks:
         self._per_address[address] = own + 1
         self._unknown[connection] = now_ms + limits.handshake_timeout_ms
 
-    def on_frames(self, link: ServerLink, frames: list[Any]) -> None:
+    def on_frames(self, link: ServerLink, requests: list[Request]) -> None:
         """A read of a client brought these requests."""
         connection: Connection = link.context
-        codec = connection.codec
-        if not codec.known_peer:
-            codec = _choose_codec(link, connection)
-        requests = codec.decode(frames)
+        if not connection.codec.known_peer:
+            _choose_codec(link, connection)
         connection.stats.took(connection, requests, self._clock.now_ms())
         self._inbox.step(Received(connection, requests, self._clock.wall_ms()))
 
@@ -329,12 +327,11 @@ def take_jute(scratch: memoryview) -> JuteDecoder:
     return JuteDecoder(MAX_FRAME_BYTES_WITHOUT_SESSION, scratch)
 
 
-def _choose_codec(link: ServerLink, connection: Connection) -> Codec:
+def _choose_codec(link: ServerLink, connection: Connection) -> None:
     """Give a connection the codec of its kind of client, which its first bytes have told."""
     decoder = link.endpoint.decoder
     if isinstance(decoder, JuteDecoder) and not isinstance(connection.codec, JuteCodec):
         connection.codec = JuteCodec(decoder)
-    return connection.codec
 
 
 def _reply_word(link: ServerLink, text: str | None) -> None:

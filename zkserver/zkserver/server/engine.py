@@ -9,7 +9,8 @@ so that the simulation drives exactly this object.
 
 Group commit: while one job runs, appends queue; the next job takes all of them. It starts at the
 end of the first loop turn in which nobody is heard, or after a millisecond: what the sockets hold
-at one moment goes to the disk together. A lone write waits for nobody.
+at one moment goes to the disk together. A lone write waits for nobody. What makes the last group
+of a burst recognizable, its mark, is written when the engine is quiet.
 """
 
 from __future__ import annotations
@@ -190,7 +191,8 @@ class Engine:
         """Open a new epoch. `ready` tells when it is durable."""
         last = self._data.log.last_zxid
         epoch = max(self._data.epochs.next_epoch(), epoch_of(last) + 1)
-        self._perform(self.core.start(epoch, self._clock.now_ms(), self._clock.wall_ms()))
+        self._now_ms = self._clock.now_ms()
+        self._perform(self.core.start(epoch, self._now_ms, self._clock.wall_ms()))
         self._log.info("epoch_opened", epoch=epoch)
 
     @property
@@ -416,7 +418,7 @@ class Engine:
 
     def _mark_log(self) -> None:
         """It is quiet: what was written last needs a mark, no group after it speaks for it."""
-        with suppress(DiskClosedError, DiskQueueFullError):  # the log's end, or a later one
+        with suppress(DiskClosedError, DiskQueueFullError):  # `close` marks, or a later moment
             self._disk.submit(self._data.log.mark, self._marked, alone=True)
 
     def _marked(self, _: None, error: BaseException | None) -> None:
@@ -424,9 +426,9 @@ class Engine:
             self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
 
     def _measure(self, group: _Group, sync_ms: int) -> None:
-        records, waiting, since_ms, taken_ms = group[2:]
-        queue_ms, flush_ms = taken_ms - since_ms, self._now_ms - taken_ms
-        self.stats.wrote(WrittenGroup(records, waiting, queue_ms, sync_ms, flush_ms))
+        queue_ms, flush_ms = group.taken_ms - group.since_ms, self._now_ms - group.taken_ms
+        written = WrittenGroup(group.records, group.waiting, queue_ms, sync_ms, flush_ms)
+        self.stats.wrote(written)
         if sync_ms > self._fsync_warning_ms:
             self.stats.slow_fsyncs += 1
             self._log.warning("fsync_slow", elapsed_ms=sync_ms, records=group.records)

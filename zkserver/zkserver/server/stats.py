@@ -126,8 +126,8 @@ class DiskStats:
 
     def __init__(self) -> None:
         self._groups: list[WrittenGroup] = []
-        """Those that are not in the summaries yet: counting them one by one is what a lone write
-        would wait for."""
+        """Those that are not in the summaries yet, at most `WINDOW`: counting them one by one is
+        what a lone write would wait for."""
         self.fsync_time = Summary()
         self.batch_size = Summary()
         """Records of a group."""

@@ -5,7 +5,7 @@ Records are opaque but for their zxid, the first eight bytes. It never retries a
 never forgives damage that a power loss cannot explain. Source: ZooKeeper `FileTxnLog`; torn tail
 or corruption: Protocol-Aware Recovery (FAST'18). Bytes: FORMAT.md.
 
-    recover -> open -> append, sync, append, sync ... -> close
+    recover -> open -> append_durably (or append, sync) ... mark, when it is quiet ... -> close
                  |-> offline   after a failed write, truncation or sync; for good
 
 All methods block and belong to one thread at a time (the disk executor's); the properties are
@@ -96,7 +96,7 @@ class TxnLog:
         self._synced_position = 0
         """What of the last file is known to be durable (<= _position)."""
         self._marked_position = 0
-        """Where the last mark was written; one that a group has overwritten is none any more."""
+        """Where the last mark was written, or had no space; 0 once a group went there."""
         self._allocated = 0
         """Size of the last file; what lies behind _position reads as zeros, or as a mark."""
         self.last_zxid = self._bases[-1]

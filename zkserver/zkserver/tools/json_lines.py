@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from duolog_protocol.errors import StorageError
 from duolog_protocol.paths import parent_of
-from duolog_protocol.txns import MAX_TTL_MS, close_session_path_bytes
+from duolog_protocol.txns import MAX_TTL_MS
 from duolog_protocol.types import Acl
 from zkserver.core.datatree import CONTAINER_TTL, SYSTEM_PATHS, DataTree, Node
 from zkserver.core.quota import Quotas
@@ -214,9 +214,7 @@ class _Parser:
             session = state.sessions.get(owner)
             if session is None:
                 raise LineError(f"{path} belongs to session {hex64(owner)}, which has no line")
-            session.ephemerals[path] = None
-            session.ephemeral_bytes += close_session_path_bytes(path)
-            state.ephemeral_count += 1
+            state.give(session, path)
         state.tree.put(node)
 
 

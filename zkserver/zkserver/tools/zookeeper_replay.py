@@ -15,7 +15,6 @@ from typing import Final
 
 from duolog_protocol.errors import StorageError
 from duolog_protocol.paths import parent_of, path_problem
-from duolog_protocol.txns import close_session_path_bytes
 from duolog_protocol.types import Acl, counter_of, epoch_of
 from zkserver.core.datatree import SYSTEM_PATHS, DataTree, Node, wrap_int32
 from zkserver.core.quota import QUOTA_ROOT, Quotas
@@ -123,10 +122,7 @@ class Replay:
             state.sessions[session_id] = Session(session_id, timeout_ms)
         for path, node in self._nodes.items():
             if node.ephemeral_owner:
-                session = state.sessions[node.ephemeral_owner]
-                session.ephemerals[path] = None
-                session.ephemeral_bytes += close_session_path_bytes(path)
-                state.ephemeral_count += 1
+                state.give(state.sessions[node.ephemeral_owner], path)
         return state
 
     def digest(self) -> int:

@@ -1,0 +1,203 @@
+"""The life of a session: opened, attached to a connection, moved to another, closed or expired.
+
+    Connect, new               CreateSession is logged --> applied: attached
+    Connect, with a password   attached at once; the connection that had it is closed
+    CloseSession, silence      `closing`, CloseSession is logged --> applied: gone, and its
+                               connection is closed
+    no space for the record    never opened; or open as before
+
+Owns the decision who gets a session and when one ends, and what clients are told of it. The old
+connection of a session must not be touched before the password was checked. When a session was
+heard of last is the tracker's. Source: ZooKeeper `ZooKeeperServer.processConnectRequest`,
+`reopenSession`, `SessionTrackerImpl`.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from duolog_protocol import zk_messages as zk
+from duolog_protocol.error_codes import ZkErrorCode
+from duolog_protocol.txns import CloseReason, TxnKind
+from duolog_protocol.zk_codec import Refusal
+
+from .config import CoreConfig
+from .connection import Connection
+from .pending import Pending
+from .prepare import Preparer
+from .proposals import Proposals
+from .session_tracker import Session, SessionTracker, session_password
+from .state import ReplicatedState
+
+_EXPIRED_AT_ONCE: Final = 16
+"""Sessions between two looks at how much is outstanding: each may own 2 MiB of paths."""
+
+
+class Sessions:
+    """Opens, attaches and ends the sessions of one server's clients."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        state: ReplicatedState,
+        tracker: SessionTracker,
+        preparer: Preparer,
+        proposals: Proposals,
+        *,
+        refuse: Callable[[Connection, int, Refusal], None],
+        close: Callable[[Connection, str], None],
+        on_attached: Callable[[Connection], None],
+    ) -> None:
+        """`on_attached` hears of a connection that has a session, and its answer in `out`."""
+        self._config = config
+        self._state = state
+        self._tracker = tracker
+        self._preparer = preparer
+        self._proposals = proposals
+        self._refuse = refuse
+        self._close = close
+        self._on_attached = on_attached
+
+    def connect(
+        self, connection: Connection, correlation_id: int, message: Any, now_ms: int
+    ) -> None:
+        """A client asks for a session, a new one or its old one."""
+        if connection.session is not None:
+            text = "the connection has a session already"
+            self._refuse(connection, correlation_id, Refusal(ZkErrorCode.BAD_ARGUMENTS, text, True))
+            return
+        applied = self._state.last_applied_zxid
+        if message.last_zxid_seen > applied:
+            text = (
+                f"this server is at {applied:#x}, the client has seen {message.last_zxid_seen:#x}"
+            )
+            refusal = Refusal(ZkErrorCode.SERVER_BEHIND_CLIENT, text, True)
+            self._refuse(connection, correlation_id, refusal)
+            return
+        low, high = self._config.session_timeout_low_ms, self._config.session_timeout_high_ms
+        timeout_ms = min(max(message.timeout_ms, low), high)
+        if message.session_id:
+            session = self._find(message.session_id, message.password)
+            if session is None:
+                text = f"session {message.session_id:#x} does not exist (any more)"
+                refusal = Refusal(ZkErrorCode.SESSION_EXPIRED, text, True)
+                self._refuse(connection, correlation_id, refusal)
+            else:
+                self._attach_again(connection, session, correlation_id, timeout_ms, now_ms)
+            return
+        zxid = self._proposals.next_zxid()
+        self._state.opening[zxid] = Session(zxid, timeout_ms)
+        connection.submitted += 1
+        body = (TxnKind.CREATE_SESSION, timeout_ms)
+        self._proposals.add(zxid, zxid, body, connection, correlation_id, zk.CONNECT.key)
+
+    def on_created(self, each: Pending, session: Session, now_ms: int) -> None:
+        """A CreateSession was applied."""
+        connection = each.connection
+        assert connection is not None
+        self._tracker.touch(session, now_ms)
+        if not connection.closed:
+            self._attach(connection, session, each.correlation_id)
+
+    def take_close(self, connection: Connection, session: Session, correlation_id: int) -> None:
+        """A client ends its session: the last request that is taken from it."""
+        if session.closing:
+            text = "the session has expired"
+            refusal = Refusal(ZkErrorCode.SESSION_EXPIRED, text, True)
+            self._refuse(connection, correlation_id, refusal)
+            return
+        connection.last_request_taken = True
+        connection.submitted += 1
+        self._log_close(session, CloseReason.CLOSED, connection, correlation_id)
+
+    def on_closed(self, each: Pending, session: Session) -> None:
+        """A CloseSession was applied."""
+        asked, connection = each.connection, session.connection
+        if asked is not None and not asked.closed:
+            asked.out.append(asked.codec.empty(each.correlation_id, each.zxid))
+            self._close(asked, "the session was closed")
+        elif connection is not None and not connection.closed:
+            self._close(connection, "the session has expired")
+
+    def expire(self, unheard: Iterable[Connection], now_ms: int) -> None:
+        """Close the sessions that were silent too long; some at a time, so that others are heard.
+
+        `unheard` is not read for what is outstanding here, and so cannot be heard either.
+        """
+        for connection in unheard:
+            session = connection.session
+            if session is not None and not session.closing:
+                self._tracker.touch(session, now_ms)
+        limit = self._config.max_expirations_per_step
+        while limit > 0 and self._proposals.bytes_count < self._config.max_outstanding_bytes:
+            expired = self._tracker.take_expired(now_ms, min(limit, _EXPIRED_AT_ONCE))
+            if not expired:
+                return
+            limit -= len(expired)
+            for session in expired:
+                if not session.closing:
+                    self._log_close(session, CloseReason.EXPIRED)
+
+    def take_back(self, each: Pending, now_ms: int) -> None:
+        """A Txn will never be durable: where it opens or ends a session, it did not."""
+        assert each.body is not None, each
+        kind = each.body[0]
+        if kind == TxnKind.CREATE_SESSION:
+            self._state.opening.pop(each.session_id, None)
+        elif kind == TxnKind.CLOSE_SESSION:
+            session = self._state.sessions[each.session_id]
+            session.closing = False
+            self._tracker.touch(session, now_ms)
+
+    def _find(self, session_id: int, password: bytes) -> Session | None:
+        """The session that a client has shown to be its own, unless it is ending."""
+        expected = session_password(self._state.secret, session_id)
+        if not hmac.compare_digest(expected, password):
+            return None
+        session = self._state.sessions.get(session_id)
+        return None if session is None or session.closing else session
+
+    def _attach_again(
+        self,
+        connection: Connection,
+        session: Session,
+        correlation_id: int,
+        timeout_ms: int,
+        now_ms: int,
+    ) -> None:
+        old = session.connection
+        if old is not None and old is not connection:
+            self._close(old, "the session moved to another connection")
+        self._tracker.renegotiate(session, timeout_ms, now_ms)
+        self._attach(connection, session, correlation_id)
+
+    def _attach(self, connection: Connection, session: Session, correlation_id: int) -> None:
+        connection.session = session
+        connection.codec.known_peer = True
+        session.connection = connection
+        reply = zk.ConnectResponse(
+            session.timeout_ms,
+            session.session_id,
+            session_password(self._state.secret, session.session_id),
+            False,
+            self._config.server_id,
+        )
+        zxid = self._state.last_applied_zxid
+        connection.out.append(connection.codec.reply(zk.CONNECT.key, correlation_id, zxid, reply))
+        self._on_attached(connection)
+
+    def _log_close(
+        self,
+        session: Session,
+        reason: int,
+        connection: Connection | None = None,
+        correlation_id: int = 0,
+    ) -> None:
+        session.closing = True
+        self._tracker.forget(session)
+        body = self._preparer.close_session(session, reason)
+        zxid = self._proposals.next_zxid()
+        key = zk.CLOSE_SESSION.key
+        self._proposals.add(zxid, session.session_id, body, connection, correlation_id, key)
