@@ -241,17 +241,39 @@ async def test_every_setting_is_shown_and_secrets_are_not(tmp_path: Path) -> Non
     await world.with_disk(world.node.stop)
 
 
+async def open_session(
+    world: World, timeout_ms: int = 10_000
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.node.port)
+    writer.write(connect_request(timeout_ms=timeout_ms))
+    await world.with_disk(lambda: reader.readexactly(4 + 37))
+    return reader, writer
+
+
+async def test_a_silent_session_expires_while_others_are_heard_all_the_time(world: World) -> None:
+    """Who is heard when the timer fires must not put it off."""
+    silent, silent_writer = await open_session(world, timeout_ms=4_000)
+    reader, writer = await open_session(world)
+    exists = 3
+    for second in range(20):
+        world.clock.advance(1_000)
+        writer.write(request(second, exists, ustring("/") + b"\0"))
+        assert len(await reader.readexactly(4 + 16 + 68)) == 88
+        world.node._fire()
+        world.disk.run_pending()
+    assert len(world.node._engine.core.state.sessions) == 1
+    async with asyncio.timeout(20):
+        assert await silent.read() == b""
+    for each in (writer, silent_writer):
+        each.close()
+        await each.wait_closed()
+
+
 async def test_a_read_is_answered_although_the_disk_hangs_in_the_write_behind_it(
     world: World,
 ) -> None:
     """Replies wait for those of the writes behind them, to leave together, but only a moment."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", world.node.port)
-    writer.write(connect_request())
-    opened = asyncio.ensure_future(reader.readexactly(4 + 37))
-    async with asyncio.timeout(20):
-        while not opened.done():
-            world.disk.run_pending()
-            await asyncio.sleep(0)
+    reader, writer = await open_session(world)
     exists, set_root = 3, 5
     writer.write(
         request(1, exists, ustring("/") + b"\0")
@@ -261,11 +283,7 @@ async def test_a_read_is_answered_although_the_disk_hangs_in_the_write_behind_it
         first = await reader.readexactly(4 + 16 + 68)
     assert first[4:8] == i32(1)
     assert world.disk.pending, "the write waits for the disk"
-    second = asyncio.ensure_future(reader.readexactly(4 + 16 + 68))
-    async with asyncio.timeout(20):
-        while not second.done():
-            world.disk.run_pending()
-            await asyncio.sleep(0)
-    assert second.result()[4:8] == i32(2)
+    second = await world.with_disk(lambda: reader.readexactly(4 + 16 + 68))
+    assert second[4:8] == i32(2)
     writer.close()
     await writer.wait_closed()

@@ -513,6 +513,8 @@ def test_the_log_is_marked_when_it_is_quiet() -> None:
     life.engine.fire_timer()
     life.settle()
     assert is_marked() and life.halted == ""
+    life.write(3)
+    life.settle()
     log.offline = "gone"
     life.engine.fire_timer()
     life.disk.run_pending()
@@ -543,3 +545,18 @@ def test_replies_may_wait_for_more_only_while_the_disk_is_quick() -> None:
     held.clear()
     send(True)
     assert held == [False]
+
+
+def test_one_mark_for_one_quiet_moment_and_a_full_queue_of_the_disk_stops_the_server() -> None:
+    life = Life(new_disk(), 1)
+    life.core.deadline = 10_000
+    life.write(1)
+    life.settle()
+    for _ in range(100):  # the disk hangs in something else
+        life.engine.fire_timer()
+    assert life.disk.pending == 1
+    life.disk._max_pending = 1
+    life.write(2)
+    life.end_turn()
+    assert "the disk takes no work" in life.halted
+    assert not (life.data.files.exists(f"/data/{FAILED_SYNC_FILE}")), "it did not fail"

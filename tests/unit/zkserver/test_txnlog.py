@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,6 +15,7 @@ from duolog_protocol.errors import (
     LogOfflineError,
 )
 from duolog_protocol.types import make_zxid
+from duolog_runtime.files import Buffer
 from tests.unit.kbroker.storage_support import MemoryFiles
 from tests.unit.zkserver.storage_support import (
     DIRECTORY,
@@ -415,3 +417,34 @@ def test_a_durable_group_whose_sync_fails_ends_the_log_for_good() -> None:
         data.log.mark()
     assert data.log.durable_zxid == 0
     data.close()
+
+
+def test_a_group_that_was_refused_for_its_sync_does_not_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quota, or a disk far away, may notice only then; the whole group is in the file."""
+    files = MemoryFiles()
+    data, _ = open_directory(files, options=ONE_FILE)
+    records = fill(data, [2])
+    file = data.log._file
+    assert file is not None
+
+    def write_only(buffers: Sequence[Buffer], position: int) -> None:
+        file.pwritev(buffers, position)
+        raise OSError(errno.EDQUOT, "injected")
+
+    monkeypatch.setattr(file, "pwritev_durably", write_only)
+    with pytest.raises(DiskFullError):
+        data.log.append_durably([record(make_zxid(1, 3))], make_zxid(1, 3))
+    assert not files.nodes[FIRST].unsynced, "nor after a power loss"
+    assert open_directory(files.copy(), options=ONE_FILE)[1] == records
+
+
+def test_a_mark_that_comes_behind_the_end_of_the_log_is_none() -> None:
+    files = MemoryFiles()
+    data, _ = open_directory(files, options=ONE_FILE)
+    fill(data, [1])
+    data.close()
+    written = bytes(files.nodes[FIRST].data)
+    data.log.mark()
+    assert bytes(files.nodes[FIRST].data) == written

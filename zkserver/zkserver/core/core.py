@@ -65,6 +65,8 @@ from .turns import ANSWERED, Turns
 from .watches import Watches
 
 SECRET_BYTES: Final = 32
+MAX_HELD_BYTES: Final = 16 * 1024
+"""Replies that may wait for those of the writes behind them; more are worth a send of their own."""
 MAX_OVERLAY_ENTRIES: Final = 50_000
 """Paths in the overlay of outstanding changes beyond which it is made anew from them."""
 _SET_DATA_KEY: Final = zk.SET_DATA.key
@@ -208,7 +210,7 @@ class ZkCore:
                 more = (
                     connection is heard
                     and connection.submitted != connection.completed
-                    and not connection.backlog_bytes
+                    and sum(map(len, out)) <= MAX_HELD_BYTES
                 )
                 effects.append(Send(connection, out, more))
                 connection.out = []

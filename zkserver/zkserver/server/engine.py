@@ -23,7 +23,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from duolog_protocol.codec import Piece
-from duolog_protocol.errors import DiskFullError
+from duolog_protocol.errors import DiskFullError, StorageError
 from duolog_protocol.types import epoch_of
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskClosedError, DiskExecutor, DiskQueueFullError
@@ -146,6 +146,8 @@ class Engine:
         self._now_ms = 0
         """When the step that runs now, or ran last, began."""
         self._writing = False
+        self._needs_mark = False
+        """The last group of the log has no mark behind it."""
         self._disk_is_quick = False
         """The last group was durable before anybody could have waited for it."""
         self._events: deque[Event] = deque()
@@ -235,7 +237,7 @@ class Engine:
         """The core's deadline has come."""
         self.step(TimerFired(self._clock.wall_ms()))
         if self.idle and not self.halted:
-            self._mark_log()
+            self._mark_log()  # nobody writes: a quiet moment
 
     def begin_snapshot(self) -> int | None:
         """Take a snapshot now; the zxid it will stand at, None while one is under way."""
@@ -270,11 +272,12 @@ class Engine:
     def _halt_for_disk(self, reason: str, error: BaseException) -> None:
         """The disk failed: the next start must not trust what the page cache shows.
 
-        A process that has run out of files or memory says nothing of the disk.
+        A process that has run out of files or memory, or into a bug, says nothing of the disk.
         """
         cause = error if isinstance(error, OSError) else error.__cause__
         out_of_means = isinstance(cause, OSError) and cause.errno in _OUT_OF_MEANS
-        if not self.halted and not out_of_means:
+        of_the_disk = isinstance(error, OSError | StorageError) and not out_of_means
+        if not self.halted and of_the_disk:
             try:
                 self._data.mark_failed_sync()
             except OSError as unmarked:
@@ -338,11 +341,15 @@ class Engine:
         self._writing = True
         count, waiting = len(records), self._queued_count
         self._queued_count = waiting - count
-        self._disk.submit(
-            partial(self._write_group, records, last_zxid),
-            partial(self._written, _Group(first_zxid, last_zxid, count, waiting, since_ms, now_ms)),
-            alone=alone,
-        )
+        group = _Group(first_zxid, last_zxid, count, waiting, since_ms, now_ms)
+        try:
+            self._disk.submit(
+                partial(self._write_group, records, last_zxid),
+                partial(self._written, group),
+                alone=alone,
+            )
+        except DiskQueueFullError as error:  # what was taken from the queue cannot be put back
+            self.halt(f"the disk takes no work: {error}")
 
     def _take_group(self) -> tuple[list[bytes], int, int]:
         """Records from the front of the queue, as many as one job may take, and their zxids."""
@@ -408,6 +415,7 @@ class Engine:
         self._schedule_write()
         assert sync_ms is not None
         self._disk_is_quick = sync_ms <= QUICK_MS
+        self._needs_mark = True
         self.step(Durable(group.last_zxid))
         self._measure(group, sync_ms)
         if not self.halted:
@@ -418,8 +426,10 @@ class Engine:
 
     def _mark_log(self) -> None:
         """It is quiet: what was written last needs a mark, no group after it speaks for it."""
-        with suppress(DiskClosedError, DiskQueueFullError):  # `close` marks, or a later moment
-            self._disk.submit(self._data.log.mark, self._marked, alone=True)
+        if self._needs_mark:
+            self._needs_mark = False
+            with suppress(DiskClosedError, DiskQueueFullError):  # then `close` does it
+                self._disk.submit(self._data.log.mark, self._marked)
 
     def _marked(self, _: None, error: BaseException | None) -> None:
         if error is not None and not self.halted and not isinstance(error, DiskClosedError):

@@ -319,7 +319,8 @@ class Node:
             return
         self._links.drop_late()
         deadline_ms = self._engine.deadline_ms()
-        if deadline_ms is not None and deadline_ms <= self._clock.now_ms():
+        # A client that was just heard has moved the deadline; the one of this timer has come.
+        if deadline_ms is not None and min(deadline_ms, self._timer_ms) <= self._clock.now_ms():
             self._engine.fire_timer()
         self.arm()
 

@@ -233,9 +233,10 @@ class TxnLog:
         Not synced: it costs one small write, and what it is for is damage that comes later. Each
         group says it of those before it, so only the last one needs it. Raises LogOfflineError.
         """
-        self._check_usable()
         file, position = self._file, self._position
-        assert file is not None
+        if file is None:
+            return  # `close` has left a mark
+        self._check_usable()
         assert self._synced_position == position, (self._synced_position, position)
         if position == self._marked_position or position + GROUP_HEADER_BYTES > self._allocated:
             return
@@ -430,9 +431,13 @@ class TxnLog:
         self._allocated = file.size()
 
     def _take_back(self, file: File) -> None:
-        """The write failed for want of space: end the file after its last whole group."""
+        """The write failed for want of space: end the file after its last whole group.
+
+        Durably: the refused group may be whole in the file, and must not come back.
+        """
         try:
             file.truncate(self._position)
+            file.sync()
         except OSError as error:
             raise self._fail("cannot truncate", file.path, error) from error
         self._allocated = self._position
