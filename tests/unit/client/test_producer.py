@@ -212,7 +212,7 @@ async def test_a_delivery_that_times_out_unanswered_is_of_unknown_fate(
     """Its number is left behind with its epoch: the next record is stored under a new one."""
     [log] = cluster.add_topic("t")
     async with producer(
-        cluster, linger_ms=0, request_timeout_ms=40, delivery_timeout_ms=60
+        cluster, linger_ms=0, request_timeout_ms=400, delivery_timeout_ms=600
     ) as each:
         await each.send_and_wait("t", b"0")
         held: list[Call] = []
