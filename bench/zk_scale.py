@@ -16,8 +16,10 @@ import statistics
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -134,10 +136,22 @@ class Snapshot:
         time.sleep(2)
         port = self._server.address["http_port"]
         url = f"http://127.0.0.1:{port}/commands/snapshot"
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=60).close()
-        except OSError as error:
-            self._failure = error
+        request = urllib.request.Request(url, method="POST")
+        self._failure = TimeoutError("another one was under way all the time")
+        while not self._done.is_set():
+            try:
+                urllib.request.urlopen(request, timeout=60).close()
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.CONFLICT:
+                    self._failure = error
+                    return
+                self._done.wait(0.1)  # the server takes one of its own
+            except OSError as error:
+                self._failure = error
+                return
+            else:
+                self._failure = None
+                return
 
     def _look(self) -> None:
         while not self._done.wait(0.02):
