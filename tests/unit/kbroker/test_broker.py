@@ -13,7 +13,7 @@ from duolog_cluster.cluster import Cluster
 from duolog_protocol import broker_messages as kb
 from duolog_protocol.apis import API_VERSIONS, ApiVersionsRequest
 from duolog_protocol.errors import ConnectionLostError, LogOfflineError
-from duolog_runtime.connection import connect
+from duolog_runtime.connection import ClientLink, connect
 from kbroker.server.broker import SESSION_FILE
 from kbroker.storage.flush import FlushTarget
 from tests.support import until
@@ -38,18 +38,24 @@ async def test_a_session_that_could_not_be_closed_is_left_for_the_next_process(
         assert "registration_taken" not in broker.log.events
 
 
+async def link_with_topic(port: int) -> ClientLink:
+    """A link to a broker that has been asked for the topic `t`, and has made it."""
+    link = await connect(
+        "127.0.0.1",
+        port,
+        max_frame_bytes=1 << 24,
+        on_push=no_push,
+        on_closed=lambda _reason: None,
+    )
+    await ask(link, API_VERSIONS, ApiVersionsRequest("test", "0"))
+    await ask(link, kb.METADATA, kb.MetadataRequest(("t",), True, False))
+    return link
+
+
 async def test_a_long_poll_is_answered_when_the_broker_stops() -> None:
     async with asyncio.timeout(30), Cluster() as cluster:
         (broker,) = cluster.brokers
-        link = await connect(
-            "127.0.0.1",
-            broker.port,
-            max_frame_bytes=1 << 24,
-            on_push=no_push,
-            on_closed=lambda _reason: None,
-        )
-        await ask(link, API_VERSIONS, ApiVersionsRequest("test", "0"))
-        await ask(link, kb.METADATA, kb.MetadataRequest(("t",), True, False))
+        link = await link_with_topic(broker.port)
         polling = asyncio.ensure_future(ask(link, kb.FETCH, fetch(0, wait_ms=200_000)))
         await until(lambda: broker.server.delayed_count == 1)
         await cluster.stop(broker)
@@ -61,15 +67,7 @@ async def test_a_sync_that_fails_while_the_broker_stops_is_no_orderly_end(
 ) -> None:
     async with asyncio.timeout(30), Cluster(data=str(tmp_path)) as cluster:
         (broker,) = cluster.brokers
-        link = await connect(
-            "127.0.0.1",
-            broker.port,
-            max_frame_bytes=1 << 24,
-            on_push=no_push,
-            on_closed=lambda _reason: None,
-        )
-        await ask(link, API_VERSIONS, ApiVersionsRequest("test", "0"))
-        await ask(link, kb.METADATA, kb.MetadataRequest(("t",), True, False))
+        link = await link_with_topic(broker.port)
 
         def fail(_target: FlushTarget) -> None:
             raise OSError(errno.EIO, "Input/output error")
