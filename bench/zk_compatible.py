@@ -27,6 +27,9 @@ from .zkload import zkload
 NAMES: Final = ["zookeeper_classpath", "zkload"]
 MIXES: Final = {"get": "get", "set": "set", "mixed": "get=80,set=20"}
 PINNED: Final = {0}
+TURNS: Final = 4
+"""What lies close together is measured so many times as often and for so much less long: the
+machine drifts by more than the difference, but not from one second to the next."""
 
 
 class Side:
@@ -40,11 +43,11 @@ class Side:
 
     def pipelined(self) -> Figures:
         """The three mixes, 8 × 64."""
-        return {name: self._rate(mix, 8, 64) for name, mix in MIXES.items()}
+        return {name: self._rate(mix, 8, 64, self._seconds) for name, mix in MIXES.items()}
 
     def one_by_one(self) -> Figures:
         """One connection, one request at a time."""
-        return {name: self._rate(name, 1, 1) for name in ("get", "set")}
+        return {name: self._rate(name, 1, 1, self._seconds / TURNS) for name in ("get", "set")}
 
     def warm(self, seconds: float) -> None:
         """Load until a JIT has compiled what matters, once it serves: `imok` says too little."""
@@ -52,14 +55,14 @@ class Side:
         words = ("-c", "8", "-o", "64", "-m", MIXES["mixed"], "-w", "0", "-d", str(seconds))
         zkload(self._program, self.port, "bench", *words, timeout_s=seconds + 60)
 
-    def _rate(self, mix: str, connections: int, outstanding: int) -> float:
-        words = ("-c", str(connections), "-o", str(outstanding), "-m", mix, "-s", "100", "-w", "1")
+    def _rate(self, mix: str, connections: int, outstanding: int, seconds: float) -> float:
+        words = ("-c", str(connections), "-o", str(outstanding), "-m", mix, "-s", "100")
         found = zkload(
             self._program,
             self.port,
             "bench",
-            *(*words, "-d", str(self._seconds)),
-            timeout_s=self._seconds + 60,
+            *(*words, "-w", str(seconds / 3), "-d", str(seconds)),
+            timeout_s=seconds + 60,
         )
         rate: float = found["ops_s"]
         return rate
@@ -70,7 +73,9 @@ def by_dialect(port: int, dialect: Native | Jute, seconds: float) -> Measure:
 
     def measure() -> Figures:
         return {
-            kind.name: generator.run(port, dialect, {kind: 1}, seconds=seconds)["ops_s"]
+            kind.name: generator.run(
+                port, dialect, {kind: 1}, seconds=seconds, warmup_s=seconds / 3
+            )["ops_s"]
             for kind in (Kind.GET, Kind.SET)
         }
 
@@ -79,7 +84,7 @@ def by_dialect(port: int, dialect: Native | Jute, seconds: float) -> Measure:
 
 def run(session: Session, arguments: argparse.Namespace) -> None:
     """Measure and fill the table."""
-    seconds = arguments.seconds
+    seconds, turns = arguments.seconds, TURNS * arguments.pairs
     with ExitStack() as stack:
         daemon = stack.enter_context(
             zkserver(session.directory / "zkserver", "--max-connections-per-address", "0")
@@ -99,13 +104,13 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
             rates.row("durable set, 8 × 64", "/s", "set", Wanted(1.5)),
             rates.row("80 % get, 20 % set, 8 × 64", "/s", "mixed", Wanted(3)),
         )
-        free = session.alternate("1 x 1", ours.one_by_one, theirs.one_by_one)
+        free = session.alternate("1 x 1", ours.one_by_one, theirs.one_by_one, turns)
         for side in (ours, theirs):
             side.server.pin(PINNED)
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, PINNED)  # and so the generator, a child of this process
         try:
-            pinned = session.alternate("pinned", ours.one_by_one, theirs.one_by_one)
+            pinned = session.alternate("pinned", ours.one_by_one, theirs.one_by_one, turns)
         finally:
             os.sched_setaffinity(0, before)
             for side in (ours, theirs):
@@ -118,8 +123,9 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
         )
         native = session.alternate(
             "native and jute",
-            by_dialect(daemon.port, Native(), seconds),
-            by_dialect(daemon.port, Jute(), seconds),
+            by_dialect(daemon.port, Native(), seconds / TURNS),
+            by_dialect(daemon.port, Jute(), seconds / TURNS),
+            turns,
         )
         session.add(
             native.row("native get beside jute, both ours", "/s", "GET", Wanted(1)),

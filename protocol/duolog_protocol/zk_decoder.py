@@ -13,6 +13,7 @@ order.
 
 The length of a header and its first six bytes say what the tag of the path must be, so that a
 table of these *forms* leaves only comparisons to the loop: arithmetic is what Python is slow at.
+What the reads asked for is remembered for a while.
 """
 
 from __future__ import annotations
@@ -94,6 +95,44 @@ def _forms() -> dict[bytes, _Form]:
 _FORMS: Final = _forms()
 _LEAST_LIMIT: Final = 1024
 """No frame in one of the forms is longer."""
+MAX_RECENT_READS: Final = 4_096
+_WORTH_IT: Final = 4
+"""Requests for each read that was kept: fewer, and decoding them all is cheaper."""
+_REST: Final = 64
+"""Reads that are then not kept, in multiples of those that were."""
+
+
+class RecentReads:
+    """What reads asked for lately, by the bytes that said it.
+
+    Who asks again is understood without decoding it again, and the tree is asked for a string whose
+    hash is known. Bounded; where hardly anybody asks again it rests for a while. Shared by the
+    connections of a loop.
+    """
+
+    __slots__ = ("_asked_before", "_resting", "asked", "found")
+
+    def __init__(self) -> None:
+        self.found: Final[dict[bytes, tuple[str, bool]]] = {}
+        """Path with its tag, and watch -> what they mean."""
+        self.asked = 0
+        """Requests that were decoded, whatever they were."""
+        self._asked_before = 0
+        """`asked` when it was last empty."""
+        self._resting = 0
+        """So many more are not kept."""
+
+    def keep(self, said: bytes, meant: tuple[str, bool]) -> None:
+        """Remember it, if that is worth it."""
+        if self._resting:
+            self._resting -= 1
+            return
+        if len(self.found) >= MAX_RECENT_READS:
+            if self.asked - self._asked_before < _WORTH_IT * MAX_RECENT_READS:
+                self._resting = _REST * MAX_RECENT_READS
+            self._asked_before = self.asked
+            self.found.clear()
+        self.found[said] = meant
 
 
 class NativeDecoder(StreamDecoder[NativeRequest]):
@@ -104,11 +143,17 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
     message: making a NamedTuple would cost a third of it.
     """
 
-    __slots__ = ("known_peer",)
+    __slots__ = ("_recent", "known_peer")
 
-    def __init__(self, max_frame_bytes: int, scratch: memoryview | None = None) -> None:
+    def __init__(
+        self,
+        max_frame_bytes: int,
+        scratch: memoryview | None = None,
+        recent: RecentReads | None = None,
+    ) -> None:
         assert max_frame_bytes >= _LEAST_LIMIT, max_frame_bytes
         super().__init__(max_frame_bytes, scratch)
+        self._recent = recent if recent is not None else RecentReads()
         self.known_peer = False
         """The client has a session: larger requests are decoded."""
 
@@ -119,41 +164,48 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
         size = len(chunk)
         stop = size - _BEGIN_BYTES
         limit = self.max_frame_bytes
-        form_of, watch_of, version_of = _FORMS.get, _WATCH, _VERSION
+        recent = self._recent
+        form_of, known, watch_of, version_of = _FORMS.get, recent.found.get, _WATCH, _VERSION
         while position <= stop:
             length, head, correlation_id, mark = _unpack_begin(chunk, position)
             form = form_of(head)
             if form is not None and correlation_id:
                 api_key, expected_mark, expected_length, start, path_end = form
                 path_end += position
-                if mark == expected_mark:
-                    if length == expected_length and path_end < size:  # path and watch
+                if length == expected_length and path_end < size:  # path and watch
+                    end = path_end + 1
+                    said = chunk[position + _PATH_AT : end]
+                    meant = known(said)
+                    if meant is None and mark == expected_mark:
                         watch = watch_of[chunk[path_end]]
                         if watch is not None:
+                            try:
+                                meant = (chunk[position + start : path_end].decode(), watch)
+                            except UnicodeDecodeError:
+                                pass
+                            else:
+                                recent.keep(said, meant)
+                    if meant is not None:
+                        append((api_key, correlation_id, meant))
+                        position = end
+                        continue
+                elif mark == expected_mark and api_key == _SET_DATA_KEY:
+                    # Path, data of a byte's length, short version.
+                    data_start = path_end + 2
+                    data_bytes = length + expected_length
+                    end = data_start + data_bytes
+                    if 0 <= data_bytes < _BYTE_INTS and end <= size:
+                        version = version_of[chunk[path_end + 1]]
+                        if chunk[path_end] == data_bytes and version is not None:
                             try:
                                 path = chunk[position + start : path_end].decode()
                             except UnicodeDecodeError:
                                 pass
                             else:
-                                append((api_key, correlation_id, (path, watch)))
-                                position = path_end + 1
+                                message = (path, chunk[data_start:end], version)
+                                append((api_key, correlation_id, message))
+                                position = end
                                 continue
-                    elif api_key == _SET_DATA_KEY:  # path, data of a byte's length, short version
-                        data_start = path_end + 2
-                        data_bytes = length + expected_length
-                        end = data_start + data_bytes
-                        if 0 <= data_bytes < _BYTE_INTS and end <= size:
-                            version = version_of[chunk[path_end + 1]]
-                            if chunk[path_end] == data_bytes and version is not None:
-                                try:
-                                    path = chunk[position + start : path_end].decode()
-                                except UnicodeDecodeError:
-                                    pass
-                                else:
-                                    message = (path, chunk[data_start:end], version)
-                                    append((api_key, correlation_id, message))
-                                    position = end
-                                    continue
                 if api_key == _SET_DATA_KEY and length <= limit:  # longer data, or any version
                     end = position + LENGTH_BYTES + length
                     if end <= size:
@@ -168,6 +220,7 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
                 break
             append(self._decode(frame))
             position = frame[3]
+        recent.asked += len(requests)
         if position == size:
             self._rest = b""
         else:

@@ -312,7 +312,7 @@ class ServerLink(Link):
             scheduled, self._flush_scheduled = self._flush_scheduled, True
             try:
                 self._on_frames(self, frames)
-                if not self._holding:
+                if self._out and not self._holding:
                     self.flush()
             finally:
                 self._flush_scheduled = scheduled

@@ -6,15 +6,13 @@ It knows nothing about files: work is a callable. Group commit is the owner's: w
 and sync runs, the owner collects; the next submission takes all of it.
 
 A hand-over costs a wake-up of the thread and one of the loop when both are idle (figures in
-DESIGN.md); completions that are ready together wake the loop once. Where the disk is quick, a
-single small piece of work is not handed over at all.
+DESIGN.md); completions that are ready together wake the loop once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -26,10 +24,6 @@ T = TypeVar("T")
 
 MAX_PENDING: Final = 10_000
 """Submissions that may wait. Owners group their work, so that a few are normal."""
-
-QUICK_S: Final = 0.0005
-"""Work that takes less is done by the owner's thread where it is `alone`: the loop stands still for
-no longer than a few replies take. A disk that is slower, or has just been, keeps its thread."""
 
 _Done = Callable[[Any, BaseException | None], None]
 _Job = tuple[Callable[[], Any], _Done]
@@ -50,17 +44,12 @@ class DiskExecutor(Protocol):
     """Runs file work in order; belongs to one loop or thread, which calls all its methods."""
 
     def submit(
-        self,
-        work: Callable[[], T],
-        done: Callable[[T | None, BaseException | None], None],
-        *,
-        alone: bool = False,
+        self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]
     ) -> None:
         """Run `work` after everything submitted before, then call `done` on the owner's loop.
 
         `done` gets the result and None, or None and what `work` raised. It is called exactly
-        once, and not before `submit` returns unless the executor says so. `alone`: the work is
-        little and the loop has nothing else to do: it may be done, and `done` called, right here.
+        once, and not before `submit` returns unless the executor says so.
 
         Raises DiskQueueFullError, DiskClosedError: then `done` is never called.
         """
@@ -114,22 +103,13 @@ class DiskThread:
         self._closed = False
         """Written by the owner, read by the thread: jobs taken after it are refused."""
         self._pending = 0
-        self._recent_s = 1.0
-        """What work of the kind that may be `alone` takes; a slow one counts for the next ten."""
         self._thread: threading.Thread | None = None
 
     def submit(
-        self,
-        work: Callable[[], T],
-        done: Callable[[T | None, BaseException | None], None],
-        *,
-        alone: bool = False,
+        self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]
     ) -> None:
         if self._closed:
             raise DiskClosedError(f"{self._name} is closed")
-        if alone and not self._pending and self._recent_s < QUICK_S:
-            self._run_here(work, done)
-            return
         if self._pending >= self._max_pending:
             raise DiskQueueFullError(f"{self._pending} jobs wait for {self._name}")
         if self._thread is None:
@@ -138,32 +118,7 @@ class DiskThread:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._pending += 1
-        self._jobs.put((self._timed(work) if alone else work, done))
-
-    def _run_here(self, work: Callable[[], T], done: _Done) -> None:
-        """In the owner's thread: this one is idle. A hand-over would cost as much as the work."""
-        result: T | None = None
-        failure: BaseException | None = None
-        begun_s = time.monotonic()
-        try:
-            result = work()
-        except BaseException as error:  # handed to the owner, whatever it is
-            failure = error
-        self._note_time(time.monotonic() - begun_s)
-        done(result, failure)
-
-    def _timed(self, work: Callable[[], T]) -> Callable[[], T]:
-        def run() -> T:
-            begun_s = time.monotonic()
-            try:
-                return work()
-            finally:
-                self._note_time(time.monotonic() - begun_s)
-
-        return run
-
-    def _note_time(self, elapsed_s: float) -> None:
-        self._recent_s = max(elapsed_s, self._recent_s / 2)
+        self._jobs.put((work, done))
 
     @property
     def pending(self) -> int:
@@ -243,11 +198,7 @@ class InlineDisk:
         self._closed = False
 
     def submit(
-        self,
-        work: Callable[[], T],
-        done: Callable[[T | None, BaseException | None], None],
-        *,
-        alone: bool = False,
+        self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]
     ) -> None:
         if self._closed:
             raise DiskClosedError("the disk executor is closed")

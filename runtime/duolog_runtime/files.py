@@ -19,6 +19,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from duolog_protocol.errors import DataDirectoryError
@@ -30,6 +31,9 @@ MAX_BUFFERS: Final = 1024
 _NO_PREALLOCATION: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _WRITE_THROUGH: Final[int | None] = getattr(os, "RWF_DSYNC", None)
 """Linux: sync with the write what is written."""
+_BEGIN_WRITE_BACK: Final[int | None] = os.POSIX_FADV_DONTNEED if sys.platform == "linux" else None
+"""Linux: begins to write what is dirty. What it then drops from the cache is clean."""
+_ZEROS: Final = memoryview(bytes(1024 * 1024))
 _NO_WRITE_THROUGH: Final = _NO_PREALLOCATION
 
 
@@ -76,16 +80,29 @@ class File(Protocol):
         """
         ...
 
+    def begin_sync(self, position: int, size_bytes: int) -> None:
+        """What was written there is on its way to the disk: a `sync` soon after takes less time.
+
+        Durable only after that `sync`, which also tells what failed. Where the system has no such
+        thing, nothing happens.
+        """
+        ...
+
     def truncate(self, size_bytes: int) -> None:
         """Cut or extend (with zeros) to exactly `size_bytes`."""
         ...
 
     def preallocate(self, size_bytes: int) -> None:
-        """Reserve space so that the file is at least `size_bytes` long; new bytes read as zeros.
+        """Reserve space so that the file is at least `size_bytes` long; new bytes are zeros.
 
-        Where the file system cannot reserve, the file only grows. Raises OSError; on ENOSPC the
-        file may have grown by a part of it.
+        They are written and synced: a write into them changes nothing that the file system keeps
+        of the file, so that its sync is one of data. Where the file system cannot reserve, the file
+        only grows. Raises OSError; on ENOSPC the file may have grown by a part of it.
         """
+        ...
+
+    def is_allocated(self) -> bool:
+        """There is space on the disk for every byte of it, also for those that were skipped."""
         ...
 
     def size(self) -> int: ...
@@ -224,18 +241,30 @@ class RealFile:
     def truncate(self, size_bytes: int) -> None:
         os.ftruncate(self._fd, size_bytes)
 
+    def begin_sync(self, position: int, size_bytes: int) -> None:
+        if _BEGIN_WRITE_BACK is not None:
+            with suppress(OSError):  # a hint: what the write came to, `sync` tells
+                os.posix_fadvise(self._fd, position, size_bytes, _BEGIN_WRITE_BACK)
+
     def preallocate(self, size_bytes: int) -> None:
         have = self.size()
         if have >= size_bytes:
             return
         try:
             os.posix_fallocate(self._fd, have, size_bytes - have)
+            for position in range(have, size_bytes, len(_ZEROS)):
+                self.pwrite(_ZEROS[: size_bytes - position], position)
+            self.sync()
         except AttributeError:  # macOS
             os.ftruncate(self._fd, size_bytes)
         except OSError as error:
             if error.errno not in _NO_PREALLOCATION:
                 raise
             os.ftruncate(self._fd, size_bytes)
+
+    def is_allocated(self) -> bool:
+        status = os.fstat(self._fd)
+        return status.st_blocks * 512 >= status.st_size
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size

@@ -93,6 +93,7 @@ class ServerWorld:
         self.snap_count = faults_rng.choice([4, 10, 30, 1_000])
         self.log_file_bytes = faults_rng.choice([2_048, 8_192, 65_536])
         self.clients = [Client(number) for number in range(CLIENTS)]
+        self.slow_sync_rate = faults_rng.choice([0.0, 0.0, 0.05, 0.5])
         self.digests: dict[int, str] = {}
         """zxid -> digest of the state that a former life had there."""
         self.acknowledged_zxid = 0
@@ -211,13 +212,17 @@ class ServerWorld:
             self.disk.sync_dir(DIRECTORY)
         self.crash_rate = crash_rate
 
-    def _crash_point(self, _when: str, _kind: str, _path: str) -> None:
+    def _crash_point(self, _when: str, kind: str, _path: str) -> None:
+        if kind == "sync" and self.crash_rng.random() < self.slow_sync_rate:
+            self.clock.advance(2)
         if self.crash_rng.random() < self.crash_rate:
             raise PowerLoss
 
     # ---- the engine's shell --------------------------------------------------------------------
 
-    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
+    def send(
+        self, connection: Connection, pieces: list[Piece], more: bool, zxid: int, now_ms: int
+    ) -> None:
         """A reply or an event: what is in it counts from now on."""
         client: Client = connection.link
         if client.connection is connection:
@@ -250,7 +255,7 @@ class ServerWorld:
         """The end of the loop turn is an action of its own."""
         self.turn_asked = True
 
-    def arm(self) -> None:
+    def arm(self, deadline_ms: int | None) -> None:
         """Time passes in `_tick` only."""
 
     def halt(self, reason: str) -> None:

@@ -131,6 +131,11 @@ class MemoryFile:
         self.pwritev(buffers, position)
         self.sync()
 
+    def begin_sync(self, position: int, size_bytes: int) -> None: ...
+
+    def is_allocated(self) -> bool:
+        return True
+
     def _put(self, data: bytes, position: int) -> None:
         node = self._node
         if len(node.data) < position:

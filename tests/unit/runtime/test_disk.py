@@ -60,39 +60,6 @@ async def test_work_runs_in_order_in_one_thread_and_completes_in_the_loop() -> N
     disk.close()
 
 
-async def test_work_that_is_alone_needs_no_thread_once_the_disk_has_shown_to_be_quick() -> None:
-    disk = DiskThread(asyncio.get_running_loop(), "log-0")
-    where: list[threading.Thread] = []
-    log = Log()
-
-    def work() -> None:
-        where.append(threading.current_thread())
-
-    async def one(name: str) -> None:
-        disk.submit(work, log(name), alone=True)
-        await until(lambda: disk.pending == 0)
-
-    await one("first")
-    assert where[0] is not threading.current_thread(), "nobody knows yet how long it takes"
-    for number in range(200):
-        await one(str(number))
-        if where[-1] is threading.current_thread():
-            break
-    else:
-        pytest.fail("it was never done here")
-    count = len(where)
-    disk.submit(work, log("behind"))
-    disk.submit(work, log("not alone after all"), alone=True)
-    assert len(where) <= count + 2
-    await until(lambda: disk.pending == 0)
-    assert where[-1] is not threading.current_thread(), "order: something was before it"
-    disk.submit(fail, log("fails"), alone=True)
-    await until(lambda: disk.pending == 0)
-    assert log.done[-1] == ("fails", None, OSError)
-    assert log.names[-3:-1] == ["behind", "not alone after all"]
-    disk.close()
-
-
 async def test_a_failure_is_a_completion_like_any_other() -> None:
     disk = DiskThread(asyncio.get_running_loop(), "log-0")
     log = Log()

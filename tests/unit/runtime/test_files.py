@@ -160,6 +160,34 @@ def test_preallocation_grows_with_zeros_and_never_cuts(file: RealFile) -> None:
     assert file.pread(100, 0) == b"ab\0\0"
 
 
+def test_reserved_space_is_zeros_on_the_disk_and_what_is_skipped_is_not(file: RealFile) -> None:
+    assert file.is_allocated()
+    file.truncate(3_000_000)
+    assert not file.is_allocated()
+    file.truncate(2)
+    file.pwrite(b"ab", 0)
+    file.preallocate(2_500_000)
+    assert file.is_allocated() and file.size() == 2_500_000
+    assert file.pread(3_000_000, 0) == b"ab" + bytes(2_499_998)
+
+
+def test_a_sync_may_be_begun_before_it_is_waited_for(
+    file: RealFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.pwrite(b"abc", 0)
+    file.begin_sync(0, 3)
+    file.sync()
+    assert file.pread(3, 0) == b"abc"
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EINVAL, "no")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
+    file.begin_sync(0, 3)  # it is a hint
+    monkeypatch.setattr(files_module, "_BEGIN_WRITE_BACK", None)
+    file.begin_sync(0, 3)
+
+
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
 def test_preallocation_falls_back_where_it_is_not_supported(
     file: RealFile, monkeypatch: pytest.MonkeyPatch, number: int

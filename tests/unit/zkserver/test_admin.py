@@ -278,11 +278,12 @@ async def test_a_read_is_answered_although_the_disk_hangs_in_the_write_behind_it
     writer.write(
         request(1, exists, ustring("/") + b"\0")
         + request(2, set_root, ustring("/") + buffer(b"x") + i32(-1))
+        + request(3, set_root, ustring("/") + buffer(b"y") + i32(-1))
     )
     async with asyncio.timeout(20):
         first = await reader.readexactly(4 + 16 + 68)
     assert first[4:8] == i32(1)
-    assert world.disk.pending, "the write waits for the disk"
+    assert world.disk.pending, "the writes wait for the disk"
     second = await world.with_disk(lambda: reader.readexactly(4 + 16 + 68))
     assert second[4:8] == i32(2)
     writer.close()

@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from duolog_protocol.zk_decoder import RecentReads
 from duolog_runtime.clocks import ManualClock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import RecordingLogger
@@ -93,7 +95,7 @@ class World:
         self.log = RecordingLogger()
         self.events: list[Event] = []
         self.asked: list[tuple[str, bytes, Reply]] = []
-        self.links = ClientLinks(self, self.clock, limits, self.log, lambda: 0x7)
+        self.links = ClientLinks(self, self.clock, limits, self.log)
         self.links.words = self
         self.made = 0
 
@@ -121,7 +123,7 @@ class World:
             on_foreign=self.links.on_foreign,
             on_closed=self.links.on_closed,
             max_unsent_bytes=0,
-            take_native=take_native,
+            take_native=partial(take_native, RecentReads()),
         )
 
     def connect_secure(

@@ -64,6 +64,10 @@ class CountingCore:
         self.deadline: int | None = None
         self.views: list[View] = []
 
+    @property
+    def last_applied_zxid(self) -> int:
+        return self.zxid
+
     def load_snapshot(self, chunks: Iterable[bytes]) -> None:
         numbers = [int.from_bytes(chunk, "big") for chunk in chunks]
         self.zxid, self.ids = numbers[0], numbers[1:]
@@ -159,7 +163,9 @@ class Life:
         self.recovered = list(self.core.ids)
         self.engine.start()
 
-    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
+    def send(
+        self, connection: Connection, pieces: list[Piece], more: bool, zxid: int, now_ms: int
+    ) -> None:
         self.acknowledged += [int.from_bytes(piece, "big") for piece in pieces]
 
     def close(self, connection: Connection, reason: str) -> None: ...
@@ -173,7 +179,7 @@ class Life:
     def call_soon(self) -> None:
         self.turns.append(1)
 
-    def arm(self) -> None: ...
+    def arm(self, deadline_ms: int | None) -> None: ...
 
     def halt(self, reason: str) -> None:
         self.halted = reason
@@ -201,13 +207,14 @@ def new_disk(seed: int = 1, faults: DiskFaults | None = None) -> SimDisk:
 def test_nothing_is_answered_before_it_is_on_disk() -> None:
     life = Life(new_disk(), 1)
     life.settle()
-    life.write(11)
+    life.write(11, 12)
+    life.clock.advance(1)
     life.end_turn()
     assert (life.core.ids, life.acknowledged) == ([], [])
     assert life.disk.run_work()
     assert (life.core.ids, life.acknowledged) == ([], []), "written, but nobody was told"
     life.settle()
-    assert (life.core.ids, life.acknowledged) == ([11], [11])
+    assert (life.core.ids, life.acknowledged) == ([11, 12], [11, 12])
 
 
 def test_the_first_group_waited_since_the_start_and_not_since_the_clock_began() -> None:
@@ -272,11 +279,11 @@ def test_an_epoch_that_rolls_while_running_is_on_disk_before_its_records() -> No
     life = Life(files, 1)
     life.settle()
     life.core.next_zxid = make_zxid(7, 1)
-    life.write(5)
+    life.write(5, 6)
     life.settle()
     assert life.data.epochs.current_epoch == 7
     files.kill()
-    assert Life(files, 2).recovered == [5]
+    assert Life(files, 2).recovered == [5, 6]
 
 
 def test_a_full_disk_refuses_what_waits_and_takes_writes_again_when_there_is_space() -> None:
@@ -492,6 +499,102 @@ def test_the_disk_waits_for_more_while_clients_are_heard_but_a_millisecond_at_mo
     assert life.acknowledged == [1, 2, 3, 4, 5, 6, 7]
 
 
+def quick_life(files: SimDisk | None = None) -> Life:
+    """A life that has seen its disk to be quick."""
+    life = Life(files or new_disk(), 1)
+    life.write(1, 2)
+    life.settle()
+    return life
+
+
+def write_alone(life: Life, number: int) -> None:
+    life.write(number)
+    life.end_turn()
+
+
+def test_on_a_quick_disk_a_lone_write_is_written_here_and_told_after_its_sync() -> None:
+    life = quick_life()
+    log = life.data.log
+    sync = log.sync
+    seen: list[tuple[list[int], list[int], bool]] = []
+
+    def watched() -> None:
+        behind = log.durable_zxid < log.last_zxid
+        seen.append((list(life.core.ids), list(life.acknowledged), behind))
+        sync()
+
+    log.sync = watched  # type: ignore[method-assign]
+    write_alone(life, 3)
+    assert seen == [([1, 2, 3], [1, 2], True)], "worked out while the disk works, not told"
+    assert life.acknowledged == [1, 2, 3] and life.engine.idle
+    assert log.durable_zxid == log.last_zxid and log._marked_position < log._position
+    life.disk.run_pending()
+    assert log._marked_position == log._position, "it was quiet, and there is no timer"
+
+
+@pytest.mark.parametrize(
+    "reason", ["work before it", "another client", "a slow disk", "no space of its own"]
+)
+def test_a_write_that_may_have_to_wait_is_not_written_here(reason: str) -> None:
+    life = quick_life()
+    log = life.data.log
+    match reason:
+        case "work before it":
+            life.disk.submit(lambda: None, lambda result, error: None)
+        case "another client":
+            life.write(9)
+        case "a slow disk":
+            sync = log.sync
+
+            def slow() -> None:
+                life.clock.advance(2 * QUICK_MS + 1)
+                sync()
+
+            log.sync = slow  # type: ignore[method-assign]
+            write_alone(life, 8)
+            log.sync = sync  # type: ignore[method-assign]
+            assert life.acknowledged[-1] == 8
+        case "no space of its own":
+            log.space_is_reserved = False
+    before = life.disk.pending
+    life.write(3)
+    life.clock.advance(1)
+    life.end_turn()
+    assert 3 not in life.acknowledged and life.disk.pending == before + 1
+    life.settle()
+    assert life.acknowledged[-1] == 3
+    if reason == "a slow disk":
+        for number in range(10, 13):
+            write_alone(life, number)
+            life.settle()
+        write_alone(life, 13)
+        assert life.acknowledged[-1] == 13, "it has been quick for a while"
+
+
+def test_a_lone_write_whose_sync_fails_halts_the_server_untold() -> None:
+    faults = DiskFaults()
+    files = new_disk(1, faults)
+    life = quick_life(files)
+    faults.fail_at_sync = files.sync_count + 1
+    write_alone(life, 3)
+    assert "cannot sync" in life.halted and life.acknowledged == [1, 2]
+    assert files.exists(f"/data/{FAILED_SYNC_FILE}")
+    write_alone(life, 4)
+    assert life.acknowledged == [1, 2]
+
+
+def test_a_lone_write_for_which_there_is_no_space_is_refused() -> None:
+    faults = DiskFaults()
+    files = new_disk(1, faults)
+    life = quick_life(files)
+    faults.full_at_write = files.write_count + 1
+    write_alone(life, 3)
+    assert life.core.refused == [3] and not life.halted
+    write_alone(life, 4)
+    life.settle()
+    assert life.acknowledged == [1, 2, 4]
+
+
 def test_the_log_is_marked_when_it_is_quiet() -> None:
     life = Life(new_disk(), 1)
     life.settle()
@@ -505,7 +608,7 @@ def test_the_log_is_marked_when_it_is_quiet() -> None:
     life.write(1)
     life.settle()
     assert not is_marked()
-    life.write(2)
+    life.write(2, 2)
     life.end_turn()
     life.engine.fire_timer()
     life.settle()
@@ -525,7 +628,7 @@ def test_replies_may_wait_for_more_only_while_the_disk_is_quick() -> None:
     life = Life(new_disk(), 1)
     life.settle()
     held: list[bool] = []
-    life.send = lambda connection, pieces, more: held.append(more)  # type: ignore[method-assign]
+    life.send = lambda connection, pieces, more, zxid, now_ms: held.append(more)  # type: ignore[method-assign]
 
     def send(more: bool) -> None:
         life.engine._perform([Send(CONNECTION, [b"r"], more)])
@@ -540,7 +643,7 @@ def test_replies_may_wait_for_more_only_while_the_disk_is_quick() -> None:
         append_durably(records, last_zxid)
 
     life.data.log.append_durably = slow  # type: ignore[method-assign, assignment]
-    life.write(1)
+    life.write(1, 2)
     life.settle()
     held.clear()
     send(True)

@@ -34,6 +34,7 @@ def all_bytes() -> dict[str, bytes]:
     first, second = make_zxid(1, 1), make_zxid(1, 2)
     data.log.append([first.to_bytes(8, "big") + b"one", second.to_bytes(8, "big")], second)
     data.log.sync()
+    data.log.mark()
     take_snapshot(data, second, [b"abc", b"de"])
     names = {
         "identity": IDENTITY,

@@ -1,8 +1,9 @@
 """The coordination server's core: events in, effects out, no I/O.
 
 Owns the order of everything: zxids, what is logged and not yet durable, and per connection the
-order of replies. It must never apply what is not durable, answer a write before it is applied, or
-show a change in a reply before the watch events of that change went out on the same connection.
+order of replies. It must never apply a Txn before it is told that it is durable (or, by an engine
+that keeps the effects until it is, about to be), answer a write before it is applied, or show a
+change in a reply before the watch events of that change went out on the same connection.
 
     Received --> prepare --> Append --------------> (disk) --> Durable --> apply --> events, replies
                     \\-> reads: at once, or behind the connection's own writes
@@ -163,7 +164,8 @@ class ZkCore:
     def step(self, event: Event, now_ms: int) -> list[Effect]:
         """Take an event; the effects are to be performed in order."""
         self._now_ms = now_ms
-        self._tracker.look_at_clock(now_ms)
+        if now_ms >= self._tracker.check_ms:
+            self._tracker.look_at_clock(now_ms)
         kind = type(event)
         if kind is Received:
             self._on_received(event)  # type: ignore[arg-type]
@@ -201,9 +203,8 @@ class ZkCore:
     def _effects(self, heard: Connection | None = None) -> list[Effect]:
         """What the shell has to do; `heard` has just asked for something."""
         effects: list[Effect] = []
-        append = self._proposals.take_append()
-        if append is not None:
-            effects.append(append)
+        if self._proposals.new_records:
+            effects.append(self._proposals.take_append())
         for connection in self._dirty:
             out = connection.out
             if out:
@@ -239,7 +240,10 @@ class ZkCore:
         if session is not None and not session.closing:
             self._tracker.touch(session, self._now_ms)
         self._dirty[connection] = None
-        self._take_batch(connection, self._credentials.admit(connection, event.requests))
+        requests = event.requests
+        if self._auth.enforces:
+            requests = self._credentials.admit(connection, requests)
+        self._take_batch(connection, requests)
         if self._flow.must_pause(connection):
             self._later.append(PauseReading(connection))
 
@@ -250,7 +254,7 @@ class ZkCore:
         """
         turns, is_read = self._turns, self._reads.by_key
         must_wait = turns.must_wait(connection)
-        if connection.session is not None and not must_wait:
+        if connection.session is not None and not must_wait and requests[0][0] in is_read:
             served = self._reads.serve_run(connection, requests)
             if served == len(requests):
                 return
@@ -462,7 +466,7 @@ class ZkCore:
             self._preparer.outstanding.settle()
         elif len(self._preparer.outstanding.entries) > MAX_OVERLAY_ENTRIES:
             self._rebuild_overlay()
-        if self._flow:
+        if self._flow.paused:
             self._resume()
 
     def _rebuild_overlay(self) -> None:

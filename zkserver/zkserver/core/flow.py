@@ -8,6 +8,7 @@ ZooKeeper `globalOutstandingLimit`; reliability.md 11.2.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from .config import CoreConfig
 from .connection import Connection
@@ -20,13 +21,9 @@ class Flow:
     def __init__(self, config: CoreConfig, proposals: Proposals) -> None:
         self._config = config
         self._proposals = proposals
-        self._paused: dict[Connection, None] = {}
+        self.paused: Final[dict[Connection, None]] = {}
         self.waiting_bytes = 0
         """Data of the writes that wait behind a barrier, all connections together."""
-
-    def __bool__(self) -> bool:
-        """Whether anybody is paused."""
-        return bool(self._paused)
 
     def must_pause(self, connection: Connection) -> bool:
         """Whether to stop reading a connection now; it counts as paused then."""
@@ -40,7 +37,7 @@ class Flow:
         if connection.paused or connection.closed:
             return False
         connection.paused = True
-        self._paused[connection] = None
+        self.paused[connection] = None
         return True
 
     def resumed(self) -> Iterator[Connection]:
@@ -48,24 +45,24 @@ class Flow:
         if self._is_loaded(2):
             return
         config = self._config
-        for connection in list(self._paused):
+        for connection in list(self.paused):
             if (
                 2 * connection.outstanding_count() < config.max_outstanding_per_connection
                 and 2 * connection.waiting_bytes < config.max_waiting_bytes_per_connection
             ):
                 connection.paused = False
-                del self._paused[connection]
+                del self.paused[connection]
                 yield connection
 
     def unheard(self, max_backlog_bytes: int) -> Iterator[Connection]:
         """Connections that are paused for our own load, not because they do not read."""
-        for connection in self._paused:
+        for connection in self.paused:
             if connection.backlog_bytes < max_backlog_bytes:
                 yield connection
 
     def forget(self, connection: Connection) -> None:
         """The connection has ended."""
-        self._paused.pop(connection, None)
+        self.paused.pop(connection, None)
 
     def _is_loaded(self, share: int) -> bool:
         """Whether as much is outstanding as the limits allow, divided by `share`."""

@@ -39,9 +39,10 @@ class Proposals:
         """Their records."""
         self.epochs_are_used_up = False
         """The last epoch's counter is full: the server must not go on."""
-        self._records: list[bytes] = []
+        self.new_records: list[bytes] = []
+        """Logged since the last `take_append`."""
         self._first_zxid = 0
-        """Of `_records`."""
+        """Of `new_records`."""
 
     def next_zxid(self) -> int:
         """The zxid of the next Txn; opens an epoch where the counter of this one is full."""
@@ -69,9 +70,9 @@ class Proposals:
         wall_ms = self.wall_ms
         record = encode_txn(zxid, session_id, correlation_id & _U32_LAST, wall_ms, body)
         size = len(record)
-        if not self._records:
+        if not self.new_records:
             self._first_zxid = zxid
-        self._records.append(record)
+        self.new_records.append(record)
         self.last_logged_zxid = zxid
         self.count += 1
         self.bytes_count += size
@@ -90,9 +91,9 @@ class Proposals:
         zxid = last + 1 if last & ZXID_COUNTER_LAST < self._counter_last else self.next_zxid()
         wall_ms = self.wall_ms
         record = encode_set(zxid, session_id, correlation_id & _U32_LAST, wall_ms, body)
-        if not self._records:
+        if not self.new_records:
             self._first_zxid = zxid
-        self._records.append(record)
+        self.new_records.append(record)
         self.last_logged_zxid = zxid
         self.count += 1
         size = len(record)
@@ -108,12 +109,11 @@ class Proposals:
         zxid = self.last_logged_zxid
         self.pending.append((zxid, 0, 0, None, connection, correlation_id, api_key, message, 0))
 
-    def take_append(self) -> Append | None:
-        """The Append of what was logged since the last call."""
-        if not self._records:
-            return None
-        append = Append(self._records, self._first_zxid, self.last_logged_zxid)
-        self._records = []
+    def take_append(self) -> Append:
+        """The Append of `new_records`, of which there are some."""
+        assert self.new_records, "nothing was logged"
+        append = Append(self.new_records, self._first_zxid, self.last_logged_zxid)
+        self.new_records = []
         return append
 
     def on_applied(self, count: int, bytes_count: int) -> None:

@@ -66,7 +66,7 @@ class SessionTracker:
     def __init__(self, tick_ms: int) -> None:
         self.tick_ms = tick_ms
         self._buckets: dict[int, dict[int, Session]] = {}
-        self._check_ms = 0
+        self.check_ms = 0
         """When it will look at the clock next; 0: nothing is tracked."""
         self._slack_ms = max(1, tick_ms // 4)
         self._interval_ms = max(1, tick_ms // CLOCK_CHECKS_PER_TICK)
@@ -77,8 +77,8 @@ class SessionTracker:
         bucket_ms = ((now_ms + session.timeout_ms) // tick + 1) * tick
         if session.bucket_ms < bucket_ms:
             self._move(session, bucket_ms)
-            if self._check_ms == 0:
-                self._check_ms = now_ms + self._interval_ms
+            if self.check_ms == 0:
+                self.check_ms = now_ms + self._interval_ms
 
     def renegotiate(self, session: Session, timeout_ms: int, now_ms: int) -> None:
         """A new connection of the session asked for another timeout."""
@@ -97,14 +97,17 @@ class SessionTracker:
 
     def deadline_ms(self) -> int | None:
         """When the clock must be looked at, or None while there are no sessions."""
-        return self._check_ms if self._buckets else None
+        return self.check_ms if self._buckets else None
 
     def look_at_clock(self, now_ms: int) -> int:
-        """Called in every step. Returns the ms that the server lost and gave back, or 0."""
-        check_ms = self._check_ms
+        """Called in every step from `check_ms` on.
+
+        Returns the ms that the server lost and gave back, or 0.
+        """
+        check_ms = self.check_ms
         if now_ms < check_ms or check_ms == 0:
             return 0
-        self._check_ms = now_ms + self._interval_ms if self._buckets else 0
+        self.check_ms = now_ms + self._interval_ms if self._buckets else 0
         lost_ms = now_ms - check_ms
         if lost_ms <= self._slack_ms:
             return 0
@@ -120,7 +123,7 @@ class SessionTracker:
                 self.forget(session)
                 expired.append(session)
             if len(expired) == max_count:
-                self._check_ms = now_ms  # the rest at once, after what came meanwhile
+                self.check_ms = now_ms  # the rest at once, after what came meanwhile
                 break
         return expired
 

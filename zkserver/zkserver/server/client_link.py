@@ -18,7 +18,7 @@ from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import MAX_FRAME_BYTES_WITHOUT_SESSION, JuteDecoder
 from duolog_protocol.preamble import Caller
 from duolog_protocol.zk_codec import NativeCodec
-from duolog_protocol.zk_decoder import NativeDecoder
+from duolog_protocol.zk_decoder import NativeDecoder, RecentReads
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import Logger
@@ -83,7 +83,6 @@ class ClientLinks:
         clock: Clock,
         limits: LinkLimits,
         log: Logger,
-        last_applied_zxid: Callable[[], int],
         *,
         auth: AuthProviders | None = None,
         tls: ServerTls | None = None,
@@ -94,7 +93,6 @@ class ClientLinks:
         self._log = log
         self._auth = auth or AuthProviders()
         self._tls = tls
-        self._last_applied_zxid = last_applied_zxid
         self.stats: Final = ServerStats()
         self._bucket = TokenBucket(
             limits.connection_tokens, limits.connection_tokens_per_second, clock.now_ms()
@@ -247,7 +245,9 @@ class ClientLinks:
         self._inbox.step(ConnectionLost(connection))
         link.context = None  # no cycle is left behind (`duolog_runtime.heap`)
 
-    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
+    def send(
+        self, connection: Connection, pieces: list[Piece], more: bool, zxid: int, now_ms: int
+    ) -> None:
         """Write to a client; `release_held` in a moment, where `more` is to come."""
         link: ServerLink = connection.link
         if more:
@@ -255,7 +255,7 @@ class ClientLinks:
             self._held.append(link)
         else:
             link.write_now(pieces)
-        connection.stats.sent(connection, self._last_applied_zxid(), self._clock.now_ms())
+        connection.stats.sent(connection, zxid, now_ms)
 
     @property
     def holds_any(self) -> bool:
@@ -317,9 +317,9 @@ class ClientLinks:
         link.abort(RemoteProtocolError(reason))
 
 
-def take_native(scratch: memoryview) -> NativeDecoder:
+def take_native(recent: RecentReads, scratch: memoryview) -> NativeDecoder:
     """The decoder of a connection that has just been made."""
-    return NativeDecoder(MAX_FRAME_BYTES_UNKNOWN_PEER, scratch)
+    return NativeDecoder(MAX_FRAME_BYTES_UNKNOWN_PEER, scratch, recent)
 
 
 def take_jute(scratch: memoryview) -> JuteDecoder:

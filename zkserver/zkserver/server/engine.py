@@ -9,14 +9,18 @@ so that the simulation drives exactly this object.
 
 Group commit: while one job runs, appends queue; the next job takes all of them. It starts at the
 end of the first loop turn in which nobody is heard, or after a millisecond: what the sockets hold
-at one moment goes to the disk together. A lone write waits for nobody. What makes the last group
-of a burst recognizable, its mark, is written when the engine is quiet.
+at one moment goes to the disk together. What makes the last group of a burst recognizable, its
+mark, is written when the engine is quiet.
+
+A lone write waits for nobody, and on a quick disk it is no job: this thread writes it, and while
+the disk works, the core works out what it changes. The effects wait for the sync.
 """
 
 from __future__ import annotations
 
 import errno
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -58,7 +62,8 @@ MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 GATHER_MS: Final = 1
 """How long the disk waits for more while clients are heard, at most."""
 QUICK_MS: Final = 1
-"""A sync that takes no longer is worth waiting for with what can be sent together."""
+"""Syncs that take no longer are worth waiting for: with replies that can leave together, and in
+this thread with a lone write. A disk that is slower, or has just been, holds up nobody."""
 
 _OUT_OF_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -66,8 +71,13 @@ _OUT_OF_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 class Shell(Protocol):
     """What the engine needs from whoever has the sockets and the loop."""
 
-    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
-        """Write the pieces, one after another; where there is `more`, they may wait a moment."""
+    def send(
+        self, connection: Connection, pieces: list[Piece], more: bool, zxid: int, now_ms: int
+    ) -> None:
+        """Write the pieces, one after another; where there is `more`, they may wait a moment.
+
+        `zxid` and `now_ms`: what was applied, and the time.
+        """
 
     def session_attached(self, connection: Connection) -> None:
         """It has a session: longer frames may come, and it may stay."""
@@ -87,8 +97,8 @@ class Shell(Protocol):
     def call_soon(self) -> None:
         """Call `Engine.end_turn` once, after everything that arrived in this loop turn."""
 
-    def arm(self) -> None:
-        """The deadlines may have changed, and work for the disk may have ended."""
+    def arm(self, deadline_ms: int | None) -> None:
+        """Call `Engine.fire_timer` at the deadline (None: never). Work for the disk may be done."""
 
     def halt(self, reason: str) -> None:
         """Stop the process: the server cannot go on."""
@@ -148,8 +158,10 @@ class Engine:
         self._writing = False
         self._needs_mark = False
         """The last group of the log has no mark behind it."""
-        self._disk_is_quick = False
-        """The last group was durable before anybody could have waited for it."""
+        self._recent_sync_ms: float = QUICK_MS + 1
+        """What syncs take; a slow one counts for several after it. At first nobody knows."""
+        self._armed_for_ms: int | None = None
+        """What the shell's timer was last set for; None: no timer."""
         self._events: deque[Event] = deque()
         """Events that came while one was being stepped."""
         self._stepping = False
@@ -216,10 +228,17 @@ class Engine:
         if self._stepping:
             self._events.append(event)
             return
+        self._run(event)
+
+    def _run(self, event: Event, before_effects: Callable[[], None] | None = None) -> None:
+        """Step an event, and then those that its effects brought."""
         self._stepping = True
         try:
             self._now_ms = self._clock.now_ms()
-            self._perform(self.core.step(event, self._now_ms))
+            effects = self.core.step(event, self._now_ms)
+            if before_effects is not None:
+                before_effects()
+            self._perform(effects)
             while self._events and not self.halted:
                 self._now_ms = self._clock.now_ms()
                 self._perform(self.core.step(self._events.popleft(), self._now_ms))
@@ -248,17 +267,16 @@ class Engine:
         self._turn_scheduled = False
         heard, self._turn_reads = self._turn_reads, 0
         if not self._queue or self._writing:
-            self._shell.arm()  # after a job it is armed anyway
-        elif self._is_alone(heard):
-            self._write(alone=True)
+            self._arm()  # after a job it is armed anyway
+        elif heard == 1 and self._queued_count == 1:  # and nobody else was heard in this turn
+            if self._may_write_here():
+                self._write_here()
+            else:
+                self._write(self._now_ms)
         elif heard and self._clock.now_ms() - self._queued_since_ms < GATHER_MS:
             self._schedule_write()
         else:
-            self._write()
-
-    def _is_alone(self, heard: int) -> bool:
-        """What is queued is one record, and nobody else was heard in the turn that brought it."""
-        return heard == 1 and self._queued_count == 1
+            self._write(self._clock.now_ms())
 
     def halt(self, reason: str) -> None:
         """Stop for good: no effect is performed and no event taken any more. Idempotent."""
@@ -295,8 +313,9 @@ class Engine:
                 return
             kind = type(effect)
             if kind is Send:
-                more = effect.more and self._disk_is_quick  # type: ignore[union-attr]
-                shell.send(effect.connection, effect.pieces, more)  # type: ignore[union-attr]
+                more = effect.more and self._recent_sync_ms <= QUICK_MS  # type: ignore[union-attr]
+                connection, pieces = effect.connection, effect.pieces  # type: ignore[union-attr]
+                shell.send(connection, pieces, more, self.core.last_applied_zxid, self._now_ms)
             elif kind is Append:
                 self._enqueue(effect)  # type: ignore[arg-type]
             else:
@@ -327,17 +346,52 @@ class Engine:
         self._schedule_write()
 
     def _schedule_write(self) -> None:
-        if self._queue and not self._turn_scheduled and not self._writing:
+        if not self._turn_scheduled and not self._writing:
             self._turn_scheduled = True
             self._shell.call_soon()
 
-    def _write(self, *, alone: bool = False) -> None:
+    def _may_write_here(self) -> bool:
+        """Whether the disk is quick and idle, and a sync cannot fail for want of space: what the
+        core has worked out by then it cannot take back."""
+        return (
+            self._recent_sync_ms <= QUICK_MS
+            and not self._disk.pending
+            and self._data.log.space_is_reserved
+        )
+
+    def _write_here(self) -> None:
+        """Write the one record that is queued, and wait for the disk."""
+        log, begun_ms = self._data.log, self._now_ms
+        records, first_zxid, last_zxid = self._take_group()
+        self._queued_count = 0
+        group = _Group(first_zxid, last_zxid, 1, 1, self._queued_since_ms, begun_ms)
+        self._writing = True
+        assert epoch_of(last_zxid) <= self._data.epochs.current_epoch, f"{last_zxid:#x}"
+        try:
+            log.append(records, last_zxid)
+        except (StorageError, OSError) as error:
+            self._written(group, None, error)
+            return
+        self._run(Durable(last_zxid), before_effects=self._sync_log)
+        self._writing = False
+        if not self.halted:
+            self._note_written(group, self._now_ms - begun_ms)
+        self._mark_where_no_timer_will()
+
+    def _sync_log(self) -> None:
+        self._arm()  # while the disk works
+        try:
+            self._data.log.sync()
+        except (StorageError, OSError) as error:
+            self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
+        self._now_ms = self._clock.now_ms()
+
+    def _write(self, now_ms: int) -> None:
         """Start one disk job with what is queued."""
         if self.halted:
             return
         records, first_zxid, last_zxid = self._take_group()
-        since_ms = self._queued_since_ms
-        now_ms = self._queued_since_ms = self._clock.now_ms()
+        since_ms, self._queued_since_ms = self._queued_since_ms, now_ms
         self._writing = True
         count, waiting = len(records), self._queued_count
         self._queued_count = waiting - count
@@ -346,7 +400,6 @@ class Engine:
             self._disk.submit(
                 partial(self._write_group, records, last_zxid),
                 partial(self._written, group),
-                alone=alone,
             )
         except DiskQueueFullError as error:  # what was taken from the queue cannot be put back
             self.halt(f"the disk takes no work: {error}")
@@ -397,7 +450,16 @@ class Engine:
         self._writing = False
         if not self.halted:
             self._take_outcome(group, sync_ms, error)
-        self._shell.arm()
+        self._arm()
+        self._mark_where_no_timer_will()
+
+    def _arm(self) -> None:
+        self._armed_for_ms = self.deadline_ms()
+        self._shell.arm(self._armed_for_ms)
+
+    def _mark_where_no_timer_will(self) -> None:
+        if self._armed_for_ms is None and self.idle and not self.halted:
+            self._mark_log()
 
     def _take_outcome(
         self, group: _Group, sync_ms: int | None, error: BaseException | None
@@ -412,17 +474,19 @@ class Engine:
         if error is not None:
             self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
             return
-        self._schedule_write()
+        if self._queue:
+            self._schedule_write()
         assert sync_ms is not None
-        self._disk_is_quick = sync_ms <= QUICK_MS
-        self._needs_mark = True
         self.step(Durable(group.last_zxid))
+        self._note_written(group, sync_ms)
+
+    def _note_written(self, group: _Group, sync_ms: int) -> None:
+        self._recent_sync_ms = max(sync_ms, self._recent_sync_ms / 2)
+        self._needs_mark = True
         self._measure(group, sync_ms)
         if not self.halted:
             self._snapshotting.count(group.records)
             self._snapshotting.maybe_begin()
-            if not self._queue and self.core.deadline_ms() is None:
-                self._mark_log()  # no timer will fire
 
     def _mark_log(self) -> None:
         """It is quiet: what was written last needs a mark, no group after it speaks for it."""

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Final
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import ConfigError, LogOfflineError
+from duolog_protocol.zk_decoder import RecentReads
 from duolog_protocol.zk_messages import MAX_FRAME_BYTES
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink, new_scratch
@@ -128,7 +130,6 @@ class Node:
                 config.connection_tokens_per_second,
             ),
             log,
-            lambda: self._engine.core.last_applied_zxid,
             auth=auth,
             tls=self._tls,
         )
@@ -142,6 +143,7 @@ class Node:
         config = self._config
         scratch = new_scratch()
         links, tls = self._links, self._tls
+        native_decoder = partial(take_native, RecentReads())
 
         def new_link() -> ServerLink:
             return ServerLink(
@@ -153,7 +155,7 @@ class Node:
                 max_unsent_bytes=config.max_unsent_bytes,
                 scratch=scratch,
                 take_length_prefixed=take_jute,
-                take_native=take_native,
+                take_native=native_decoder,
             )
 
         def new_layer() -> TlsLayer:
@@ -240,12 +242,14 @@ class Node:
 
     # What the engine asks for
 
-    def send(self, connection: Connection, pieces: list[Piece], more: bool) -> None:
+    def send(
+        self, connection: Connection, pieces: list[Piece], more: bool, zxid: int, now_ms: int
+    ) -> None:
         """Write to a client; what may wait for more leaves in `HOLD_S` at the latest."""
         if more and not self._links.holds_any:
             assert self._loop is not None
             self._loop.call_later(HOLD_S, self._links.release_held)
-        self._links.send(connection, pieces, more)
+        self._links.send(connection, pieces, more, zxid, now_ms)
 
     def session_attached(self, connection: Connection) -> None:
         """A client has a session."""
@@ -274,10 +278,9 @@ class Node:
         assert self._loop is not None
         self._loop.call_soon(self._engine.end_turn)
 
-    def arm(self) -> None:
+    def arm(self, deadline_ms: int | None) -> None:
         """Follow the earliest deadline; a timer that is early enough stays."""
         self._progress.set()
-        deadline_ms = self._engine.deadline_ms()
         late_ms = self._links.next_deadline_ms()
         if deadline_ms is None or (late_ms is not None and late_ms < deadline_ms):
             deadline_ms = late_ms
@@ -301,7 +304,7 @@ class Node:
 
     def _on_made(self, link: ServerLink) -> None:
         self._links.on_made(link)
-        self.arm()
+        self.arm(self._engine.deadline_ms())
 
     def _on_closed(self, link: ServerLink, reason: BaseException | None) -> None:
         self._links.on_closed(link, reason)
@@ -322,7 +325,7 @@ class Node:
         # A client that was just heard has moved the deadline; the one of this timer has come.
         if deadline_ms is not None and min(deadline_ms, self._timer_ms) <= self._clock.now_ms():
             self._engine.fire_timer()
-        self.arm()
+        self.arm(self._engine.deadline_ms())
 
     async def _until_idle(self) -> None:
         await self._until(lambda: self._engine.idle)

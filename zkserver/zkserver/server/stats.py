@@ -242,7 +242,9 @@ class ConnectionStats:
         events = connection.event_count - self._events
         self._events += events
         done = self._answered
-        answered = self._taken - connection.outstanding_count()
+        # `outstanding_count`, without the cost of a call.
+        outstanding = connection.submitted - connection.completed + connection.waiting_count
+        answered = self._taken - outstanding
         packets = events + answered - done
         self.packets_sent += packets
         server = self._server

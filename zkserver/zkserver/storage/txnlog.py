@@ -99,6 +99,8 @@ class TxnLog:
         """Where the last mark was written, or had no space; 0 once a group went there."""
         self._allocated = 0
         """Size of the last file; what lies behind _position reads as zeros, or as a mark."""
+        self.space_is_reserved = False
+        """There is space for all of `_allocated`: a sync does not fail for want of it."""
         self.last_zxid = self._bases[-1]
         """The last zxid appended."""
         self.durable_zxid = self._bases[-1]
@@ -165,14 +167,14 @@ class TxnLog:
             )
 
     def append(self, records: Sequence[bytes], last_zxid: int) -> None:
-        """Write the records as one group. Not durable before `sync`.
+        """Write the records as one group, on its way to the disk. Not durable before `sync`.
 
         Raises DiskFullError (the log is as before) and LogOfflineError.
         """
         self._append(records, last_zxid, durably=False)
 
     def append_durably(self, records: Sequence[bytes], last_zxid: int) -> None:
-        """As `append` and `sync`, but for the mark: its owner calls `mark` in quiet moments.
+        """As `append` and `sync`, in fewer calls.
 
         Everything before was durable: so where there is no space for the group, nothing but the
         group can be missing, whatever it was that failed, the write or its sync.
@@ -205,6 +207,7 @@ class TxnLog:
                 file.pwritev_durably(buffers, self._position)
             else:
                 file.pwritev(buffers, self._position)
+                file.begin_sync(self._position, group_bytes)
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise self._fail("cannot write", file.path, error) from error
@@ -215,7 +218,10 @@ class TxnLog:
         self.last_zxid = last_zxid
 
     def sync(self) -> None:
-        """Make everything appended durable. Raises LogOfflineError: then nothing works any more."""
+        """Make everything appended durable. Raises LogOfflineError: then nothing works any more.
+
+        Its owner calls `mark` in quiet moments.
+        """
         self._check_usable()
         file = self._file
         assert file is not None
@@ -225,7 +231,6 @@ class TxnLog:
             raise self._fail("cannot sync", file.path, error) from error
         self._synced_position = self._position
         self.durable_zxid = self.last_zxid
-        self.mark()
 
     def mark(self) -> None:
         """Say, where the next group will be, that everything before is durable; once is enough.
@@ -419,6 +424,7 @@ class TxnLog:
         self._position = self._synced_position = position
         self._marked_position = 0
         self._allocated = file.size()
+        self.space_is_reserved = file.is_allocated()
 
     def _reserve(self, file: File, end: int) -> None:
         step = self._options.preallocate_bytes
@@ -429,6 +435,7 @@ class TxnLog:
                 raise
             # Too little for a whole step: the write itself will show whether there is enough.
         self._allocated = file.size()
+        self.space_is_reserved = file.is_allocated()
 
     def _take_back(self, file: File) -> None:
         """The write failed for want of space: end the file after its last whole group.
