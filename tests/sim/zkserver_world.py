@@ -168,6 +168,7 @@ class ServerWorld:
             self._connect(client)
         actions = [self._write] * 8 + [self._step_disk] * 10 + [self._end_turn] * 6
         actions += [self._read, self._ephemeral, self._multi, self._tick, self._reconnect]
+        actions += [self._write_alone] * 2
         for _ in range(self.rng.randrange(STEPS)):
             self.rng.choice(actions)()
             if self.halted:
@@ -299,6 +300,15 @@ class ServerWorld:
             )
         else:
             self._ask(client, zk.SET_DATA, zk.SetDataRequest(client.path, value, -1))
+
+    def _write_alone(self) -> None:
+        """Nothing else goes on, so that the engine may write it here, and wait for the disk."""
+        self._settle()
+        if not self.halted:
+            self._write()
+            self._end_turn()
+            if not self.halted and not self.work.pending:
+                self._mark("written here")
 
     def _ephemeral(self) -> None:
         client = self.rng.choice(self.clients)
