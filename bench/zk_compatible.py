@@ -28,8 +28,9 @@ NAMES: Final = ["zookeeper_classpath", "zkload"]
 MIXES: Final = {"get": "get", "set": "set", "mixed": "get=80,set=20"}
 PINNED: Final = {0}
 TURNS: Final = 4
+SHORT_TURNS: Final = 12
 """What lies close together is measured so many times as often and for so much less long: the
-machine drifts by more than the difference, but not from one second to the next."""
+machine drifts by more than the difference, but less so from one moment to the next."""
 
 
 class Side:
@@ -123,9 +124,9 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
         )
         native = session.alternate(
             "native and jute",
-            by_dialect(daemon.port, Native(), seconds / TURNS),
-            by_dialect(daemon.port, Jute(), seconds / TURNS),
-            turns,
+            by_dialect(daemon.port, Native(), seconds / SHORT_TURNS),
+            by_dialect(daemon.port, Jute(), seconds / SHORT_TURNS),
+            SHORT_TURNS * arguments.pairs,
         )
         session.add(
             native.row("native get beside jute, both ours", "/s", "GET", Wanted(1)),
