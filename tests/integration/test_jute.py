@@ -92,6 +92,22 @@ async def test_an_event_comes_before_the_reply_that_shows_its_change() -> None:
         await client.close()
 
 
+async def test_a_whole_session_in_one_packet_on_a_server_where_nobody_else_asks() -> None:
+    """Each write is alone, and what comes behind it waits until it is answered."""
+    async with asyncio.timeout(30), server() as cluster:
+        for _ in range(20):
+            client = await JuteClient.dial(cluster.zk.port)
+            client.send(
+                connect_request()
+                + encode(1, 5, zk.SetDataRequest("/", b"x", -1))
+                + encode(2, -11, zk.Empty())
+            )
+            await client.next_frame()
+            assert [(await client.next_reply()).xid for _ in range(2)] == [1, 2]
+            assert await client.rest() == b""
+            await client.close()
+
+
 async def test_a_multi_and_what_is_left_when_one_fails() -> None:
     async with asyncio.timeout(30), server() as cluster:
         client = await JuteClient.open(cluster.zk.port)

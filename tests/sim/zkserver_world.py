@@ -63,7 +63,12 @@ class Client:
         self.refused_values: set[bytes] = set()
         self.ephemerals: set[str] = set()
         """Acknowledged ephemerals of the session."""
-        self.closing = False
+        self.leaves = False
+        """It has asked for the end of its session, in this life of the server."""
+
+    def forget_session(self) -> None:
+        """There is none any more."""
+        self.session, self.ephemerals, self.leaves = None, set(), False
 
     @property
     def path(self) -> str:
@@ -168,7 +173,7 @@ class ServerWorld:
             self._connect(client)
         actions = [self._write] * 8 + [self._step_disk] * 10 + [self._end_turn] * 6
         actions += [self._read, self._ephemeral, self._multi, self._tick, self._reconnect]
-        actions += [self._write_alone] * 2
+        actions += [self._write_alone] * 2 + [self._write_and_leave]
         for _ in range(self.rng.randrange(STEPS)):
             self.rng.choice(actions)()
             if self.halted:
@@ -310,6 +315,26 @@ class ServerWorld:
             if not self.halted and not self.work.pending:
                 self._mark("written here")
 
+    def _write_and_leave(self) -> None:
+        """A write and the end of the session in one read: the end is logged once it is answered."""
+        client = self.rng.choice(self.clients)
+        self._settle()
+        if self.halted or client.connection is None or client.asked:
+            return
+        requests = []
+        for api, message in (
+            (zk.SET_DATA, zk.SetDataRequest(client.path, self._value(client), -1)),
+            (zk.CLOSE_SESSION, zk.Empty()),
+        ):
+            self.next_id += 1
+            client.asked[self.next_id] = (api, message)
+            requests.append((api.key, self.next_id, message))
+        client.leaves = True
+        self.engine.step(Received(client.connection, requests, self.clock.wall_ms()))
+        self._settle()
+        if not self.halted and client.asked:
+            raise Violation(f"EveryRequestAnswered: {list(client.asked)} of a quiet server")
+
     def _ephemeral(self) -> None:
         client = self.rng.choice(self.clients)
         path = f"/e-{client.number}-{self.next_id}"
@@ -361,7 +386,7 @@ class ServerWorld:
         """Run until nothing is left to do."""
         while not self.halted:
             self._end_turn()
-            if not self.work.pending:
+            if not self.work.pending and not self.turn_asked:
                 return
             self.work.run_pending()
 
@@ -380,10 +405,14 @@ class ServerWorld:
             return
         if api is zk.CONNECT and code == ZkErrorCode.SESSION_EXPIRED:
             self._mark("expired")
-            client.session, client.ephemerals = None, set()
+            client.forget_session()
             return
         self.acknowledged_zxid = max(self.acknowledged_zxid, header.context)
         if code:
+            return
+        if api is zk.CLOSE_SESSION:
+            self._mark("left")
+            client.forget_session()
             return
         reply = api.decode_response(header.values, 0, cursor_of(frame))
         if api is zk.CONNECT:
@@ -412,6 +441,9 @@ class ServerWorld:
             node = nodes.get(client.path)
             if node is not None and node.data not in client.sent_values:
                 raise Violation(f"NothingFromNowhere: {client.path} holds {node.data!r}")
+            if client.leaves and client.session and client.session[0] not in core.state.sessions:
+                client.forget_session()  # it has not heard that it has left
+            client.leaves = False
             if client.session is not None and client.session[0] in core.state.sessions:
                 missing = [path for path in client.ephemerals if path not in nodes]
                 if missing:

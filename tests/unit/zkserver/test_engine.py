@@ -63,6 +63,8 @@ class CountingCore:
         self.refused: list[int] = []
         self.deadline: int | None = None
         self.views: list[View] = []
+        self.logs_when_durable = 0
+        """The number of a record that the next `Durable` makes the core log."""
 
     @property
     def last_applied_zxid(self) -> int:
@@ -100,6 +102,10 @@ class CountingCore:
                     )
                     self.next_zxid += 1
                 return [Append(records, first, self.next_zxid - 1)]
+            case Durable() if self.logs_when_durable:
+                number, self.logs_when_durable = self.logs_when_durable, 0
+                written = self.step(event, now_ms)
+                return written + self.step(Received(CONNECTION, [(1, number, None)], 0), now_ms)
             case Durable():
                 pieces: list[Piece] = []
                 while self.outstanding and next(iter(self.outstanding)) <= event.zxid:
@@ -555,7 +561,7 @@ def test_a_write_that_may_have_to_wait_is_not_written_here(reason: str) -> None:
             log.sync = sync  # type: ignore[method-assign]
             assert life.acknowledged[-1] == 8
         case "no space of its own":
-            log.space_is_reserved = False
+            log._is_reserved = False
     before = life.disk.pending
     life.write(3)
     life.clock.advance(1)
@@ -569,6 +575,57 @@ def test_a_write_that_may_have_to_wait_is_not_written_here(reason: str) -> None:
             life.settle()
         write_alone(life, 13)
         assert life.acknowledged[-1] == 13, "it has been quick for a while"
+
+
+def test_what_a_lone_write_lets_go_on_is_written_next() -> None:
+    life = quick_life()
+    life.core.logs_when_durable = 4
+    write_alone(life, 3)
+    assert life.acknowledged == [1, 2, 3] and not life.engine.idle
+    life.settle()
+    assert life.acknowledged == [1, 2, 3, 4] and life.engine.idle
+
+
+def test_the_time_of_a_sync_is_that_of_the_disk() -> None:
+    life = quick_life()
+    life.engine.stats.count_groups()
+    life.write(3)
+    life.clock.advance(1_500)  # the loop was busy
+    life.end_turn()
+    life.engine.stats.count_groups()
+    assert life.acknowledged == [1, 2, 3]
+    assert (life.engine.stats.fsync_time.max, life.engine.stats.queue_time.max) == (0, 1_500)
+
+
+def test_a_bug_in_a_lone_write_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    life = quick_life()
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(life.data.log, "append", fail)
+    write_alone(life, 3)
+    assert "MemoryError" in life.halted or "cannot be written" in life.halted
+    assert life.acknowledged == [1, 2]
+
+
+def test_space_is_reserved_by_a_job_not_by_a_lone_write() -> None:
+    """For it the loop does not wait; and where there is none, nothing has to be taken back."""
+    life = quick_life()
+    life.core.deadline = 10_000  # the mark is the timer's
+    log = life.data.log
+    allocated = log._allocated
+    number = 3
+    while log._allocated == allocated:
+        life.write(number)
+        life.end_turn()
+        if life.disk.pending:
+            assert not log.has_space_for(16 + number % 50), "only where space has to be reserved"
+            assert number not in life.acknowledged
+        life.settle()
+        assert life.acknowledged[-1] == number
+        number += 1
+    assert number > 5
 
 
 def test_a_lone_write_whose_sync_fails_halts_the_server_untold() -> None:

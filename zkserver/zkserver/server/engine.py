@@ -351,17 +351,17 @@ class Engine:
             self._shell.call_soon()
 
     def _may_write_here(self) -> bool:
-        """Whether the disk is quick and idle, and a sync cannot fail for want of space: what the
+        """Whether the disk is quick and idle, and the sync cannot fail for want of space: what the
         core has worked out by then it cannot take back."""
         return (
             self._recent_sync_ms <= QUICK_MS
             and not self._disk.pending
-            and self._data.log.space_is_reserved
+            and self._data.log.has_space_for(len(self._queue[0].records[0]))
         )
 
     def _write_here(self) -> None:
         """Write the one record that is queued, and wait for the disk."""
-        log, begun_ms = self._data.log, self._now_ms
+        log, begun_ms = self._data.log, self._clock.now_ms()
         records, first_zxid, last_zxid = self._take_group()
         self._queued_count = 0
         group = _Group(first_zxid, last_zxid, 1, 1, self._queued_since_ms, begun_ms)
@@ -369,22 +369,24 @@ class Engine:
         assert epoch_of(last_zxid) <= self._data.epochs.current_epoch, f"{last_zxid:#x}"
         try:
             log.append(records, last_zxid)
-        except (StorageError, OSError) as error:
+        except Exception as error:  # as what a job raises: it stops the server
             self._written(group, None, error)
             return
-        self._run(Durable(last_zxid), before_effects=self._sync_log)
+        self._run(Durable(last_zxid), before_effects=partial(self._sync_log, group))
         self._writing = False
-        if not self.halted:
-            self._note_written(group, self._now_ms - begun_ms)
+        if self._queue:
+            self._schedule_write()  # what `Durable` has logged
         self._mark_where_no_timer_will()
 
-    def _sync_log(self) -> None:
+    def _sync_log(self, group: _Group) -> None:
         self._arm()  # while the disk works
         try:
             self._data.log.sync()
-        except (StorageError, OSError) as error:
+        except Exception as error:
             self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
+            return
         self._now_ms = self._clock.now_ms()
+        self._note_written(group, self._now_ms - group.taken_ms)
 
     def _write(self, now_ms: int) -> None:
         """Start one disk job with what is queued."""

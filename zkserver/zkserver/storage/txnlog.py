@@ -99,7 +99,7 @@ class TxnLog:
         """Where the last mark was written, or had no space; 0 once a group went there."""
         self._allocated = 0
         """Size of the last file; what lies behind _position reads as zeros, or as a mark."""
-        self.space_is_reserved = False
+        self._is_reserved = False
         """There is space for all of `_allocated`: a sync does not fail for want of it."""
         self.last_zxid = self._bases[-1]
         """The last zxid appended."""
@@ -165,6 +165,16 @@ class TxnLog:
                 f"the log ends at zxid {self.last_zxid:#x}, but it was durable up to "
                 f"{after_zxid:#x}",
             )
+
+    def has_space_for(self, record_bytes: int) -> bool:
+        """Whether one such record goes where space is reserved for it: no sync fails for want of
+        it, and `append` does nothing but write."""
+        end = self._position + GROUP_HEADER_BYTES + 4 + record_bytes
+        return (
+            self._is_reserved
+            and end + GROUP_HEADER_BYTES <= self._allocated
+            and end <= self._options.file_bytes
+        )
 
     def append(self, records: Sequence[bytes], last_zxid: int) -> None:
         """Write the records as one group, on its way to the disk. Not durable before `sync`.
@@ -424,18 +434,19 @@ class TxnLog:
         self._position = self._synced_position = position
         self._marked_position = 0
         self._allocated = file.size()
-        self.space_is_reserved = file.is_allocated()
+        self._is_reserved = file.is_allocated()
 
     def _reserve(self, file: File, end: int) -> None:
         step = self._options.preallocate_bytes
         try:
             file.preallocate(-(-end // step) * step)
+            self._is_reserved = file.is_allocated()
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
             # Too little for a whole step: the write itself will show whether there is enough.
+            self._is_reserved = False
         self._allocated = file.size()
-        self.space_is_reserved = file.is_allocated()
 
     def _take_back(self, file: File) -> None:
         """The write failed for want of space: end the file after its last whole group.
@@ -448,6 +459,7 @@ class TxnLog:
         except OSError as error:
             raise self._fail("cannot truncate", file.path, error) from error
         self._allocated = self._position
+        self._is_reserved = False
 
     def _cut_file(self, base: int, zxid: int) -> None:
         """End the file `base` after `zxid`; a group that straddles it is written anew."""
