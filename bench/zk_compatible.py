@@ -5,6 +5,7 @@
 Pipelined, 8 connections × 64 outstanding, znodes of 100 bytes: get ≥ 5 ×, durable set ≥ 1.5 ×, and
 80 % get with 20 % set ≥ 3 × a warm Apache ZooKeeper's rate. One at a time with server and generator
 on one core (what is left is the work, not the waking of a core): get ≥ 2.5 ×, durable set ≥ 1.2 ×.
+What lies close together (one at a time; native beside jute) is measured in more and shorter pairs.
 Every reply is checked by `zkload`. The native protocol, by our own generator, is at least as fast.
 """
 
@@ -27,10 +28,10 @@ from .zkload import zkload
 NAMES: Final = ["zookeeper_classpath", "zkload"]
 MIXES: Final = {"get": "get", "set": "set", "mixed": "get=80,set=20"}
 PINNED: Final = {0}
-TURNS: Final = 4
-SHORT_TURNS: Final = 12
-"""What lies close together is measured so many times as often and for so much less long: the
-machine drifts by more than the difference, but less so from one moment to the next."""
+ONE_BY_ONE_PARTS: Final = 4
+NATIVE_PARTS: Final = 12
+"""Where both sides lie close together there are so many times as many pairs, each as much shorter:
+the machine drifts by more than they differ, but little from one moment to the next."""
 
 
 class Side:
@@ -48,7 +49,8 @@ class Side:
 
     def one_by_one(self) -> Figures:
         """One connection, one request at a time."""
-        return {name: self._rate(name, 1, 1, self._seconds / TURNS) for name in ("get", "set")}
+        seconds = self._seconds / ONE_BY_ONE_PARTS
+        return {name: self._rate(name, 1, 1, seconds) for name in ("get", "set")}
 
     def warm(self, seconds: float) -> None:
         """Load until a JIT has compiled what matters, once it serves: `imok` says too little."""
@@ -85,7 +87,7 @@ def by_dialect(port: int, dialect: Native | Jute, seconds: float) -> Measure:
 
 def run(session: Session, arguments: argparse.Namespace) -> None:
     """Measure and fill the table."""
-    seconds, turns = arguments.seconds, TURNS * arguments.pairs
+    seconds, one_by_one = arguments.seconds, ONE_BY_ONE_PARTS * arguments.pairs
     with ExitStack() as stack:
         daemon = stack.enter_context(
             zkserver(session.directory / "zkserver", "--max-connections-per-address", "0")
@@ -105,13 +107,13 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
             rates.row("durable set, 8 × 64", "/s", "set", Wanted(1.5)),
             rates.row("80 % get, 20 % set, 8 × 64", "/s", "mixed", Wanted(3)),
         )
-        free = session.alternate("1 x 1", ours.one_by_one, theirs.one_by_one, turns)
+        free = session.alternate("1 x 1", ours.one_by_one, theirs.one_by_one, one_by_one)
         for side in (ours, theirs):
             side.server.pin(PINNED)
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, PINNED)  # and so the generator, a child of this process
         try:
-            pinned = session.alternate("pinned", ours.one_by_one, theirs.one_by_one, turns)
+            pinned = session.alternate("pinned", ours.one_by_one, theirs.one_by_one, one_by_one)
         finally:
             os.sched_setaffinity(0, before)
             for side in (ours, theirs):
@@ -124,9 +126,9 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
         )
         native = session.alternate(
             "native and jute",
-            by_dialect(daemon.port, Native(), seconds / SHORT_TURNS),
-            by_dialect(daemon.port, Jute(), seconds / SHORT_TURNS),
-            SHORT_TURNS * arguments.pairs,
+            by_dialect(daemon.port, Native(), seconds / NATIVE_PARTS),
+            by_dialect(daemon.port, Jute(), seconds / NATIVE_PARTS),
+            NATIVE_PARTS * arguments.pairs,
         )
         session.add(
             native.row("native get beside jute, both ours", "/s", "GET", Wanted(1)),
@@ -137,7 +139,12 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
 def main(arguments_given: list[str] | None = None) -> int:
     """Run the benchmark; the exit status."""
     options = parser(__doc__)
-    options.add_argument("--seconds", type=float, default=3, help="per figure (%(default)s)")
+    options.add_argument(
+        "--seconds",
+        type=float,
+        default=3,
+        help="per figure and pair; less where there are more pairs (%(default)s)",
+    )
     options.add_argument("--jvm-warmup", type=float, default=20, help="seconds (%(default)s)")
     options.set_defaults(pairs=5)
     arguments = options.parse_args(arguments_given)

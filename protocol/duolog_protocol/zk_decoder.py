@@ -97,42 +97,53 @@ _LEAST_LIMIT: Final = 1024
 """No frame in one of the forms is longer."""
 MAX_RECENT_READS: Final = 4_096
 _WORTH_IT: Final = 4
-"""Requests for each read that was kept: fewer, and decoding them all is cheaper."""
+"""Least requests per read remembered; with fewer, decoding every one is cheaper."""
 _REST: Final = 64
-"""Reads that are then not kept, in multiples of those that were."""
+"""How long it then rests: reads that are not kept, in multiples of `MAX_RECENT_READS`."""
 
 
 class RecentReads:
     """What reads asked for lately, by the bytes that said it.
 
     Who asks again is understood without decoding it again, and the tree is asked for a string whose
-    hash is known. Bounded; where hardly anybody asks again it rests for a while. Shared by the
-    connections of a loop.
+    hash is known. Bounded; where nearly every request is a read not seen before it rests for a
+    while. Shared by the connections of a loop.
     """
 
-    __slots__ = ("_asked_before", "_resting", "asked", "found")
+    __slots__ = ("_request_count_before", "_rest_count", "messages", "request_count")
 
     def __init__(self) -> None:
-        self.found: Final[dict[bytes, tuple[str, bool]]] = {}
+        self.messages: Final[dict[bytes, tuple[str, bool]]] = {}
         """Path with its tag, and watch -> what they mean."""
-        self.asked = 0
+        self.request_count = 0
         """Requests that were decoded, whatever they were."""
-        self._asked_before = 0
-        """`asked` when it was last empty."""
-        self._resting = 0
+        self._request_count_before = 0
+        """`request_count` when it was last empty."""
+        self._rest_count = 0
         """So many more are not kept."""
 
-    def keep(self, said: bytes, meant: tuple[str, bool]) -> None:
-        """Remember it, if that is worth it."""
-        if self._resting:
-            self._resting -= 1
+    def learn(self, key: bytes, path: bytes, watch: int) -> tuple[str, bool] | None:
+        """What a read means that is not known; None where its schema must decide."""
+        shown = _WATCH[watch]
+        if shown is None:
+            return None
+        try:
+            message = (path.decode(), shown)
+        except UnicodeDecodeError:
+            return None
+        self._keep(key, message)
+        return message
+
+    def _keep(self, key: bytes, message: tuple[str, bool]) -> None:
+        if self._rest_count:
+            self._rest_count -= 1
             return
-        if len(self.found) >= MAX_RECENT_READS:
-            if self.asked - self._asked_before < _WORTH_IT * MAX_RECENT_READS:
-                self._resting = _REST * MAX_RECENT_READS
-            self._asked_before = self.asked
-            self.found.clear()
-        self.found[said] = meant
+        if len(self.messages) >= MAX_RECENT_READS:
+            if self.request_count - self._request_count_before < _WORTH_IT * MAX_RECENT_READS:
+                self._rest_count = _REST * MAX_RECENT_READS
+            self._request_count_before = self.request_count
+            self.messages.clear()
+        self.messages[key] = message
 
 
 class NativeDecoder(StreamDecoder[NativeRequest]):
@@ -153,7 +164,7 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
     ) -> None:
         assert max_frame_bytes >= _LEAST_LIMIT, max_frame_bytes
         super().__init__(max_frame_bytes, scratch)
-        self._recent = recent if recent is not None else RecentReads()
+        self._recent = recent or RecentReads()
         self.known_peer = False
         """The client has a session: larger requests are decoded."""
 
@@ -165,7 +176,7 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
         stop = size - _BEGIN_BYTES
         limit = self.max_frame_bytes
         recent = self._recent
-        form_of, known, watch_of, version_of = _FORMS.get, recent.found.get, _WATCH, _VERSION
+        form_of, known, version_of = _FORMS.get, recent.messages.get, _VERSION
         while position <= stop:
             length, head, correlation_id, mark = _unpack_begin(chunk, position)
             form = form_of(head)
@@ -174,19 +185,13 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
                 path_end += position
                 if length == expected_length and path_end < size:  # path and watch
                     end = path_end + 1
-                    said = chunk[position + _PATH_AT : end]
-                    meant = known(said)
-                    if meant is None and mark == expected_mark:
-                        watch = watch_of[chunk[path_end]]
-                        if watch is not None:
-                            try:
-                                meant = (chunk[position + start : path_end].decode(), watch)
-                            except UnicodeDecodeError:
-                                pass
-                            else:
-                                recent.keep(said, meant)
-                    if meant is not None:
-                        append((api_key, correlation_id, meant))
+                    key = chunk[position + _PATH_AT : end]
+                    message = known(key)  # what is known had the right mark: the bytes are the same
+                    if message is None and mark == expected_mark:
+                        path_bytes = chunk[position + start : path_end]
+                        message = recent.learn(key, path_bytes, chunk[path_end])
+                    if message is not None:
+                        append((api_key, correlation_id, message))
                         position = end
                         continue
                 elif mark == expected_mark and api_key == _SET_DATA_KEY:
@@ -202,8 +207,8 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
                             except UnicodeDecodeError:
                                 pass
                             else:
-                                message = (path, chunk[data_start:end], version)
-                                append((api_key, correlation_id, message))
+                                change = (path, chunk[data_start:end], version)
+                                append((api_key, correlation_id, change))
                                 position = end
                                 continue
                 if api_key == _SET_DATA_KEY and length <= limit:  # longer data, or any version
@@ -220,7 +225,7 @@ class NativeDecoder(StreamDecoder[NativeRequest]):
                 break
             append(self._decode(frame))
             position = frame[3]
-        recent.asked += len(requests)
+        recent.request_count += len(requests)
         if position == size:
             self._rest = b""
         else:

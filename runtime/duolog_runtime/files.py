@@ -31,10 +31,10 @@ MAX_BUFFERS: Final = 1024
 _NO_PREALLOCATION: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _WRITE_THROUGH: Final[int | None] = getattr(os, "RWF_DSYNC", None)
 """Linux: sync with the write what is written."""
+_NO_WRITE_THROUGH: Final = _NO_PREALLOCATION
 _BEGIN_WRITE_BACK: Final[int | None] = os.POSIX_FADV_DONTNEED if sys.platform == "linux" else None
 """Linux: begins to write what is dirty. What it then drops from the cache is clean."""
 _ZEROS: Final = memoryview(bytes(1024 * 1024))
-_NO_WRITE_THROUGH: Final = _NO_PREALLOCATION
 
 
 class DirectoryLockedError(DataDirectoryError):
@@ -81,7 +81,7 @@ class File(Protocol):
         ...
 
     def begin_sync(self, position: int, size_bytes: int) -> None:
-        """What was written there is on its way to the disk: a `sync` soon after takes less time.
+        """Begin to write what is dirty there, without waiting: a `sync` soon after takes less time.
 
         Durable only after that `sync`, which also tells what failed. Where the system has no such
         thing, nothing happens.
@@ -93,16 +93,20 @@ class File(Protocol):
         ...
 
     def preallocate(self, size_bytes: int) -> None:
-        """Reserve space so that the file is at least `size_bytes` long; new bytes are zeros.
+        """Reserve space so that the file is at least `size_bytes` long; new bytes read as zeros.
 
-        They are written and synced: a write into them changes nothing that the file system keeps
-        of the file, so that its sync is one of data. Where the file system cannot reserve, the file
-        only grows. Raises OSError; on ENOSPC the file may have grown by a part of it.
+        Where the system can reserve, they are written as zeros and synced, so that a later write
+        changes nothing that the file system keeps of the file, and its sync is one of data.
+        Elsewhere the file only grows: rely on neither. Raises OSError; on ENOSPC the file may have
+        grown by a part of it.
         """
         ...
 
     def is_allocated(self) -> bool:
-        """There is space on the disk for every byte of it, also for those that were skipped."""
+        """There is space on the disk for every byte of it, also for those that were skipped.
+
+        False also where nobody can tell: macOS, file systems that compress.
+        """
         ...
 
     def size(self) -> int: ...
@@ -252,15 +256,16 @@ class RealFile:
             return
         try:
             os.posix_fallocate(self._fd, have, size_bytes - have)
-            for position in range(have, size_bytes, len(_ZEROS)):
-                self.pwrite(_ZEROS[: size_bytes - position], position)
-            self.sync()
         except AttributeError:  # macOS
             os.ftruncate(self._fd, size_bytes)
         except OSError as error:
             if error.errno not in _NO_PREALLOCATION:
                 raise
             os.ftruncate(self._fd, size_bytes)
+        else:
+            for position in range(have, size_bytes, len(_ZEROS)):
+                self.pwrite(_ZEROS[: size_bytes - position], position)
+            self.sync()
 
     def is_allocated(self) -> bool:
         status = os.fstat(self._fd)

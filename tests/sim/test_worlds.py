@@ -15,6 +15,8 @@ MUST_REACH = {
         "halted",
         "refused",
         "state compared",
+        "written here",
+        "left",
     },
     "kbroker": {
         "clean stop",

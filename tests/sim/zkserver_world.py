@@ -92,12 +92,16 @@ class ServerWorld:
         self.crash_rate = faults_rng.choice([0.0, 0.005, 0.02, 0.05])
         self.crash_rng = random.Random(f"{seed} crash points")
         self.disk = SimDisk(
-            random.Random(f"{seed} disk"), self.faults, crash_points=self._crash_point
+            random.Random(f"{seed} disk"),
+            self.faults,
+            crash_points=self._crash_point,
+            latency=self._delay,
         )
         self.clock = ManualClock()
         self.snap_count = faults_rng.choice([4, 10, 30, 1_000])
         self.log_file_bytes = faults_rng.choice([2_048, 8_192, 65_536])
         self.clients = [Client(number) for number in range(CLIENTS)]
+        self.sync_rng = random.Random(f"{seed} slow syncs")
         self.slow_sync_rate = faults_rng.choice([0.0, 0.0, 0.05, 0.5])
         self.digests: dict[int, str] = {}
         """zxid -> digest of the state that a former life had there."""
@@ -218,9 +222,11 @@ class ServerWorld:
             self.disk.sync_dir(DIRECTORY)
         self.crash_rate = crash_rate
 
-    def _crash_point(self, _when: str, kind: str, _path: str) -> None:
-        if kind == "sync" and self.crash_rng.random() < self.slow_sync_rate:
-            self.clock.advance(2)
+    def _delay(self, kind: str, _size_bytes: int) -> None:
+        if kind == "sync" and self.sync_rng.random() < self.slow_sync_rate:
+            self.clock.advance(3)
+
+    def _crash_point(self, _when: str, _kind: str, _path: str) -> None:
         if self.crash_rng.random() < self.crash_rate:
             raise PowerLoss
 
@@ -310,9 +316,11 @@ class ServerWorld:
         """Nothing else goes on, so that the engine may write it here, and wait for the disk."""
         self._settle()
         if not self.halted:
+            assert self.data is not None
+            before = self.data.log.last_zxid
             self._write()
             self._end_turn()
-            if not self.halted and not self.work.pending:
+            if not self.halted and self.data.log.last_zxid > before:
                 self._mark("written here")
 
     def _write_and_leave(self) -> None:

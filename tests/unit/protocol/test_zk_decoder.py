@@ -89,20 +89,12 @@ def samples() -> list[bytes]:
     return found
 
 
-RECENT = RecentReads()
-"""What one stream has said, the others find: nothing but the same bytes may mean the same."""
-
-
-def new_decoder() -> NativeDecoder:
-    return NativeDecoder(LIMIT, None, RECENT)
-
-
 def test_every_request_becomes_what_its_schema_makes_of_it() -> None:
     frames = samples()
     for each in frames:
-        assert new_decoder().feed(each) == slowly(each), each[:80]
+        assert NativeDecoder(LIMIT).feed(each) == slowly(each), each[:80]
     stream = b"".join(frames)
-    found = new_decoder().feed(stream)
+    found = NativeDecoder(LIMIT).feed(stream)
     assert found == slowly(stream)
     assert {key for key, _, _ in found} == set(zk.ZK_APIS)
 
@@ -115,7 +107,7 @@ def test_what_is_cut_by_hand_has_the_types_of_its_message() -> None:
         for version in (-1, 5, 200, 70_000)
     ]
     for each in shows + sets:
-        ((_, _, message),) = new_decoder().feed(each)
+        ((_, _, message),) = NativeDecoder(LIMIT).feed(each)
         ((_, _, expected),) = slowly(each)
         assert type(message) is tuple, each[:80]
         assert [type(value) for value in message] == [type(value) for value in expected]
@@ -128,9 +120,10 @@ def test_requests_survive_any_way_of_arriving() -> None:
     rng.shuffle(frames)
     stream = b"".join(frames)
     expected = slowly(stream)
+    recent = RecentReads()  # what one has said, the next finds
     for round_ in range(12):
         cuts = sorted(rng.randrange(len(stream)) for _ in range(round_ * 5))
-        decoder = new_decoder()
+        decoder = NativeDecoder(LIMIT, None, recent)
         found: list[NativeRequest] = []
         for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
             found += decoder.feed(stream[start:end])
@@ -144,11 +137,11 @@ def test_byte_by_byte_and_cut_at_every_length() -> None:
     frames += [encode(1004, zk.GetDataRequest("/" + "x" * 40, True)), encode(1011, PING)]
     stream = b"".join(frames)
     whole = slowly(stream)
-    decoder = new_decoder()
+    decoder = NativeDecoder(LIMIT)
     assert [each for byte in stream for each in decoder.feed(bytes([byte]))] == whole
     ends = [sum(map(len, frames[: count + 1])) for count in range(len(frames))]
     for cut in range(len(stream)):
-        decoder = new_decoder()
+        decoder = NativeDecoder(LIMIT)
         before = decoder.feed(stream[:cut])
         assert len(before) == sum(end <= cut for end in ends)
         assert decoder.pending_bytes == cut - max([0, *[end for end in ends if end <= cut]])
@@ -186,9 +179,9 @@ def test_mutated_streams_become_what_the_schemas_make_of_them() -> None:
         except RemoteProtocolError as error:
             outcomes["raised"] += 1
             with pytest.raises(type(error), match=str(error)):
-                new_decoder().feed(stream)
+                NativeDecoder(LIMIT).feed(stream)
             continue
-        decoder = new_decoder()
+        decoder = NativeDecoder(LIMIT)
         assert decoder.feed(stream) == expected, stream
         for key, _, _ in expected:
             outcomes["refused" if key == REFUSED else "accepted"] += 1
@@ -227,7 +220,7 @@ def test_what_cannot_be_served_is_refused_in_its_place(
     stream: bytes, correlation_id: int, code: int, text: str
 ) -> None:
     ping = encode(1011, PING)
-    before, refused, after = new_decoder().feed(ping + stream + ping)
+    before, refused, after = NativeDecoder(LIMIT).feed(ping + stream + ping)
     assert before == after == (1011, 7, PING)
     assert refused[:2] == (REFUSED, correlation_id)
     assert refused[2].code == code
@@ -242,14 +235,14 @@ def test_a_path_that_is_no_utf8_is_refused() -> None:
         encode(1005, zk.SetDataRequest("/abc", bytes(500), 1000)),
     ):
         bad = good.replace(b"/abc", b"/a\xed\xa0")
-        assert new_decoder().feed(bad) == slowly(bad)
+        assert NativeDecoder(LIMIT).feed(bad) == slowly(bad)
         assert slowly(bad)[0][0] == REFUSED
 
 
 def test_long_arrays_are_decoded_once_the_client_is_known() -> None:
     ops = tuple(zk.ReadOp(zk.MultiKind.GET_DATA, "/a") for _ in range(100))
     stream = framed(1022, 0, 70_000, ops)
-    decoder = new_decoder()
+    decoder = NativeDecoder(LIMIT)
     codec = NativeCodec(decoder)
     assert not codec.known_peer
     assert decoder.feed(stream) == slowly(stream)
@@ -290,7 +283,7 @@ def test_a_header_length_that_does_not_fit_ends_the_connection(header_bytes: int
     if header_bytes == 5:
         frame[:4] = (4).to_bytes(4, "big")
     with pytest.raises(RemoteProtocolError, match=f"claims a header of {header_bytes} bytes"):
-        new_decoder().feed(bytes(frame))
+        NativeDecoder(LIMIT).feed(bytes(frame))
 
 
 def test_a_peer_that_only_claims_a_length_gets_no_memory_for_it() -> None:
@@ -320,7 +313,7 @@ def test_connections_of_one_loop_may_share_their_scratch_buffer() -> None:
     ]
 
 
-def test_what_is_read_again_and_again_is_remembered_and_what_is_not_is_not() -> None:
+def test_reads_that_come_again_are_remembered_and_others_soon_are_not() -> None:
     recent = RecentReads()
     decoder = NativeDecoder(LIMIT, None, recent)
 
@@ -332,11 +325,13 @@ def test_what_is_read_again_and_again_is_remembered_and_what_is_not_is_not() -> 
     most = MAX_RECENT_READS
     for _ in range(6):
         read(range(most))
-    assert len(recent.found) == most
+    assert len(recent.messages) == most
     read(range(most, most + 10))
-    assert len(recent.found) == 10, "full: it begins anew, since they were asked for often enough"
+    assert len(recent.messages) == 10, (
+        "full: it begins anew, since they were asked for often enough"
+    )
     read(range(2 * most, 3 * most + 1))
-    assert 0 < len(recent.found) < most
-    kept = dict(recent.found)
+    assert 0 < len(recent.messages) < most
+    kept = dict(recent.messages)
     read(range(4 * most, 6 * most))
-    assert recent.found == kept, "hardly anybody asks again: it rests"
+    assert recent.messages == kept, "hardly anybody asks again: it rests"

@@ -1,14 +1,14 @@
 """The coordination server's core: events in, effects out, no I/O.
 
 Owns the order of everything: zxids, what is logged and not yet durable, and per connection the
-order of replies. It must never apply a Txn before it is told that it is durable (or, by an engine
-that keeps the effects until it is, about to be), answer a write before it is applied, or show a
-change in a reply before the watch events of that change went out on the same connection.
+order of replies. It must never apply a Txn before a `Durable` covers it, answer a write before it
+is applied, or show a change in a reply before the watch events of that change went out on the same
+connection.
 
     Received --> prepare --> Append --------------> (disk) --> Durable --> apply --> events, replies
                     \\-> reads: at once, or behind the connection's own writes
 
-    applied <= durable <= logged; zxids of the log rise by one, or open a new epoch at counter 0
+    told <= durable <= logged; zxids of the log rise by one, or open a new epoch at counter 0
 
 Source: ZooKeeper's request processor chain (`Prep`, `Sync`, `Final`).
 """

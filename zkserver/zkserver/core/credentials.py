@@ -61,10 +61,8 @@ class Credentials:
         """What may be taken of the requests of a read.
 
         The first one of a client who is not known as the settings want is refused; nothing behind
-        it is taken. Without such settings all of them may.
+        it is taken. Only for settings that want something.
         """
-        if not self._providers.enforces:
-            return requests
         admitted: list[Request] = []
         for request in requests:
             api_key, correlation_id, message = request

@@ -1,7 +1,8 @@
 """The tree of znodes.
 
 Owns nodes, their exact Stat and the bookkeeping of sizes; decides nothing: what comes here was
-validated by `prepare` and is durable. Source: ZooKeeper `DataTree`, `DataNode`.
+validated by `prepare`, and is durable before anybody hears of it. Source: ZooKeeper `DataTree`,
+`DataNode`.
 
 Both dicts, `nodes` and each node's `children`, are in order of creation. That order is a function
 of the history, survives a snapshot, and puts every parent before its children. Children are kept

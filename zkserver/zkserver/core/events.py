@@ -36,7 +36,8 @@ class ConnectionLost:
 
 
 class Durable:
-    """The log is on disk up to and including `zxid`."""
+    """The log is on disk up to and including `zxid`, or will be before an effect of this step is
+    performed."""
 
     __slots__ = ("zxid",)
 

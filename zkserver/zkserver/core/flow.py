@@ -22,6 +22,8 @@ class Flow:
         self._config = config
         self._proposals = proposals
         self.paused: Final[dict[Connection, None]] = {}
+        """Connections that are not read, in the order in which they were paused; changed here only.
+        """
         self.waiting_bytes = 0
         """Data of the writes that wait behind a barrier, all connections together."""
 

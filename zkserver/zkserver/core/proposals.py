@@ -2,7 +2,7 @@
 
 Owns the assignment of zxids (each one more than the last, or counter 0 of the next epoch), the
 records of this step's Append, and the bookkeeping of what is outstanding. Alone, logged is
-proposed: applied <= durable <= logged.
+proposed: told <= durable <= logged.
 """
 
 from __future__ import annotations

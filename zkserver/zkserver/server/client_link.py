@@ -318,7 +318,7 @@ class ClientLinks:
 
 
 def take_native(recent: RecentReads, scratch: memoryview) -> NativeDecoder:
-    """The decoder of a connection that has just been made."""
+    """The decoder of a connection that has just been made; `recent` is shared by all."""
     return NativeDecoder(MAX_FRAME_BYTES_UNKNOWN_PEER, scratch, recent)
 
 

@@ -76,7 +76,7 @@ class Shell(Protocol):
     ) -> None:
         """Write the pieces, one after another; where there is `more`, they may wait a moment.
 
-        `zxid` and `now_ms`: what was applied, and the time.
+        `zxid`: the last one applied. `now_ms`: the time.
         """
 
     def session_attached(self, connection: Connection) -> None:
@@ -98,7 +98,7 @@ class Shell(Protocol):
         """Call `Engine.end_turn` once, after everything that arrived in this loop turn."""
 
     def arm(self, deadline_ms: int | None) -> None:
-        """Call `Engine.fire_timer` at the deadline (None: never). Work for the disk may be done."""
+        """Call `Engine.fire_timer` at the deadline (None: never). The disk may have become idle."""
 
     def halt(self, reason: str) -> None:
         """Stop the process: the server cannot go on."""
@@ -158,10 +158,13 @@ class Engine:
         self._writing = False
         self._needs_mark = False
         """The last group of the log has no mark behind it."""
-        self._recent_sync_ms: float = QUICK_MS + 1
+        self._recent_sync_ms = QUICK_MS + 1
         """What syncs take; a slow one counts for several after it. At first nobody knows."""
+        self._disk_is_quick = False
+        """It is no more than `QUICK_MS`."""
         self._armed_for_ms: int | None = None
-        """What the shell's timer was last set for; None: no timer."""
+        """The deadline that `_arm` last gave the shell; None: no timer will come to mark the log.
+        """
         self._events: deque[Event] = deque()
         """Events that came while one was being stepped."""
         self._stepping = False
@@ -266,17 +269,15 @@ class Engine:
         """The loop turn ends: what has gathered goes to the disk, unless more is coming."""
         self._turn_scheduled = False
         heard, self._turn_reads = self._turn_reads, 0
+        alone = heard == 1 and self._queued_count == 1  # nobody else was heard in this turn
         if not self._queue or self._writing:
             self._arm()  # after a job it is armed anyway
-        elif heard == 1 and self._queued_count == 1:  # and nobody else was heard in this turn
-            if self._may_write_here():
-                self._write_here()
-            else:
-                self._write(self._now_ms)
-        elif heard and self._clock.now_ms() - self._queued_since_ms < GATHER_MS:
+        elif alone and self._may_write_here():
+            self._write_here()
+        elif heard and not alone and self._clock.now_ms() - self._queued_since_ms < GATHER_MS:
             self._schedule_write()
         else:
-            self._write(self._clock.now_ms())
+            self._write()
 
     def halt(self, reason: str) -> None:
         """Stop for good: no effect is performed and no event taken any more. Idempotent."""
@@ -313,9 +314,10 @@ class Engine:
                 return
             kind = type(effect)
             if kind is Send:
-                more = effect.more and self._recent_sync_ms <= QUICK_MS  # type: ignore[union-attr]
+                more = effect.more and self._disk_is_quick  # type: ignore[union-attr]
                 connection, pieces = effect.connection, effect.pieces  # type: ignore[union-attr]
-                shell.send(connection, pieces, more, self.core.last_applied_zxid, self._now_ms)
+                zxid, now_ms = self.core.last_applied_zxid, self._clock.now_ms()
+                shell.send(connection, pieces, more, zxid, now_ms)
             elif kind is Append:
                 self._enqueue(effect)  # type: ignore[arg-type]
             else:
@@ -354,28 +356,25 @@ class Engine:
         """Whether the disk is quick and idle, and the sync cannot fail for want of space: what the
         core has worked out by then it cannot take back."""
         return (
-            self._recent_sync_ms <= QUICK_MS
+            self._disk_is_quick
             and not self._disk.pending
             and self._data.log.has_space_for(len(self._queue[0].records[0]))
         )
 
     def _write_here(self) -> None:
         """Write the one record that is queued, and wait for the disk."""
-        log, begun_ms = self._data.log, self._clock.now_ms()
-        records, first_zxid, last_zxid = self._take_group()
+        zxid = self._queue[0].last_zxid
+        records = self._queue.pop().records
         self._queued_count = 0
-        group = _Group(first_zxid, last_zxid, 1, 1, self._queued_since_ms, begun_ms)
-        self._writing = True
-        assert epoch_of(last_zxid) <= self._data.epochs.current_epoch, f"{last_zxid:#x}"
+        group = _Group(zxid, zxid, 1, 1, self._queued_since_ms, self._clock.now_ms())
+        # The first write of an epoch comes behind its NEW_EPOCH, never alone.
+        assert epoch_of(zxid) <= self._data.epochs.current_epoch, f"{zxid:#x}"
         try:
-            log.append(records, last_zxid)
+            self._data.log.append(records, zxid)
         except Exception as error:  # as what a job raises: it stops the server
             self._written(group, None, error)
             return
-        self._run(Durable(last_zxid), before_effects=partial(self._sync_log, group))
-        self._writing = False
-        if self._queue:
-            self._schedule_write()  # what `Durable` has logged
+        self._run(Durable(zxid), before_effects=partial(self._sync_log, group))
         self._mark_where_no_timer_will()
 
     def _sync_log(self, group: _Group) -> None:
@@ -388,12 +387,13 @@ class Engine:
         self._now_ms = self._clock.now_ms()
         self._note_written(group, self._now_ms - group.taken_ms)
 
-    def _write(self, now_ms: int) -> None:
+    def _write(self) -> None:
         """Start one disk job with what is queued."""
         if self.halted:
             return
         records, first_zxid, last_zxid = self._take_group()
-        since_ms, self._queued_since_ms = self._queued_since_ms, now_ms
+        since_ms = self._queued_since_ms
+        now_ms = self._queued_since_ms = self._clock.now_ms()
         self._writing = True
         count, waiting = len(records), self._queued_count
         self._queued_count = waiting - count
@@ -409,9 +409,6 @@ class Engine:
     def _take_group(self) -> tuple[list[bytes], int, int]:
         """Records from the front of the queue, as many as one job may take, and their zxids."""
         queue = self._queue
-        if len(queue) == 1 and len(queue[0].records) == 1:
-            append = queue.pop()
-            return append.records, append.first_zxid, append.last_zxid
         records: list[bytes] = []
         size = taken = 0
         first_zxid = last_zxid = queue[0].first_zxid
@@ -483,12 +480,15 @@ class Engine:
         self._note_written(group, sync_ms)
 
     def _note_written(self, group: _Group, sync_ms: int) -> None:
-        self._recent_sync_ms = max(sync_ms, self._recent_sync_ms / 2)
+        """It is on disk: count it, and begin a snapshot where it is time."""
+        if self.halted:
+            return
+        self._recent_sync_ms = max(sync_ms, self._recent_sync_ms // 2)
+        self._disk_is_quick = self._recent_sync_ms <= QUICK_MS
         self._needs_mark = True
         self._measure(group, sync_ms)
-        if not self.halted:
-            self._snapshotting.count(group.records)
-            self._snapshotting.maybe_begin()
+        self._snapshotting.count(group.records)
+        self._snapshotting.maybe_begin()
 
     def _mark_log(self) -> None:
         """It is quiet: what was written last needs a mark, no group after it speaks for it."""
@@ -511,7 +511,7 @@ class Engine:
 
 
 class _Group(NamedTuple):
-    """What one disk job writes."""
+    """A group of records on its way to the disk."""
 
     first_zxid: int
     last_zxid: int
@@ -521,7 +521,7 @@ class _Group(NamedTuple):
     since_ms: int
     """When its first record came."""
     taken_ms: int
-    """When the job was submitted."""
+    """When it was taken from the queue."""
 
 
 def _zxid_of(record: bytes) -> int:

@@ -143,7 +143,7 @@ class Node:
         config = self._config
         scratch = new_scratch()
         links, tls = self._links, self._tls
-        native_decoder = partial(take_native, RecentReads())
+        new_native_decoder = partial(take_native, RecentReads())
 
         def new_link() -> ServerLink:
             return ServerLink(
@@ -155,7 +155,7 @@ class Node:
                 max_unsent_bytes=config.max_unsent_bytes,
                 scratch=scratch,
                 take_length_prefixed=take_jute,
-                take_native=native_decoder,
+                take_native=new_native_decoder,
             )
 
         def new_layer() -> TlsLayer:

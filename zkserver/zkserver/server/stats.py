@@ -109,7 +109,7 @@ class ServerStats:
 
 
 class WrittenGroup(NamedTuple):
-    """What one job of the disk wrote, and how long it took."""
+    """A group that was written, and how long it took."""
 
     records: int
     waiting: int

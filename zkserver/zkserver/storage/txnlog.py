@@ -8,8 +8,8 @@ or corruption: Protocol-Aware Recovery (FAST'18). Bytes: FORMAT.md.
     recover -> open -> append_durably (or append, sync) ... mark, when it is quiet ... -> close
                  |-> offline   after a failed write, truncation or sync; for good
 
-All methods block and belong to one thread at a time (the disk executor's); the properties are
-plain values that may be read from any.
+All methods block and belong to one thread at a time (the disk executor's, or its owner's while that
+one is idle); the properties are plain values that may be read from any.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class TxnLog:
         )
 
     def append(self, records: Sequence[bytes], last_zxid: int) -> None:
-        """Write the records as one group, on its way to the disk. Not durable before `sync`.
+        """Write the records as one group and begin their sync. Not durable before `sync`.
 
         Raises DiskFullError (the log is as before) and LogOfflineError.
         """
@@ -228,10 +228,7 @@ class TxnLog:
         self.last_zxid = last_zxid
 
     def sync(self) -> None:
-        """Make everything appended durable. Raises LogOfflineError: then nothing works any more.
-
-        Its owner calls `mark` in quiet moments.
-        """
+        """Make everything appended durable. Raises LogOfflineError: then nothing works any more."""
         self._check_usable()
         file = self._file
         assert file is not None
