@@ -67,7 +67,8 @@ class ServerConfig:
     log_file_bytes: int = 64 * _MIB
     """Size at which a new log file is begun."""
     preallocate_bytes: int = 4 * _MIB
-    """Step in which disk space is reserved for the log (`preAllocSize`)."""
+    """Step in which disk space is reserved for the log, as zeros written beforehand: each byte is
+    written twice (`preAllocSize`)."""
     fsync_warning_ms: int = 1_000
     """A sync of the log that takes longer is logged and counted (`fsync.warningthresholdms`)."""
     four_letter_words: tuple[str, ...] = ("conf", "envi", "isro", "mntr", "ruok", "srvr", "stat")
@@ -87,7 +88,7 @@ class ServerConfig:
     """Least time between two such requests (`admin.snapshot.intervalInMS`)."""
     stop_timeout_ms: int = 10_000
     """Longest wait, at a stop, for what is on its way to the disk and to clients; then again for
-    a disk that hangs."""
+    a disk that hangs. A sync that hangs in the loop (a lone write) is not ended by it."""
     tls_certificate_file: str = ""
     """PEM file of this server's certificate and its chain. With it TLS is answered on `port`, told
     by its first byte, beside what is not TLS (`ssl.keyStore.location`, `client.portUnification`).
