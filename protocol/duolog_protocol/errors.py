@@ -7,7 +7,8 @@
     ├── TransportError        no answer: ConnectionLostError, RequestTimeoutError
     ├── ProtocolError
     │   ├── LocalProtocolError    our side broke the protocol: a bug
-    │   └── RemoteProtocolError   the peer did: close the connection
+    │   ├── RemoteProtocolError   the peer did: close the connection
+    │   └── PeerRefusedError      another server of an ensemble does not take ours
     ├── StorageError          CorruptRecordError, DiskFullError, LogOfflineError, DirectoryMismatch
     └── ConfigError           a setting: field, value, rule
 
@@ -86,6 +87,17 @@ class FrameTooLargeError(RemoteProtocolError):
 
 class DecodeError(RemoteProtocolError):
     """A header or a field of it is not what the message's schema says."""
+
+
+class PeerRefusedError(ProtocolError):
+    """Another server does not take this one for a server of its ensemble."""
+
+    def __init__(self, server_id: int, reason: int, message: str) -> None:
+        super().__init__(f"server {server_id} refuses us, reason {reason}: {message}")
+        self.server_id = server_id
+        """Whom we had dialled."""
+        self.reason = reason
+        """A `quorum_messages.RefusalReason`; a newer server may know others."""
 
 
 class StorageError(Error):

@@ -66,6 +66,10 @@ MAX_TTL_MS: Final = (1 << 40) - 1
 """Longest time to live of a TTL node (ZooKeeper `EphemeralType.TTL`)."""
 
 
+MAX_TXN_BYTES: Final = 64 * 1024 * 1024
+"""Longest record that any setting allows (`max_txn_bytes`); messages and files have room for it."""
+
+
 class CloseReason:
     """Why a session ended."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from duolog_protocol import broker_messages as kb
+from duolog_protocol import quorum_messages as quorum
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import (
     AnyApi,
@@ -219,3 +220,28 @@ BROKER_RESPONSES: dict[int, list[Any]] = {
 REQUESTS = ZK_REQUESTS | BROKER_REQUESTS
 RESPONSES = ZK_RESPONSES | BROKER_RESPONSES
 ALL_APIS: list[AnyApi] = list((zk.ZK_APIS | kb.BROKER_APIS).values())
+
+_ZXID = (3 << 32) + 7
+_VOTE = quorum.Vote(2, (2 << 32) + 9, 1)
+PEER_SAMPLES: list[quorum.PeerMessage] = [
+    quorum.PeerHello(2, 0xE5, quorum.PeerPurpose.LEARNER, 0),
+    quorum.PeerWelcome(1, 0),
+    quorum.PeerRefusal(2, "another ensemble"),
+    quorum.Notification(quorum.PeerState.LOOKING, _VOTE, 5),
+    quorum.Notification(quorum.PeerState.LOOKING, quorum.Vote(0, 0, 0), 0),
+    quorum.FollowerInfo(2, 2),
+    quorum.LeaderInfo(3),
+    quorum.AckEpoch(2, (2 << 32) + 9, True),
+    quorum.Truncate((2 << 32) + 8),
+    quorum.Proposal(
+        *(_ZXID, _ZXID + 1),
+        (_ZXID.to_bytes(8, "big") + b"one", (_ZXID + 1).to_bytes(8, "big")),
+    ),
+    quorum.NewLeader(3),
+    quorum.NewLeaderAck(3),
+    quorum.UpToDate((2 << 32) + 9),
+    quorum.Ack(_ZXID),
+    quorum.Commit(_ZXID),
+    quorum.Ping(),
+    quorum.Pong(),
+]

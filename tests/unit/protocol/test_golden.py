@@ -12,7 +12,17 @@ from pathlib import Path
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import encode_error, encode_event
 from duolog_protocol.preamble import PREAMBLE
-from tests.unit.protocol.samples import ALL_APIS, REQUESTS, RESPONSES
+from duolog_protocol.quorum_codec import (
+    MAX_PEER_FRAME_BYTES,
+    MAX_SMALL_FRAME_BYTES,
+    encode_message,
+)
+from duolog_protocol.quorum_messages import (
+    MAX_PROPOSAL_BYTES,
+    PEER_MESSAGES,
+    HandshakeMessage,
+)
+from tests.unit.protocol.samples import ALL_APIS, PEER_SAMPLES, REQUESTS, RESPONSES
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests/golden/wire.txt"
@@ -34,6 +44,11 @@ def all_bytes() -> dict[str, bytes]:
     found["WatchEvent 1 event"] = b"".join(
         encode_event(zk.WATCH_EVENT_KEY, 1 << 32, zk.WATCH_EVENT, event)
     )
+    for message in PEER_SAMPLES:
+        name = f"{type(message).__name__} {PEER_MESSAGES[type(message)].key} peer"
+        index = sum(each.startswith(name) for each in found)
+        context = 0 if isinstance(message, HandshakeMessage) else 1 << 32
+        found[f"{name} {index}"] = b"".join(encode_message(message, context))
     return found
 
 
@@ -60,6 +75,17 @@ def test_the_specification_lists_every_api_with_its_fields() -> None:
         for schema, cell in ((api.request, row[1]), (api.response, row[2])):
             fields = [] if cell == "–" else [part.split(":")[0] for part in cell.split(", ")]
             assert fields == list(schema.cls._fields), (api.name, schema.cls.__name__)
+
+
+def test_the_specification_lists_every_message_between_servers_with_its_fields() -> None:
+    text = WIRE.read_text()
+    for cls, (key, _) in PEER_MESSAGES.items():
+        row = re.search(rf"^\| {key} \| {cls.__name__} \| (.*?) \|", text, re.MULTILINE)
+        assert row is not None, f"{cls.__name__} is missing in WIRE.md"
+        fields = [] if row[1] == "–" else row[1].split(", ")
+        assert fields == list(cls._fields), cls.__name__
+    for bound in (MAX_PEER_FRAME_BYTES, MAX_SMALL_FRAME_BYTES, MAX_PROPOSAL_BYTES):
+        assert f"{bound:,}" in text, bound
 
 
 if __name__ == "__main__":

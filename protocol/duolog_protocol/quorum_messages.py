@@ -1,0 +1,267 @@
+"""Messages between the servers of an ensemble: election, and leader to learner and back.
+
+A learner is a follower or an observer. Its link to the leader is one connection, whose messages
+arrive in order or not at all; a notification of an election travels alone and may be lost, since
+only a server's newest one counts. Not ZooKeeper's bytes, but its protocol: reference A.2 to A.7.
+
+    who dials           PeerHello
+    who is dialled      PeerWelcome, PeerRefusal
+    anybody             Notification
+    learner -> leader   FollowerInfo, AckEpoch, NewLeaderAck, Ack, Pong
+    leader -> learner   LeaderInfo, Truncate, Proposal, NewLeader, UpToDate, Commit, Ping
+
+A message is a NamedTuple in wire order; its schema is at the end, its number in `PEER_MESSAGES`.
+What one message says by itself is checked by `quorum_codec`, what fits where the protocol stands by
+`zkserver.core`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, TypeVar
+
+from .codec import (
+    BOOL,
+    INT16,
+    Cursor,
+    FieldType,
+    Schema,
+    array,
+    data,
+    integer,
+    string,
+    structure,
+)
+from .txns import MAX_TXN_BYTES
+from .types import ZXID_EPOCH_LAST
+
+PEER_VERSION: Final = 0
+"""The version of these messages that this code speaks."""
+SERVER_ID_LAST: Final = 255
+MAX_PROPOSAL_RECORDS: Final = 1_000
+MAX_PROPOSAL_BYTES: Final = MAX_TXN_BYTES + 64 * 1024
+"""All records of a Proposal together. The longest Txn that any setting allows must fit, with room
+for what adds to it: what was accepted can always be replicated (ZOOKEEPER-3496)."""
+MAX_REFUSAL_BYTES: Final = 512
+
+
+class PeerPurpose(IntEnum):
+    """What a connection between two servers is for."""
+
+    ELECTION = 1
+    """Notifications, in both directions."""
+    LEARNER = 2
+    """Whoever dials is a learner, and takes whom it has dialled for its leader."""
+
+
+class RefusalReason(IntEnum):
+    """Why a server does not take a connection."""
+
+    NOT_A_HELLO = 1
+    """The first message is none, or cannot be decoded: no server of ours."""
+    WRONG_ENSEMBLE = 2
+    NOT_A_MEMBER = 3
+    """The ensemble has no server with this id."""
+    SAME_ID = 4
+    """The server that was dialled has this id itself."""
+
+
+class PeerHello(NamedTuple):
+    """The first message of a connection, from the server that dials.
+
+    This message and both answers to it never change, whatever `PEER_VERSION` is.
+    """
+
+    server_id: int
+    ensemble_id: int
+    purpose: PeerPurpose
+    version: int
+    """The highest version of the messages that it speaks."""
+
+
+class PeerWelcome(NamedTuple):
+    """The hello is accepted: the connection is open, for both."""
+
+    server_id: int
+    """Whom the other has reached."""
+    version: int
+    """What both speak from now on: fields of a later version are not written."""
+
+
+class PeerRefusal(NamedTuple):
+    """The hello is not accepted; the connection is closed behind this."""
+
+    reason: int
+    """A `RefusalReason`; a newer server may know others."""
+    message: str
+    """For people."""
+
+
+class PeerState(IntEnum):
+    """What a server is doing, as its notifications say."""
+
+    LOOKING = 0
+    FOLLOWING = 1
+    LEADING = 2
+    OBSERVING = 3
+
+
+class Vote(NamedTuple):
+    """Who should lead. Votes compare as tuples: the greater one is the better one."""
+
+    epoch: int
+    """`current_epoch` of the one who should lead."""
+    zxid: int
+    """Its last zxid on disk."""
+    server_id: int
+
+
+class Notification(NamedTuple):
+    """What a server thinks about who should lead."""
+
+    state: PeerState
+    vote: Vote
+    """Of a server that is not LOOKING: its leader, with the epoch it leads in."""
+    election_round: int
+
+
+class FollowerInfo(NamedTuple):
+    """A learner introduces itself."""
+
+    server_id: int
+    accepted_epoch: int
+
+
+class LeaderInfo(NamedTuple):
+    """The epoch that the leader wants to open; durable with it."""
+
+    epoch: int
+
+
+class AckEpoch(NamedTuple):
+    """The learner has promised the epoch, durably, and tells what its log holds."""
+
+    current_epoch: int
+    last_zxid: int
+    """On disk."""
+    is_promise: bool
+    """False: it had promised this epoch before, so that this one must not be counted."""
+
+
+class Truncate(NamedTuple):
+    """Forget everything after `zxid`; what follows continues from there."""
+
+    zxid: int
+
+
+class Proposal(NamedTuple):
+    """Records to log: history of the sync phase, or what the leader proposes."""
+
+    first_zxid: int
+    last_zxid: int
+    records: tuple[bytes, ...]
+
+
+class NewLeader(NamedTuple):
+    """Everything that came before this is the leader's history: adopt its epoch."""
+
+    epoch: int
+
+
+class NewLeaderAck(NamedTuple):
+    """The history is durable, and so is `current_epoch`."""
+
+    epoch: int
+
+
+class UpToDate(NamedTuple):
+    """The leader is established; everything up to `zxid` is committed. Serve."""
+
+    zxid: int
+
+
+class Ack(NamedTuple):
+    """Everything up to `zxid` is durable here."""
+
+    zxid: int
+
+
+class Commit(NamedTuple):
+    """Everything up to `zxid` is durable on a quorum."""
+
+    zxid: int
+
+
+class Ping(NamedTuple):
+    """The leader is there."""
+
+
+class Pong(NamedTuple):
+    """The learner is there."""
+
+
+LearnerMessage = FollowerInfo | AckEpoch | NewLeaderAck | Ack | Pong
+LeaderMessage = LeaderInfo | Truncate | Proposal | NewLeader | UpToDate | Commit | Ping
+
+
+E = TypeVar("E", bound=IntEnum)
+
+
+def _one_of(values: type[E]) -> FieldType:
+    """A member of an enum, by its number."""
+    members = {int(each): each for each in values}
+    in_range = integer(min(members), max(members)).check
+
+    def check(value: Any, cursor: Cursor) -> Any:
+        return members[in_range(value, cursor)]
+
+    assert len(members) == max(members) - min(members) + 1, values
+    return FieldType(check)
+
+
+_SERVER_ID: Final = integer(1, SERVER_ID_LAST)
+_ENSEMBLE_ID: Final = integer(1, (1 << 64) - 1)
+_EPOCH: Final = integer(1, ZXID_EPOCH_LAST)
+_EPOCH_OR_NONE: Final = integer(0, ZXID_EPOCH_LAST)
+_VERSION: Final = integer(0, (1 << 15) - 1)
+_COUNT: Final = integer(0, (1 << 63) - 1)
+ZXID: Final = _COUNT
+_VOTE: Final = structure(Vote, _EPOCH_OR_NONE, ZXID, integer(0, SERVER_ID_LAST))
+
+HandshakeMessage = PeerHello | PeerWelcome | PeerRefusal
+PeerMessage = HandshakeMessage | Notification | LearnerMessage | LeaderMessage
+
+
+class PeerMessageType(NamedTuple):
+    """One message: its number on the wire, the schema of its fields."""
+
+    key: int
+    schema: Schema[Any]
+
+
+PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
+    schema.cls: PeerMessageType(key, schema)
+    for key, schema in (
+        (2001, Schema(PeerHello, _SERVER_ID, _ENSEMBLE_ID, _one_of(PeerPurpose), _VERSION)),
+        (2002, Schema(PeerWelcome, _SERVER_ID, _VERSION)),
+        (2003, Schema(PeerRefusal, INT16, string(MAX_REFUSAL_BYTES))),
+        (2004, Schema(Notification, _one_of(PeerState), _VOTE, _COUNT)),
+        (2005, Schema(FollowerInfo, _SERVER_ID, _EPOCH_OR_NONE)),
+        (2006, Schema(LeaderInfo, _EPOCH)),
+        (2007, Schema(AckEpoch, _EPOCH_OR_NONE, ZXID, BOOL)),
+        (2008, Schema(Truncate, ZXID)),
+        (
+            2009,
+            Schema(Proposal, ZXID, ZXID, array(data(MAX_PROPOSAL_BYTES), MAX_PROPOSAL_RECORDS)),
+        ),
+        (2010, Schema(NewLeader, _EPOCH)),
+        (2011, Schema(NewLeaderAck, _EPOCH)),
+        (2012, Schema(UpToDate, ZXID)),
+        (2013, Schema(Ack, ZXID)),
+        (2014, Schema(Commit, ZXID)),
+        (2015, Schema(Ping)),
+        (2016, Schema(Pong)),
+    )
+}
+"""Class -> number and schema."""
+PEER_MESSAGES_BY_KEY: Final = {each.key: each for each in PEER_MESSAGES.values()}
