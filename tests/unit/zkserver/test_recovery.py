@@ -169,7 +169,7 @@ def test_a_log_of_a_later_epoch_than_the_epoch_files_is_refused() -> None:
     zxid = make_zxid(2, 1)
     data.log.append([record(zxid)], zxid)
     data.log.sync()
-    with pytest.raises(DataDirectoryError, match="current_epoch is 1"):
+    with pytest.raises(DataDirectoryError, match="accepted_epoch is 1"):
         open_directory(files.copy())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from duolog_protocol.errors import ConfigError
+from duolog_protocol.txns import MAX_TXN_BYTES
 from duolog_protocol.types import ZXID_COUNTER_LAST
 from duolog_protocol.zk_messages import MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_LIST_BYTES
 
@@ -95,7 +96,7 @@ class CoreConfig:
         self._require("max_history_events", 0, 10_000_000)
         self._require("max_reply_backlog_bytes", 1, 1 << 30)
         self._require("max_unread_reply_bytes", self.max_reply_backlog_bytes, 1 << 40)
-        self._require("max_txn_bytes", self.max_data_bytes + TXN_OVERHEAD_BYTES, 64 * 1024 * 1024)
+        self._require("max_txn_bytes", self.max_data_bytes + TXN_OVERHEAD_BYTES, MAX_TXN_BYTES)
         self._require("max_children_reply_bytes", 1024, MAX_LIST_BYTES)
         self._require("max_watches_per_connection", 1, 10_000_000)
         self._require("max_outstanding_per_connection", 1, 1_000_000)

@@ -2,7 +2,8 @@
 
 Owns the files `identity`, `accepted_epoch` and `current_epoch`. The rule of ZooKeeper A.1 and
 ZOOKEEPER-2307: the file changes before the value in memory, and both before anybody is told.
-Invariant: epoch of the last logged zxid <= current_epoch <= accepted_epoch.
+Invariant: epoch of the last logged zxid <= current_epoch <= accepted_epoch; of a learner that was
+cut off before it had all of its leader's history only <= accepted_epoch.
 """
 
 from __future__ import annotations
@@ -74,19 +75,37 @@ class EpochFiles:
         """The epoch that a start opens."""
         return self.accepted_epoch + 1
 
-    def advance(self, epoch: int) -> None:
-        """Adopt an epoch: both files are durable when it returns.
+    def accept(self, epoch: int) -> None:
+        """Promise an epoch: durable when it returns.
 
-        Raises DiskFullError (nothing changed that matters: a promise may have been made),
+        Raises DiskFullError (the promise is as it was; the new one may show after a crash) and
         LogOfflineError.
         """
-        assert epoch > self.current_epoch, (epoch, self.current_epoch)
+        assert epoch > self.accepted_epoch, (epoch, self.accepted_epoch)
         assert epoch <= ZXID_EPOCH_LAST, epoch
-        if epoch > self.accepted_epoch:
-            self._write(ACCEPTED_EPOCH, epoch)
-            self.accepted_epoch = epoch
+        self._write(ACCEPTED_EPOCH, epoch)
+        self.accepted_epoch = epoch
+
+    def adopt(self, epoch: int) -> None:
+        """Say that this server holds the history of an epoch that it has promised: durable when it
+        returns. That history must be durable before (ZOOKEEPER-4643). Idempotent, so that a server
+        may join the same leader again.
+
+        Raises as `accept`.
+        """
+        assert epoch >= self.current_epoch, (epoch, self.current_epoch)
+        assert epoch <= self.accepted_epoch, (epoch, self.accepted_epoch)
+        if epoch == self.current_epoch:
+            return
         self._write(CURRENT_EPOCH, epoch)
         self.current_epoch = epoch
+
+    def advance(self, epoch: int) -> None:
+        """Accept and adopt an epoch; for a server that asks nobody. Raises as `accept`."""
+        assert epoch > self.current_epoch, (epoch, self.current_epoch)
+        if epoch > self.accepted_epoch:
+            self.accept(epoch)
+        self.adopt(epoch)
 
     def _read(self, name: str) -> int:
         path = f"{self._directory}/{name}"

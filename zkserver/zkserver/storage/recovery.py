@@ -91,10 +91,12 @@ class DataDirectory:
             self._mark_if_failed(error)
             raise
         last = self.log.last_zxid
-        if epoch_of(last) > self.epochs.current_epoch:
+        # A learner that was cut off with half of its leader's history has not adopted its epoch,
+        # but it has promised that one, which is later than all of the history.
+        if epoch_of(last) > self.epochs.accepted_epoch:
             raise DataDirectoryError(
                 f"{self.path}: the log holds zxid {last:#x} of epoch {epoch_of(last)}, but "
-                f"current_epoch is {self.epochs.current_epoch}: the files are not of one moment"
+                f"accepted_epoch is {self.epochs.accepted_epoch}: the files are not of one moment"
             )
 
     def purge(self, retain_count: int) -> list[str]:

@@ -1,0 +1,338 @@
+"""The leader: discovers an epoch, brings its learners to its history, proposes and commits.
+
+    DISCOVERY        a quorum has told its accepted epochs: ours is one more, and durable, before
+                     LEADERINFO says it; a quorum has promised it, and none of it knows more than us
+    SYNCHRONIZATION  every learner gets what its log lacks, then NEWLEADER; a quorum has adopted
+                     the epoch, we among it, durably
+    BROADCAST        the history is committed; we propose, count acknowledgements, commit
+
+Owns the learners and where each of them stands. It must never commit by counting what an older
+epoch proposed, serve before a quorum has adopted its epoch, or go on without a quorum. A learner
+that says what does not fit loses its link; a leader that cannot go on raises `GaveUp`. Source: Zab
+(DSN 2011); ZooKeeper `Leader`, `LearnerHandler`; reference A.4 to A.8.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final
+
+from duolog_protocol.errors import RemoteProtocolError
+from duolog_protocol.quorum_messages import (
+    Ack,
+    AckEpoch,
+    Commit,
+    FollowerInfo,
+    LeaderInfo,
+    LeaderMessage,
+    LearnerMessage,
+    NewLeader,
+    NewLeaderAck,
+    Ping,
+    Pong,
+    Proposal,
+    Truncate,
+    UpToDate,
+)
+from duolog_protocol.types import epoch_of
+
+from .broadcast import Broadcast
+from .ledger import Ledger
+from .peer_config import PeerConfig
+from .peer_events import CloseLink, SendHistory, Serve, Tell
+from .quorum import Quorums
+from .roles import GaveUp, expect
+from .synchronization import plan_sync
+
+
+class LearnerStage(IntEnum):
+    """Where a learner stands; it only goes down this list."""
+
+    CONNECTED = 0
+    INTRODUCED = 1
+    """It told its accepted epoch."""
+    ASKED = 2
+    """It was asked to promise ours."""
+    PROMISED = 3
+    SYNCING = 4
+    """It was told all of our history, and is told what we propose."""
+    SYNCED = 5
+    """It has adopted our epoch."""
+
+
+class Learner:
+    """One learner, as its leader sees it."""
+
+    __slots__ = ("heard_ms", "last_zxid", "link", "server_id", "stage", "synced_zxid")
+
+    def __init__(self, link: Any, now_ms: int) -> None:
+        self.link = link
+        self.server_id = 0
+        """0 until it is introduced."""
+        self.stage = LearnerStage.CONNECTED
+        self.last_zxid = 0
+        """What its log held when it promised the epoch; then what it has acknowledged."""
+        self.synced_zxid = 0
+        """What it has once it has adopted the epoch."""
+        self.heard_ms = now_ms
+
+
+class Leader:
+    """One term of leadership, established or not."""
+
+    def __init__(self, config: PeerConfig, quorums: Quorums, ledger: Ledger, now_ms: int) -> None:
+        assert ledger.is_settled, "elected while the log was still written"
+        self._config = config
+        self._quorums = quorums
+        self._ledger = ledger
+        self.epoch = 0
+        """The epoch it opens; 0 until a quorum has told what it has accepted."""
+        self.is_established = False
+        """A quorum has adopted the epoch: it serves."""
+        self._history: Final = (ledger.current_epoch, ledger.log.last_zxid)
+        self._broadcast = Broadcast(quorums, ledger.log.last_zxid)
+        self._accepted: dict[int, int] = {}
+        """server_id -> accepted epoch, of all that have told: the epoch is above every one."""
+        self._promised: set[int] = set()
+        """Voters that have promised the epoch and know no more than we do."""
+        self._has_promises = False
+        """A quorum of them: the discovery is over."""
+        self._synced: set[int] = set()
+        """Voters that have adopted the epoch and are still there."""
+        self._learners: dict[Any, Learner] = {}
+        self._ping_ms = now_ms + config.ping_interval_ms
+        self._limit_ms = now_ms + config.init_limit_ms
+        self._introduce(config.server_id, ledger.accepted_epoch)
+
+    @property
+    def leader_id(self) -> int:
+        """Ourselves."""
+        return self._config.server_id
+
+    def close(self, reason: str) -> None:
+        """The term ends."""
+        self._ledger.effects += [CloseLink(link, reason) for link in self._learners]
+        self._learners.clear()
+
+    def deadline_ms(self) -> int:
+        """When `on_timer` has something to do."""
+        return self._ping_ms if self.is_established else min(self._ping_ms, self._limit_ms)
+
+    # ---- learners -------------------------------------------------------------------------------
+
+    def on_link_opened(self, link: Any, now_ms: int) -> None:
+        """A learner has dialled us."""
+        self._learners[link] = Learner(link, now_ms)
+
+    def on_link_lost(self, link: Any) -> None:
+        """A learner has gone. Raises GaveUp where too few are left."""
+        learner = self._learners.pop(link, None)
+        if learner is not None and self._synced.intersection({learner.server_id}):
+            self._synced.discard(learner.server_id)
+            if self.is_established and not self._quorums.has_quorum(self._synced):
+                raise GaveUp(f"server {learner.server_id} has gone: no quorum follows any more")
+
+    def on_message(self, link: Any, message: LearnerMessage, now_ms: int) -> None:
+        """What a learner says. Raises GaveUp."""
+        learner = self._learners.get(link)
+        if learner is None:
+            return  # it was dropped, and did not know when it said that
+        learner.heard_ms = now_ms
+        try:
+            self._take(learner, message)
+        except RemoteProtocolError as error:
+            self._drop(learner, str(error))
+
+    def _take(self, learner: Learner, message: LearnerMessage) -> None:
+        match message:
+            case Ack(zxid):
+                self._on_ack(learner, zxid)
+            case Pong():
+                pass
+            case FollowerInfo():
+                self._on_follower_info(learner, message)
+            case AckEpoch():
+                self._on_ack_epoch(learner, message)
+            case NewLeaderAck():
+                self._on_new_leader_ack(learner, message)
+            case _:
+                raise RemoteProtocolError(f"a learner does not say {message!r}")
+
+    def _drop(self, learner: Learner, reason: str) -> None:
+        self._ledger.effects.append(CloseLink(learner.link, reason))
+        self.on_link_lost(learner.link)
+
+    def _tell(self, learner: Learner, message: LeaderMessage) -> None:
+        self._ledger.effects.append(Tell(learner.link, message))
+
+    # ---- discovery ------------------------------------------------------------------------------
+
+    def _on_follower_info(self, learner: Learner, message: FollowerInfo) -> None:
+        server_id = message.server_id
+        expect(learner.stage == LearnerStage.CONNECTED, "introduced twice", server_id)
+        expect(server_id in self._config.others, "no server of this ensemble", server_id)
+        for other in list(self._learners.values()):
+            if other.server_id == server_id:
+                self._drop(other, "it has dialled again")
+        learner.server_id = server_id
+        learner.stage = LearnerStage.INTRODUCED
+        if self.epoch and message.accepted_epoch > self.epoch:
+            # It can never follow us; and it need not be the only one that has promised that epoch.
+            raise GaveUp(f"server {server_id} has promised epoch {message.accepted_epoch}")
+        self._introduce(server_id, message.accepted_epoch)
+        if self.epoch and self._ledger.accepted_epoch == self.epoch:
+            self._ask(learner)
+
+    def _introduce(self, server_id: int, accepted_epoch: int) -> None:
+        self._accepted[server_id] = accepted_epoch
+        if self.epoch == 0 and self._quorums.has_quorum(self._accepted.keys()):
+            self.epoch = max(self._accepted.values()) + 1
+            self._ledger.accept_epoch(self.epoch)
+
+    def on_epoch_accepted(self, epoch: int) -> None:
+        """Our own promise is durable: now the others may hear of the epoch."""
+        assert epoch == self.epoch, (epoch, self.epoch)
+        for learner in self._learners.values():
+            if learner.stage == LearnerStage.INTRODUCED:
+                self._ask(learner)
+        self._on_promise(self._config.server_id)
+
+    def _ask(self, learner: Learner) -> None:
+        learner.stage = LearnerStage.ASKED
+        self._tell(learner, LeaderInfo(self.epoch))
+
+    def _on_ack_epoch(self, learner: Learner, message: AckEpoch) -> None:
+        expect(learner.stage == LearnerStage.ASKED, "not asked for a promise", learner.stage)
+        learner.stage = LearnerStage.PROMISED
+        learner.last_zxid = message.last_zxid
+        if not self._has_promises and message.is_promise:
+            # Of those that are counted none may know more: it may have been acknowledged (A.4).
+            history = (message.current_epoch, message.last_zxid)
+            if learner.server_id in self._quorums.voters and history > self._history:
+                raise GaveUp(f"server {learner.server_id} knows more than we do: {history}")
+            self._on_promise(learner.server_id)
+        if self._has_promises and learner.stage == LearnerStage.PROMISED:
+            self._sync(learner)
+
+    def _on_promise(self, server_id: int) -> None:
+        self._promised.add(server_id)
+        if not self._has_promises and self._quorums.has_quorum(self._promised):
+            self._has_promises = True
+            self._ledger.adopt_epoch(self.epoch)
+            for learner in list(self._learners.values()):
+                if learner.stage == LearnerStage.PROMISED:
+                    self._sync(learner)
+
+    # ---- synchronization ------------------------------------------------------------------------
+
+    def _sync(self, learner: Learner) -> None:
+        """Tell a learner what its log lacks; from now on it is told what we propose, too."""
+        plan = plan_sync(learner.last_zxid, self._ledger.log)
+        if plan is None:
+            self._drop(learner, f"our log does not reach back to {learner.last_zxid:#x}")
+            return
+        if plan.truncate_to is not None:
+            self._tell(learner, Truncate(plan.truncate_to))
+        after, durable = plan.after_zxid, self._ledger.durable_zxid
+        if after < durable:
+            self._ledger.effects.append(SendHistory(learner.link, after, durable))
+        for proposal in self._broadcast.in_flight_after(max(after, durable)):
+            self._tell(learner, proposal)
+        learner.synced_zxid = self._broadcast.proposed_zxid
+        learner.stage = LearnerStage.SYNCING
+        self._tell(learner, NewLeader(self.epoch))
+
+    def on_epoch_adopted(self, epoch: int) -> None:
+        """Our own history is that of the epoch, durably."""
+        assert epoch == self.epoch, (epoch, self.epoch)
+        self._on_synced(self._config.server_id, self._ledger.durable_zxid)
+
+    def _on_new_leader_ack(self, learner: Learner, message: NewLeaderAck) -> None:
+        expect(learner.stage == LearnerStage.SYNCING, "was told no NEWLEADER", learner.stage)
+        expect(message.epoch == self.epoch, "another epoch", message.epoch, self.epoch)
+        learner.stage = LearnerStage.SYNCED
+        learner.last_zxid = learner.synced_zxid
+        if self.is_established:
+            self._tell(learner, UpToDate(self._broadcast.committed_zxid))
+        self._on_synced(learner.server_id, learner.synced_zxid)
+
+    def _on_synced(self, server_id: int, zxid: int) -> None:
+        if server_id not in self._quorums.voters:
+            return
+        self._synced.add(server_id)
+        self._broadcast.acknowledge(server_id, zxid)
+        if self.is_established:
+            self._commit()
+        elif self._quorums.has_quorum(self._synced):
+            self._establish()
+
+    def _establish(self) -> None:
+        self.is_established = True
+        self._broadcast.commit_history()
+        committed = self._broadcast.committed_zxid
+        self._ledger.commit(committed)
+        self._ledger.effects.append(Serve(self.epoch, self.leader_id))
+        for learner in self._learners.values():
+            if learner.stage == LearnerStage.SYNCED:
+                self._tell(learner, UpToDate(committed))
+
+    # ---- broadcast ------------------------------------------------------------------------------
+
+    def on_propose(self, records: list[bytes], first_zxid: int, last_zxid: int) -> None:
+        """Propose what our own server's requests have made."""
+        assert self.is_established, "proposed before a quorum had adopted the epoch"
+        assert epoch_of(first_zxid) == epoch_of(last_zxid) == self.epoch, (first_zxid, self.epoch)
+        proposal = Proposal(first_zxid, last_zxid, tuple(records))
+        self._broadcast.propose(proposal)
+        for learner in self._learners.values():
+            if learner.stage >= LearnerStage.SYNCING:
+                self._tell(learner, proposal)
+        self._ledger.append(records, first_zxid, last_zxid)
+
+    def on_logged(self, zxid: int, now_ms: int) -> None:
+        """Our own log is durable up to there: that is our acknowledgement, no sooner."""
+        self._broadcast.on_own_disk(zxid)
+        self._broadcast.acknowledge(self._config.server_id, zxid)
+        self._commit()
+
+    def on_log_refused(self) -> None:
+        """Our disk is full; another server may have space. Raises GaveUp."""
+        raise GaveUp("there is no disk space for the log")
+
+    def _on_ack(self, learner: Learner, zxid: int) -> None:
+        expect(learner.stage == LearnerStage.SYNCED, "acknowledged before NEWLEADER", zxid)
+        expect(learner.last_zxid <= zxid, "acknowledged backwards", zxid, learner.last_zxid)
+        expect(zxid <= self._broadcast.proposed_zxid, "acknowledged what was not proposed", zxid)
+        learner.last_zxid = zxid
+        if learner.server_id in self._quorums.voters:
+            self._broadcast.acknowledge(learner.server_id, zxid)
+            self._commit()
+
+    def _commit(self) -> None:
+        if self.is_established and self._broadcast.advance():
+            committed = self._broadcast.committed_zxid
+            self._ledger.commit(committed)
+            for learner in self._learners.values():
+                if learner.stage == LearnerStage.SYNCED:
+                    self._tell(learner, Commit(committed))
+
+    # ---- time -----------------------------------------------------------------------------------
+
+    def on_timer(self, now_ms: int) -> None:
+        """Ping, drop who is silent. Raises GaveUp where the epoch is not established in time."""
+        if not self.is_established and now_ms >= self._limit_ms:
+            raise GaveUp(f"no quorum within {self._config.init_limit_ms} ms")
+        if now_ms < self._ping_ms:
+            return
+        self._ping_ms = now_ms + self._config.ping_interval_ms
+        for learner in list(self._learners.values()):
+            if now_ms - learner.heard_ms >= self._limit_of(learner):
+                self._drop(learner, f"not heard for {now_ms - learner.heard_ms} ms")
+        for learner in self._learners.values():
+            if learner.stage >= LearnerStage.INTRODUCED:
+                self._tell(learner, Ping())
+
+    def _limit_of(self, learner: Learner) -> int:
+        config = self._config
+        is_synced = learner.stage == LearnerStage.SYNCED
+        return config.sync_limit_ms if is_synced else config.init_limit_ms

@@ -1,0 +1,147 @@
+"""What a server has on its disk, what is on its way there, and what of it is committed.
+
+Owns the order of the disk work that ZAB's safety rests on, and asserts it (reference A.6, A.14):
+
+    accepted_epoch >= current_epoch; neither ever falls
+    current_epoch >= epoch of every logged record, but for the history of a learner that was cut
+    off before it could adopt its epoch: it votes with the lower one, and cannot win by it
+    applied <= min(committed, durable);  committed, durable <= logged
+    nothing committed is ever truncated
+
+Roles ask for work and hear of its end; the work outlives the role that asked. Nobody may vote
+before all of it is done (`is_settled`): a vote names what is on the disk (ZOOKEEPER-4712, -4541).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from .epoch_ends import EpochEnds
+from .peer_events import (
+    AcceptEpoch,
+    AdoptEpoch,
+    AppendRecords,
+    ApplyUpTo,
+    PeerEffect,
+    TruncateLog,
+)
+
+
+class Ledger:
+    """The durable side of one server, as its roles see it."""
+
+    def __init__(self, accepted_epoch: int, current_epoch: int, log: EpochEnds) -> None:
+        assert accepted_epoch >= current_epoch, (accepted_epoch, current_epoch)
+        self.accepted_epoch = accepted_epoch
+        """The highest epoch promised; durable."""
+        self.current_epoch = current_epoch
+        """The epoch whose history the log holds; durable."""
+        self.log = log
+        """What is logged: on the disk, or on its way there."""
+        self.durable_zxid = log.last_zxid
+        """On the disk (<= logged)."""
+        self.committed_zxid = 0
+        """Known to be durable on a quorum (<= logged); not kept over a restart."""
+        self.applied_zxid = 0
+        """What `ApplyUpTo` has told (<= committed, durable)."""
+        self.effects: list[PeerEffect] = []
+        """What the shell has to do, in order; the owner takes them."""
+        self._asked_epoch = accepted_epoch
+        """The highest epoch that was asked to be made durable."""
+        self._jobs = 0
+        """Pieces of disk work that have not ended, without the appends."""
+        self._appends: deque[int] = deque()
+        """The last zxid of every append that has not ended, in order."""
+
+    @property
+    def is_settled(self) -> bool:
+        """No disk work is under way: what is logged is durable."""
+        return self._jobs == 0 and not self._appends
+
+    # ---- asked for by roles ---------------------------------------------------------------------
+
+    def accept_epoch(self, epoch: int) -> None:
+        """Promise an epoch; `on_epoch_accepted` follows."""
+        assert epoch > self._asked_epoch, (epoch, self._asked_epoch)
+        self._asked_epoch = epoch
+        self._do(AcceptEpoch(epoch))
+
+    def adopt_epoch(self, epoch: int) -> None:
+        """What is logged, and logged durably before this, is that epoch's history."""
+        assert epoch == self.accepted_epoch, (epoch, self.accepted_epoch)
+        assert epoch >= self.current_epoch, (epoch, self.current_epoch)
+        self._do(AdoptEpoch(epoch))
+
+    def append(self, records: Sequence[bytes], first_zxid: int, last_zxid: int) -> None:
+        """Log records; `on_logged` or `on_refused` follows."""
+        assert self.log.follows(first_zxid), (f"{first_zxid:#x}", f"{self.log.last_zxid:#x}")
+        assert len(records) == last_zxid - first_zxid + 1, (len(records), first_zxid, last_zxid)
+        self.log.append(first_zxid, last_zxid)
+        self._appends.append(last_zxid)
+        self.effects.append(AppendRecords(list(records), first_zxid, last_zxid))
+
+    def truncate_to(self, zxid: int) -> None:
+        """Forget everything after `zxid`; `on_truncated` follows."""
+        assert self.is_settled, "truncated under a running append"
+        assert zxid >= self.committed_zxid, (f"{zxid:#x}", f"{self.committed_zxid:#x}")
+        self.log.truncate_to(zxid)
+        self.durable_zxid = min(self.durable_zxid, zxid)
+        self._do(TruncateLog(zxid))
+
+    def commit(self, zxid: int) -> None:
+        """Everything up to `zxid`, which is logged here, is durable on a quorum."""
+        assert zxid <= self.log.last_zxid, (f"{zxid:#x}", f"{self.log.last_zxid:#x}")
+        self.committed_zxid = max(self.committed_zxid, zxid)
+        self._apply()
+
+    # ---- what the disk has done -----------------------------------------------------------------
+
+    def on_epoch_accepted(self, epoch: int) -> None:
+        """`accepted_epoch` is durable."""
+        self._ended()
+        assert epoch > self.accepted_epoch, (epoch, self.accepted_epoch)
+        self.accepted_epoch = epoch
+
+    def on_epoch_adopted(self, epoch: int) -> None:
+        """`current_epoch` is durable, and so is everything that was logged before it."""
+        self._ended()
+        assert self.current_epoch <= epoch <= self.accepted_epoch, (self.current_epoch, epoch)
+        self.current_epoch = epoch
+
+    def on_logged(self, zxid: int) -> None:
+        """Every `AppendRecords` up to the one that ends with `zxid` is durable."""
+        while self._appends[0] != zxid:
+            assert self._appends[0] < zxid, (self._appends[0], zxid)
+            self._appends.popleft()
+        self._appends.popleft()
+        self.durable_zxid = zxid
+        self._apply()
+
+    def on_refused(self, first_zxid: int) -> None:
+        """There was no space: nothing that was asked for from `first_zxid` on is done."""
+        assert first_zxid > self.durable_zxid, (first_zxid, self.durable_zxid)
+        self._appends.clear()
+        self._jobs = 0
+        self._asked_epoch = self.accepted_epoch
+        self.log.truncate_to(self.durable_zxid)
+        self.committed_zxid = min(self.committed_zxid, self.durable_zxid)
+
+    def on_truncated(self, zxid: int) -> None:
+        """The log ends at `zxid`."""
+        self._ended()
+        assert zxid == self.durable_zxid, (zxid, self.durable_zxid)
+
+    def _do(self, work: AcceptEpoch | AdoptEpoch | TruncateLog) -> None:
+        self._jobs += 1
+        self.effects.append(work)
+
+    def _ended(self) -> None:
+        assert self._jobs > 0, "disk work ended that nobody asked for"
+        self._jobs -= 1
+
+    def _apply(self) -> None:
+        zxid = min(self.committed_zxid, self.durable_zxid)
+        if zxid > self.applied_zxid:
+            self.applied_zxid = zxid
+            self.effects.append(ApplyUpTo(zxid))

@@ -1,0 +1,250 @@
+"""The role of a server that looks for a leader: fast leader election.
+
+Owns this server's vote, what the others have said, and when to say ours again. Never looks into
+the log and never changes role: `Peer` takes the decision and acts on it. A decision is a hint. That
+there is one leader in an epoch is ensured by discovery (A.4), so a stale word can cost an election,
+never a record.
+
+    looking --- a quorum has our vote, no better one within finalize_wait_ms --> decided
+    looking --- every voter has our vote ---------------------------------------> decided
+    looking --- a quorum names an established leader, and so does that leader --> decided
+    decided     for good: whoever looks again makes a new `Looking` with a higher round
+
+Each voter tells its vote whenever it changes, and again after a silence that doubles. In a round
+votes only get better, so that whoever is told a worse one than its own may answer without making
+the two answer each other for ever.
+
+A server without a vote (an observer, or one that has lost its data) asks in the same way with
+`NO_VOTE`, counts as nobody, and follows the voters through their rounds and to their decision.
+Source: ZooKeeper `FastLeaderElection` (reference A.2).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from duolog_protocol.quorum_messages import Notification, PeerState, Vote
+
+from .peer_config import PeerConfig
+from .peer_events import Notify
+from .quorum import Quorums
+
+NO_VOTE: Final = Vote(0, 0, 0)
+"""What a server tells that has no vote: worse than every vote, since server ids begin at 1."""
+
+
+class Decision(NamedTuple):
+    """Who leads, and what this server answers from now on to those that look."""
+
+    leader_id: int
+    vote: Vote
+    election_round: int
+    """That of the leader, which may be lower than the one we had begun."""
+
+
+def reply_to_looking(sender_id: int, received: Notification, ours: Notification) -> Notify | None:
+    """What a server that looks for no leader says to a notification: to a looking one, its own."""
+    assert ours.state != PeerState.LOOKING, ours
+    return Notify(sender_id, ours) if received.state == PeerState.LOOKING else None
+
+
+class Looking:
+    """One election, from its first notification to the decision."""
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        quorums: Quorums,
+        own_vote: Vote | None,
+        election_round: int,
+        now_ms: int,
+    ) -> None:
+        """`own_vote` names ourselves, or is None for a server that may not be voted for.
+
+        `election_round` is the one to begin, higher than every one this server was in before.
+        """
+        if own_vote is not None:
+            assert own_vote.server_id == config.server_id, (own_vote, config.server_id)
+            assert config.server_id in quorums.voters, (config.server_id, quorums.voters)
+            assert election_round > 0, election_round
+        self._config = config
+        self._quorums = quorums
+        self._others = (frozenset(config.others) | quorums.voters) - {config.server_id}
+        self._is_voting = own_vote is not None
+        self._initial_vote = own_vote or NO_VOTE
+        self.vote = self._initial_vote
+        """The best one of this round, as far as we know."""
+        self.election_round = election_round if self._is_voting else 0
+        """Without a vote we have no round of our own: 0, so that every voter's is higher."""
+        self._round_votes: dict[int, Vote] = {}
+        """Newest vote of each server in this round, ours included."""
+        self._settled: dict[int, Notification] = {}
+        """Newest word of each server that looks no more, of whatever round."""
+        self._decision: Decision | None = None
+        self._finalize_ms: int | None = None
+        """When to decide; None while no quorum has our vote."""
+        self._untold: set[int] = set()
+        """Servers that are to be told our vote."""
+        self._silence_ms = config.notification_first_ms
+        self._resend_ms = now_ms + self._silence_ms
+        self._now_ms = now_ms
+
+    def start(self) -> None:
+        """Tell everybody our vote, or ask for theirs."""
+        self._untold |= self._others
+        if self._is_voting:
+            self._adopt(self._initial_vote, self._now_ms)
+            self._count(self._now_ms)
+
+    def on_notification(self, sender_id: int, notification: Notification, now_ms: int) -> None:
+        """Another server has said who should lead; what cannot be is ignored."""
+        if self._decision is not None or not self._is_possible(sender_id, notification):
+            return
+        if notification.state != PeerState.LOOKING:
+            self._on_settled(sender_id, notification)
+        elif sender_id not in self._quorums.voters or notification.vote == NO_VOTE:
+            self._on_question(sender_id)
+        else:
+            self._on_vote(sender_id, notification, now_ms)
+        if self._decision is None:
+            self._count(now_ms)
+
+    def on_timer(self, now_ms: int) -> None:
+        """`deadline_ms` has come, or not yet."""
+        if self._decision is not None:
+            return
+        if self._finalize_ms is not None and now_ms >= self._finalize_ms:
+            self._decide(self.vote, self.election_round)
+        elif now_ms >= self._resend_ms:
+            self._untold |= self._others
+            self._silence_ms = min(2 * self._silence_ms, self._config.notification_last_ms)
+            self._resend_ms = now_ms + self._silence_ms
+
+    def deadline_ms(self) -> int:
+        """When `on_timer` has something to do; only while nothing is decided."""
+        assert self._decision is None, self._decision
+        if self._finalize_ms is None:
+            return self._resend_ms
+        return min(self._finalize_ms, self._resend_ms)
+
+    def take_notifications(self) -> list[Notify]:
+        """What is to be sent since the last call, also after the decision: at most one for each."""
+        vote = self.vote if self._is_voting else NO_VOTE
+        notification = Notification(PeerState.LOOKING, vote, self.election_round)
+        notifications = [Notify(server_id, notification) for server_id in sorted(self._untold)]
+        self._untold.clear()
+        return notifications
+
+    def decision(self) -> Decision | None:
+        """Who leads; stays what it is once it is there."""
+        return self._decision
+
+    def _is_possible(self, sender_id: int, notification: Notification) -> bool:
+        state, vote, election_round = notification
+        if sender_id not in self._others:
+            return False
+        if vote == NO_VOTE:
+            return state == PeerState.LOOKING
+        if vote.server_id not in self._quorums.voters or election_round <= 0:
+            return False
+        if vote.server_id == self._config.server_id and not self._is_voting:
+            return False  # Said of us before we lost our data.
+        return state == PeerState.LOOKING or (
+            (state == PeerState.LEADING) == (vote.server_id == sender_id)
+        )
+
+    def _on_question(self, sender_id: int) -> None:
+        """A server without a vote asks."""
+        self._forget(sender_id)
+        self._answer(sender_id)
+
+    def _on_vote(self, sender_id: int, notification: Notification, now_ms: int) -> None:
+        """A voter looks for a leader, too."""
+        self._forget(sender_id)
+        _, vote, election_round = notification
+        if election_round < self.election_round:
+            self._answer(sender_id)
+            return
+        if election_round > self.election_round:
+            self.election_round = election_round
+            self._round_votes.clear()
+            # Not with our vote of the round before: whoever it names may be gone.
+            self._adopt(max(self._initial_vote, vote), now_ms)
+        elif vote > self.vote:
+            self._adopt(vote, now_ms)
+        elif vote < self.vote:
+            self._answer(sender_id)
+        self._round_votes[sender_id] = vote
+
+    def _on_settled(self, sender_id: int, notification: Notification) -> None:
+        """A server follows, leads or observes; `Quorums` sees to it that observers don't count."""
+        self._forget(sender_id)
+        self._settled[sender_id] = notification
+        if notification.election_round == self.election_round:
+            self._round_votes[sender_id] = notification.vote
+        word = self._word_of_leader(notification)
+        if word is not None and self._is_named_by_quorum(notification):
+            self._decide(word.vote, word.election_round)
+
+    def _forget(self, sender_id: int) -> None:
+        """Only the newest notification of a server counts."""
+        self._settled.pop(sender_id, None)
+        self._round_votes.pop(sender_id, None)
+
+    def _word_of_leader(self, notification: Notification) -> Notification | None:
+        """What the server says that is named here, if it does lead.
+
+        ZooKeeper `checkLeader`: those that follow a dead leader must not elect it again.
+        """
+        _, vote, election_round = notification
+        if vote.server_id == self._config.server_id:
+            return notification if election_round == self.election_round else None
+        word = self._settled.get(vote.server_id)
+        if word is None or word.state != PeerState.LEADING or word.vote.epoch != vote.epoch:
+            return None
+        return word
+
+    def _is_named_by_quorum(self, notification: Notification) -> bool:
+        """Whether a quorum names this leader: in this round, or of those that have one already."""
+        _, vote, election_round = notification
+        if election_round == self.election_round and self._quorums.has_quorum(self._having(vote)):
+            return True
+        # Round and zxid of a leader differ with the way a server came to it (Z-1732, 1805, 1818).
+        named = (vote.server_id, vote.epoch)
+        words = self._settled.items()
+        return self._quorums.has_quorum(
+            {each for each, word in words if (word.vote.server_id, word.vote.epoch) == named}
+        )
+
+    def _having(self, vote: Vote) -> set[int]:
+        """Servers with this vote in this round."""
+        return {server_id for server_id, each in self._round_votes.items() if each == vote}
+
+    def _adopt(self, vote: Vote, now_ms: int) -> None:
+        """This is our vote from now on; tell everybody."""
+        self.vote = vote
+        self._finalize_ms = None
+        self._silence_ms = self._config.notification_first_ms
+        self._resend_ms = now_ms + self._silence_ms
+        if self._is_voting:
+            self._round_votes[self._config.server_id] = vote
+            self._untold |= self._others
+
+    def _answer(self, server_id: int) -> None:
+        if self._is_voting:
+            self._untold.add(server_id)
+
+    def _count(self, now_ms: int) -> None:
+        """Decide, or see when to decide, if a quorum has our vote."""
+        agreed = self._having(self.vote)
+        if not self._quorums.has_quorum(agreed):
+            self._finalize_ms = None
+        elif agreed >= self._quorums.voters:
+            self._decide(self.vote, self.election_round)
+        elif self._finalize_ms is None:
+            self._finalize_ms = now_ms + self._config.finalize_wait_ms
+
+    def _decide(self, vote: Vote, election_round: int) -> None:
+        assert vote.server_id in self._quorums.voters, (vote, self._quorums.voters)
+        assert self._is_voting or vote.server_id != self._config.server_id, vote
+        self._decision = Decision(vote.server_id, vote, election_round)

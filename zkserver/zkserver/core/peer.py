@@ -1,0 +1,313 @@
+"""One server among its peers: the only place where its role changes.
+
+    Settling   the disk work of the last role goes on ----------> Looking, once none is left
+    Looking    an election is decided --------------------------> Leader, if it named us
+                                                       `--------> Follower of whom it named
+    Leader     no quorum, or not in time; someone knows more ---> Settling
+    Follower   the link has ended, silence, a breach -----------> Settling
+
+Owns these transitions, the election round, and the links of learners that dial before their
+election is decided here, too. Nobody votes while the log is still written. Source: ZooKeeper
+`QuorumPeer.run`; reference A.2, A.6.8.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Final
+
+from duolog_protocol.quorum_messages import Notification, PeerState, Vote
+
+from .epoch_ends import EpochEnds
+from .follower import Follower
+from .leader import Leader
+from .ledger import Ledger
+from .looking import Decision, Looking
+from .peer_config import PeerConfig
+from .peer_events import (
+    CloseLink,
+    DialFailed,
+    EpochAccepted,
+    EpochAdopted,
+    LinkLost,
+    LinkOpened,
+    Logged,
+    LogRefused,
+    MessageReceived,
+    NotificationReceived,
+    Notify,
+    PeerEffect,
+    PeerEvent,
+    PeerTimerFired,
+    Propose,
+    StopServing,
+    Truncated,
+)
+from .quorum import Quorums
+from .roles import GaveUp
+
+MAX_CALLERS_PER_SERVER: Final = 4
+"""Links that may wait for the end of an election, for each server of the ensemble."""
+
+
+class Settling:
+    """Between two roles: what the last one has asked of the disk is being done."""
+
+
+Role = Settling | Looking | Leader | Follower
+
+
+class Peer:
+    """The state machine of one server of an ensemble."""
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        accepted_epoch: int,
+        current_epoch: int,
+        log: EpochEnds,
+        rng: random.Random,
+    ) -> None:
+        """The epochs and the log are what the disk holds."""
+        self._config = config
+        self._quorums = Quorums(config.voters)
+        self._ledger = Ledger(accepted_epoch, current_epoch, log)
+        self._rng = rng
+        self._role: Role = Settling()
+        self._election_round = 0
+        """The highest one this server was in."""
+        self._elected: Decision | None = None
+        """How the last election ended."""
+        self._callers: dict[Any, list[Any]] = {}
+        """Links of learners that dialled while we were looking, and what they have said."""
+        self._now_ms = 0
+
+    def start(self, now_ms: int) -> list[PeerEffect]:
+        """Begin to look for a leader."""
+        self._now_ms = now_ms
+        self._look_if_settled()
+        self._follow_decision()
+        return self._take_effects()
+
+    def step(self, event: PeerEvent, now_ms: int) -> list[PeerEffect]:
+        """Take an event; the effects are to be performed in order."""
+        self._now_ms = now_ms
+        try:
+            self._take(event)
+        except GaveUp as reason:
+            self._give_up(str(reason))
+        self._look_if_settled()
+        self._follow_decision()
+        return self._take_effects()
+
+    def deadline_ms(self) -> int | None:
+        """When to step(PeerTimerFired()) if nothing else happens."""
+        return None if isinstance(self._role, Settling) else self._role.deadline_ms()
+
+    # ---- what others may see --------------------------------------------------------------------
+
+    @property
+    def role(self) -> PeerState:
+        """What the server is doing."""
+        match self._role:
+            case Leader():
+                return PeerState.LEADING
+            case Follower():
+                is_voter = self._config.is_voter
+                return PeerState.FOLLOWING if is_voter else PeerState.OBSERVING
+            case _:
+                return PeerState.LOOKING
+
+    @property
+    def epoch(self) -> int:
+        """The epoch it leads or follows in; 0 while there is none."""
+        role = self._role
+        return role.epoch if isinstance(role, Leader | Follower) else 0
+
+    @property
+    def leader_id(self) -> int:
+        """Whom it follows, itself where it leads; 0: nobody."""
+        role = self._role
+        return role.leader_id if isinstance(role, Leader | Follower) else 0
+
+    @property
+    def is_established(self) -> bool:
+        """It serves: a quorum has adopted the epoch."""
+        role = self._role
+        return isinstance(role, Leader | Follower) and role.is_established
+
+    @property
+    def accepted_epoch(self) -> int:
+        """The highest epoch promised; durable."""
+        return self._ledger.accepted_epoch
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch whose history it holds; durable."""
+        return self._ledger.current_epoch
+
+    @property
+    def last_logged_zxid(self) -> int:
+        """The end of the log, on the disk or on its way."""
+        return self._ledger.log.last_zxid
+
+    @property
+    def last_durable_zxid(self) -> int:
+        """The end of the log on the disk."""
+        return self._ledger.durable_zxid
+
+    @property
+    def last_committed_zxid(self) -> int:
+        """What it knows to be committed."""
+        return self._ledger.committed_zxid
+
+    # ---- events ---------------------------------------------------------------------------------
+
+    def _take(self, event: PeerEvent) -> None:
+        match event:
+            case MessageReceived():
+                self._on_message(event.link, event.message)
+            case Logged():
+                self._on_logged(event.zxid)
+            case Propose():
+                assert isinstance(self._role, Leader), self._role
+                self._role.on_propose(event.records, event.first_zxid, event.last_zxid)
+            case NotificationReceived():
+                self._on_notification(event.sender_id, event.notification)
+            case PeerTimerFired():
+                if not isinstance(self._role, Settling):
+                    self._role.on_timer(self._now_ms)
+            case LinkOpened():
+                self._on_link_opened(event.link, event.server_id)
+            case DialFailed():
+                role = self._role
+                if isinstance(role, Follower) and role.is_dialling_to(event.server_id):
+                    role.on_dial_failed()
+            case LinkLost():
+                self._callers.pop(event.link, None)
+                if isinstance(self._role, Leader | Follower):
+                    self._role.on_link_lost(event.link)
+            case EpochAccepted(epoch=epoch):
+                self._ledger.on_epoch_accepted(epoch)
+                if isinstance(self._role, Leader | Follower):
+                    self._role.on_epoch_accepted(epoch)
+            case EpochAdopted(epoch=epoch):
+                self._ledger.on_epoch_adopted(epoch)
+                if isinstance(self._role, Leader | Follower):
+                    self._role.on_epoch_adopted(epoch)
+            case Truncated(zxid=zxid):
+                self._ledger.on_truncated(zxid)
+            case LogRefused(first_zxid=first_zxid):
+                self._on_log_refused(first_zxid)
+
+    def _on_message(self, link: Any, message: Any) -> None:
+        role = self._role
+        if link in self._callers:
+            said = self._callers[link]
+            if said:  # a learner says one thing, and waits
+                self._close_caller(link, "it does not wait for its turn")
+            else:
+                said.append(message)
+        elif isinstance(role, Leader | Follower):
+            role.on_message(link, message, self._now_ms)
+
+    def _on_notification(self, sender_id: int, notification: Notification) -> None:
+        role = self._role
+        if isinstance(role, Looking):
+            role.on_notification(sender_id, notification, self._now_ms)
+        elif notification.state is PeerState.LOOKING and isinstance(role, Leader | Follower):
+            self._ledger.effects.append(Notify(sender_id, self._settled_notification(role)))
+
+    def _settled_notification(self, role: Leader | Follower) -> Notification:
+        """What we answer to those that look."""
+        assert self._elected is not None, "a role without an election"
+        vote = self._elected.vote
+        if role.is_established:
+            vote = vote._replace(epoch=role.epoch)  # so that late joiners see one vote (A.2)
+        state = self.role if self._config.is_voter else PeerState.OBSERVING
+        return Notification(state, vote, self._elected.election_round)
+
+    def _on_link_opened(self, link: Any, server_id: int) -> None:
+        role = self._role
+        if server_id:
+            if isinstance(role, Follower) and role.is_dialling_to(server_id):
+                role.on_link_opened(link, self._now_ms)
+            else:
+                self._ledger.effects.append(CloseLink(link, "nobody asked for it any more"))
+        elif isinstance(role, Leader):
+            role.on_link_opened(link, self._now_ms)
+        elif isinstance(role, Follower):
+            self._ledger.effects.append(CloseLink(link, "this server does not lead"))
+        else:
+            self._callers[link] = []
+            if len(self._callers) > MAX_CALLERS_PER_SERVER * len(self._config.others):
+                self._close_caller(next(iter(self._callers)), "too many wait")
+
+    def _close_caller(self, link: Any, reason: str) -> None:
+        del self._callers[link]
+        self._ledger.effects.append(CloseLink(link, reason))
+
+    # ---- the disk -------------------------------------------------------------------------------
+
+    def _on_logged(self, zxid: int) -> None:
+        self._ledger.on_logged(zxid)
+        if isinstance(self._role, Leader | Follower):
+            self._role.on_logged(zxid, self._now_ms)
+
+    def _on_log_refused(self, first_zxid: int) -> None:
+        self._ledger.on_refused(first_zxid)
+        if isinstance(self._role, Leader | Follower):
+            self._role.on_log_refused()
+
+    # ---- transitions ----------------------------------------------------------------------------
+
+    def _give_up(self, reason: str) -> None:
+        role = self._role
+        assert isinstance(role, Leader | Follower), role
+        if role.is_established:
+            self._ledger.effects.append(StopServing(reason))
+        role.close(reason)
+        self._role = Settling()
+
+    def _look_if_settled(self) -> None:
+        if not isinstance(self._role, Settling) or not self._ledger.is_settled:
+            return
+        ledger, config = self._ledger, self._config
+        self._election_round += 1
+        own_vote = None
+        if config.is_voter:
+            own_vote = Vote(ledger.current_epoch, ledger.durable_zxid, config.server_id)
+        role = self._role = Looking(
+            config, self._quorums, own_vote, self._election_round, self._now_ms
+        )
+        role.start()
+
+    def _follow_decision(self) -> None:
+        role = self._role
+        if not isinstance(role, Looking):
+            return
+        self._ledger.effects += role.take_notifications()
+        decision = role.decision()
+        if decision is None:
+            return
+        self._election_round = max(self._election_round, decision.election_round)
+        self._elected = decision
+        callers, self._callers = self._callers, {}
+        if decision.leader_id != self._config.server_id:
+            self._role = Follower(self._config, self._ledger, decision.leader_id, self._now_ms)
+            for link in callers:
+                self._ledger.effects.append(CloseLink(link, "this server does not lead"))
+            return
+        leader = self._role = Leader(self._config, self._quorums, self._ledger, self._now_ms)
+        try:
+            for link in callers:  # all, before any can end the term: it closes their links
+                leader.on_link_opened(link, self._now_ms)
+            for link, said in callers.items():
+                for message in said:
+                    leader.on_message(link, message, self._now_ms)
+        except GaveUp as reason:
+            self._give_up(str(reason))
+
+    def _take_effects(self) -> list[PeerEffect]:
+        effects, self._ledger.effects = self._ledger.effects, []
+        return effects

@@ -1,0 +1,35 @@
+"""What a server knows of its ensemble, and how long it waits for the others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class PeerConfig(NamedTuple):
+    """One server's place in the ensemble, and its limits of time (ms, monotonic)."""
+
+    server_id: int
+    voters: frozenset[int]
+    """Ids of the participants; `server_id` is one of them, or one of `observers`."""
+    observers: frozenset[int] = frozenset()
+    """Ids of the servers that replicate without a vote."""
+    finalize_wait_ms: int = 20
+    """How long a quorum's choice waits for a better vote, unless every voter agrees."""
+    notification_first_ms: int = 50
+    """After so much silence a looking server tells its vote again; doubled each time."""
+    notification_last_ms: int = 1_600
+    init_limit_ms: int = 5_000
+    """From a decided election to an established leader that serves, or the election is repeated."""
+    ping_interval_ms: int = 250
+    sync_limit_ms: int = 1_500
+    """A peer that was not heard for so long is gone."""
+
+    @property
+    def is_voter(self) -> bool:
+        """Whether this server takes part in elections and quorums."""
+        return self.server_id in self.voters
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """All other servers of the ensemble, ascending."""
+        return tuple(sorted((self.voters | self.observers) - {self.server_id}))

@@ -1,0 +1,279 @@
+"""What goes into a `Peer` and what comes out of it.
+
+Disk work is done in the order of its effects, one after the other, and each ends with the event
+that its docstring names; none is ever skipped. A failed one that is not for want of space stops
+the server. Links are opaque to the core: each is one connection, compared by identity, and nothing
+comes from it after `LinkLost`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from duolog_protocol.quorum_messages import LeaderMessage, LearnerMessage, Notification
+
+
+class NotificationReceived:
+    """A server says who should lead."""
+
+    __slots__ = ("notification", "sender_id")
+
+    def __init__(self, sender_id: int, notification: Notification) -> None:
+        self.sender_id = sender_id
+        self.notification = notification
+
+
+class LinkOpened:
+    """A connection between a learner and a leader: `server_id` says whom a `Dial` has reached, 0 a
+    learner that has dialled us."""
+
+    __slots__ = ("link", "server_id")
+
+    def __init__(self, link: Any, server_id: int) -> None:
+        self.link = link
+        self.server_id = server_id
+
+
+class DialFailed:
+    """A `Dial` has not reached its server."""
+
+    __slots__ = ("server_id",)
+
+    def __init__(self, server_id: int) -> None:
+        self.server_id = server_id
+
+
+class LinkLost:
+    """A link has ended, from whichever side."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: Any) -> None:
+        self.link = link
+
+
+class MessageReceived:
+    """A message came over a link, behind all that came before it."""
+
+    __slots__ = ("link", "message")
+
+    def __init__(self, link: Any, message: LeaderMessage | LearnerMessage) -> None:
+        self.link = link
+        self.message = message
+
+
+class EpochAccepted:
+    """`accepted_epoch` is durable."""
+
+    __slots__ = ("epoch",)
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class EpochAdopted:
+    """`current_epoch` is durable."""
+
+    __slots__ = ("epoch",)
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class Logged:
+    """The log is on disk up to and including `zxid`, with which some `AppendRecords` ends: it, and
+    all of them before it."""
+
+    __slots__ = ("zxid",)
+
+    def __init__(self, zxid: int) -> None:
+        self.zxid = zxid
+
+
+class LogRefused:
+    """The disk is full: nothing from `first_zxid` on was written; the log ends before it.
+
+    Nothing that was asked for behind it is done, neither appends nor `AdoptEpoch`: they end with
+    this one event.
+    """
+
+    __slots__ = ("first_zxid",)
+
+    def __init__(self, first_zxid: int) -> None:
+        self.first_zxid = first_zxid
+
+
+class Truncated:
+    """The log ends at `zxid`, durably, and the state was built anew where it had gone past it."""
+
+    __slots__ = ("zxid",)
+
+    def __init__(self, zxid: int) -> None:
+        self.zxid = zxid
+
+
+class Propose:
+    """The server's requests made these records; only while it serves as leader."""
+
+    __slots__ = ("first_zxid", "last_zxid", "records")
+
+    def __init__(self, records: list[bytes], first_zxid: int, last_zxid: int) -> None:
+        self.records = records
+        self.first_zxid = first_zxid
+        self.last_zxid = last_zxid
+
+
+class PeerTimerFired:
+    """`Peer.deadline_ms` has come."""
+
+    __slots__ = ()
+
+
+PeerEvent = (
+    NotificationReceived
+    | LinkOpened
+    | DialFailed
+    | LinkLost
+    | MessageReceived
+    | EpochAccepted
+    | EpochAdopted
+    | Logged
+    | LogRefused
+    | Truncated
+    | Propose
+    | PeerTimerFired
+)
+
+
+class Notify:
+    """Send a notification to a server; it may get lost, and a newer one replaces it."""
+
+    __slots__ = ("notification", "server_id")
+
+    def __init__(self, server_id: int, notification: Notification) -> None:
+        self.server_id = server_id
+        self.notification = notification
+
+
+class Dial:
+    """Open a link to the leader; answered by `LinkOpened` or `DialFailed`."""
+
+    __slots__ = ("server_id",)
+
+    def __init__(self, server_id: int) -> None:
+        self.server_id = server_id
+
+
+class Tell:
+    """Send a message over a link, behind everything that was told before."""
+
+    __slots__ = ("link", "message")
+
+    def __init__(self, link: Any, message: LeaderMessage | LearnerMessage) -> None:
+        self.link = link
+        self.message = message
+
+
+class SendHistory:
+    """Send the durable records in (`after_zxid`, `last_zxid`] over a link as `Proposal`s, from the
+    log, behind what was told before and ahead of what is told after."""
+
+    __slots__ = ("after_zxid", "last_zxid", "link")
+
+    def __init__(self, link: Any, after_zxid: int, last_zxid: int) -> None:
+        self.link = link
+        self.after_zxid = after_zxid
+        self.last_zxid = last_zxid
+
+
+class CloseLink:
+    """End a link; `LinkLost` need not follow."""
+
+    __slots__ = ("link", "reason")
+
+    def __init__(self, link: Any, reason: str) -> None:
+        self.link = link
+        self.reason = reason
+
+
+class AcceptEpoch:
+    """Make `accepted_epoch` durable; ends with `EpochAccepted`, on a full disk only once there is
+    space. So does `AdoptEpoch`."""
+
+    __slots__ = ("epoch",)
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class AdoptEpoch:
+    """Make `current_epoch` durable; ends with `EpochAdopted`."""
+
+    __slots__ = ("epoch",)
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class AppendRecords:
+    """Append to the log and sync; ends with `Logged` or `LogRefused`. Several may share a sync."""
+
+    __slots__ = ("first_zxid", "last_zxid", "records")
+
+    def __init__(self, records: tuple[bytes, ...] | list[bytes], first: int, last: int) -> None:
+        self.records = records
+        self.first_zxid = first
+        self.last_zxid = last
+
+
+class TruncateLog:
+    """Forget everything in the log after `zxid`; ends with `Truncated`."""
+
+    __slots__ = ("zxid",)
+
+    def __init__(self, zxid: int) -> None:
+        self.zxid = zxid
+
+
+class ApplyUpTo:
+    """Everything up to `zxid` is committed, and durable here: apply it."""
+
+    __slots__ = ("zxid",)
+
+    def __init__(self, zxid: int) -> None:
+        self.zxid = zxid
+
+
+class Serve:
+    """Take clients. As leader (`leader_id` is our own), propose for the epoch from now on."""
+
+    __slots__ = ("epoch", "leader_id")
+
+    def __init__(self, epoch: int, leader_id: int) -> None:
+        self.epoch = epoch
+        self.leader_id = leader_id
+
+
+class StopServing:
+    """Drop all clients: there is no leader, or we are none any more."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+PeerEffect = (
+    Notify
+    | Dial
+    | Tell
+    | SendHistory
+    | CloseLink
+    | AcceptEpoch
+    | AdoptEpoch
+    | AppendRecords
+    | TruncateLog
+    | ApplyUpTo
+    | Serve
+    | StopServing
+)

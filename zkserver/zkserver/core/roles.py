@@ -1,0 +1,18 @@
+"""What the roles of a server have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from duolog_protocol.errors import RemoteProtocolError
+
+
+class GaveUp(Exception):
+    """A role cannot go on; its server looks for a leader again."""
+
+
+def expect(condition: bool, what: str, *values: Any) -> None:
+    """What a peer says must fit where the protocol stands. Raises RemoteProtocolError."""
+    if not condition:
+        told = ", ".join(f"{value:#x}" if type(value) is int else repr(value) for value in values)
+        raise RemoteProtocolError(f"{what}: {told}")
