@@ -44,15 +44,13 @@ from kbroker.core.topic_config import TopicConfig
 from kbroker.server.log_manager import FAILED_SYNC_FILE, LogManager
 from kbroker.server.replica_manager import Appended, ReplicaManager
 
+from .violation import Violation
+
 DIRECTORY: Final = "/data"
 LIVES: Final = 4
 STEPS: Final = 60
 PRODUCERS: Final = 2
 READ_BYTES: Final = 2_000
-
-
-class Violation(Exception):
-    """An invariant does not hold."""
 
 
 @dataclass

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from .ensemble_world import EnsembleWorld
 from .kbroker_world import BrokerWorld
 from .zkserver_world import ServerWorld
 
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "zkserver": ServerWorld,
     "kbroker": BrokerWorld,
+    "ensemble": EnsembleWorld,
 }
 
 

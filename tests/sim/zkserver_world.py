@@ -41,7 +41,7 @@ from zkserver.server.engine import Engine, EngineOptions
 from zkserver.storage.recovery import FAILED_SYNC_FILE, DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
-from .kbroker_world import Violation
+from .violation import Violation
 
 DIRECTORY: Final = "/zk"
 LIVES: Final = 4

@@ -1,0 +1,423 @@
+"""One process of the ensemble's world, from its start to its crash.
+
+A life is the real Peer over the real DataDirectory; this file is what `server/replica.py` is in
+production, with everything asynchronous stepped by the scheduler. A crash point may end a life in
+the middle of its effects. State is f(log prefix): what `ApplyUpTo` has told is applied, nothing at
+start.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from duolog_cluster.sim.disk import PowerLoss
+from duolog_cluster.sim.network import Link
+from duolog_protocol.errors import LogOfflineError
+from duolog_protocol.quorum_messages import (
+    Ack,
+    AckEpoch,
+    LeaderInfo,
+    NewLeaderAck,
+    Notification,
+    PeerState,
+    Proposal,
+    UpToDate,
+)
+from duolog_protocol.types import epoch_of, make_zxid
+from zkserver.core.epoch_ends import EpochEnds
+from zkserver.core.peer import Peer
+from zkserver.core.peer_events import (
+    AcceptEpoch,
+    AdoptEpoch,
+    AppendRecords,
+    ApplyUpTo,
+    CloseLink,
+    Dial,
+    DialFailed,
+    LinkLost,
+    LinkOpened,
+    LogRefused,
+    MessageReceived,
+    NotificationReceived,
+    Notify,
+    PeerEffect,
+    PeerEvent,
+    PeerTimerFired,
+    Propose,
+    SendHistory,
+    Serve,
+    StopServing,
+    Tell,
+    TruncateLog,
+)
+from zkserver.storage.recovery import DataDirectory
+from zkserver.storage.txnlog import LogOptions
+
+from .ensemble_disk import DiskQueue, ReadHistory
+from .ensemble_records import count_up_to, last_zxid_of, make_record, zxid_of
+from .violation import Violation
+
+if TYPE_CHECKING:
+    from .ensemble_machine import Machine
+
+DIRECTORY: Final = "/zk"
+ENSEMBLE_ID: Final = 7
+IMPORTANT: Final = (LeaderInfo, AckEpoch, NewLeaderAck, Ack, UpToDate)
+"""Messages that something must be durable before: a crash next to them is worth trying."""
+MOST_TIMERS: Final = 50
+"""A timer that fires more often than so at one moment will do so for ever."""
+
+
+class Life:
+    """The process of a machine; every start makes a new one."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.world = machine.world
+        self.server_id = machine.server_id
+        self.number = machine.life_count
+        self.is_over = False
+        self.is_paused = False
+        self.is_attached = False
+        self.durable = machine.durable
+        self.records: list[bytes] = []
+        """The log as the peer sees it: on the disk, or on its way there."""
+        self.applied_count = 0
+        """How many of `records` are applied."""
+        self.serving_epoch = 0
+        """Clients are served under this epoch; 0: they are not."""
+        self.serves_as_leader = False
+        self.last_epoch = 0
+        """The last epoch in which it led or followed."""
+        self.adopted_epoch = 0
+        """The epoch of the leader that it follows, once it has said that it has its history."""
+        self.speaks_as_leader = False
+        """It led before its last step, or leads since."""
+        self.was_leading = False
+        """It was an established leader after its last step."""
+        self.pending: deque[bytes] = deque()
+        """Records whose clients wait for an answer."""
+        self._links: dict[Link, list[Any] | None] = {}
+        """Links that the peer knows; with what waits behind history that is still being read."""
+        self._inbox: list[Callable[[], None]] = []
+        """What came while the process was paused."""
+        self._timer_us = 0
+        """The earliest timer that is set, 0 for none."""
+        self._timers_now = (0, 0)
+        self._rng = random.Random(f"{self.world.seed} life {self.server_id} {self.number}")
+        self._data: DataDirectory
+        self._queue: DiskQueue
+        self.peer: Peer
+
+    def __repr__(self) -> str:
+        return f"server {self.server_id}, life {self.number}"
+
+    # ---- start and end --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Recover from the disk and look for a leader."""
+        world, machine, rng = self.world, self.machine, self._rng
+        self._data = DataDirectory(
+            machine.disk,
+            DIRECTORY,
+            self.server_id,
+            rng,
+            ensemble_id=ENSEMBLE_ID,
+            log_options=LogOptions(world.mix.log_file_bytes, 512),
+        )
+        self.records = list(self._data.records())
+        epochs = self._data.epochs
+        world.checks.booted(self, epochs.accepted_epoch, epochs.current_epoch)
+        machine.durable[:] = self.records  # recovery has made it durable
+        machine.accepted_epoch, machine.current_epoch = epochs.accepted_epoch, epochs.current_epoch
+        self._queue = DiskQueue(self, self._data, world.scheduler, rng, world.mix.pace)
+        log = EpochEnds(0)
+        for zxid in map(zxid_of, self.records):
+            log.append(zxid, zxid)
+        self.peer = Peer(
+            machine.config,
+            epochs.accepted_epoch,
+            epochs.current_epoch,
+            log,
+            random.Random(rng.getrandbits(64)),
+        )
+        world.network.attach(self.server_id, self)
+        self.is_attached = True
+        self._perform_all(self.peer.start(world.scheduler.now_ms))
+
+    def end(self, *, power_lost: bool) -> None:
+        """The process is gone."""
+        self.is_over = True
+        if self.is_attached:
+            self.world.network.detach(self.server_id, power_lost=power_lost)
+        self._inbox.clear()
+
+    def pause(self) -> None:
+        """SIGSTOP: nothing runs, everything waits."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """SIGCONT: what has come in the meantime, in its order, then the timer, or before it."""
+        if not self.is_paused or self.is_over:
+            return
+        self.is_paused = False
+        inbox, self._inbox = self._inbox, []
+        if self._rng.random() < 0.5:
+            self._fire_timer()
+        for callback in inbox:
+            if not self.is_over:
+                callback()
+        self._fire_timer()
+        self._queue.go_on()
+
+    def log_on_disk(self) -> list[bytes]:
+        """What the log's files hold."""
+        return list(self._data.log.read_from(0))
+
+    def guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """The callback of this life: it does nothing after its end, and may end it."""
+
+        def run() -> None:
+            if not self.is_over:
+                self.run(callback)
+
+        return run
+
+    def run(self, callback: Callable[[], None]) -> None:
+        """Call something that a crash point may end, and a failing disk."""
+        try:
+            callback()
+        except PowerLoss:
+            self.world.crash(self.machine)
+        except LogOfflineError:
+            self.world.mark("halted by its disk")
+            self.world.crash(self.machine, power_lost=False)
+
+    def crash_point(self, place: str) -> None:
+        """May raise PowerLoss."""
+        self.world.crash_point(self.machine, place)
+
+    # ---- the network's endpoint -----------------------------------------------------------------
+
+    def link_opened(self, link: Link, dialled: bool) -> None:
+        """See Endpoint."""
+
+        def take() -> None:
+            self._links[link] = None
+            self.step(LinkOpened(link, link.peer_address if dialled else 0))
+
+        self._arrive(take)
+
+    def dial_failed(self, target: int) -> None:
+        """See Endpoint."""
+        self._arrive(lambda: self.step(DialFailed(target)))
+
+    def message_received(self, link: Link, message: Any) -> None:
+        """See Endpoint."""
+
+        def take() -> None:
+            if link in self._links:
+                self.step(MessageReceived(link, message))
+
+        self._arrive(take)
+
+    def link_lost(self, link: Link) -> None:
+        """See Endpoint."""
+
+        def take() -> None:
+            if link in self._links:
+                del self._links[link]
+                self.step(LinkLost(link))
+
+        self._arrive(take)
+
+    def datagram_received(self, source: int, message: Notification) -> None:
+        """See Endpoint."""
+        self._arrive(lambda: self.step(NotificationReceived(source, message)))
+
+    def _arrive(self, callback: Callable[[], None]) -> None:
+        if self.is_paused:
+            self._inbox.append(self.guarded(callback))
+        elif not self.is_over:
+            self.run(callback)
+
+    # ---- the disk's owner -----------------------------------------------------------------------
+
+    def disk_done(self, event: PeerEvent) -> None:
+        """See DiskOwner."""
+
+        def take() -> None:
+            if isinstance(event, LogRefused):
+                self._queue.refusal_is_known()
+                del self.records[len(self.durable) :]
+                self.world.mark("disk full")
+            self.step(event)
+
+        self._arrive(take)
+
+    def history_read(self, link: Link, records: list[bytes]) -> None:
+        """See DiskOwner."""
+        self._arrive(lambda: self._send_history(link, records))
+
+    def disk_changed(self, what: str) -> None:
+        """See DiskOwner."""
+        epochs = self._data.epochs
+        self.machine.accepted_epoch = epochs.accepted_epoch
+        self.machine.current_epoch = epochs.current_epoch
+        self.world.trace(self.server_id, f"disk {what} {len(self.durable)}")
+
+    # ---- the peer -------------------------------------------------------------------------------
+
+    def propose(self, count: int) -> None:
+        """Let the established leader propose so many records, for clients that wait."""
+        assert self.serves_as_leader
+        epoch, last = self.serving_epoch, last_zxid_of(self.records)
+        first = last + 1 if epoch_of(last) == epoch else make_zxid(epoch, 0)
+        records = [
+            make_record(zxid, self.server_id, epoch, self.world.next_number())
+            for zxid in range(first, first + count)
+        ]
+        self.world.checks.proposes(self, records)
+        self.pending += records
+        self.run(lambda: self.step(Propose(records, first, first + count - 1)))
+
+    def step(self, event: PeerEvent) -> None:
+        """Let the peer take an event, and do what it asks for."""
+        now_ms = self.world.scheduler.now_ms
+        self.world.trace_event(self.server_id, event)
+        was_leader = self.peer.role == PeerState.LEADING
+        effects = self.peer.step(event, now_ms)
+        self.speaks_as_leader = was_leader or self.peer.role == PeerState.LEADING
+        epoch = self.peer.epoch
+        self.last_epoch = epoch or self.last_epoch
+        if self.adopted_epoch != epoch:
+            self.adopted_epoch = 0
+        self._perform_all(effects)
+
+    def _perform_all(self, effects: list[PeerEffect]) -> None:
+        for effect in effects:
+            self.world.trace_event(self.server_id, effect)
+            self._perform(effect)
+        self.world.checks.stepped(self)
+        self._arm()
+
+    def _perform(self, effect: PeerEffect) -> None:
+        match effect:
+            case Tell(link=link, message=message):
+                self._tell(link, message)
+            case Notify(server_id=server_id, notification=notification):
+                self.world.checks.notifies(self, notification)
+                self.world.network.send_datagram(self.server_id, server_id, notification)
+            case AppendRecords():
+                records = list(effect.records)
+                self.world.checks.appends(self, records)
+                self.records += records
+                self._queue.put(effect)
+            case ApplyUpTo(zxid=zxid):
+                self._apply_up_to(zxid)
+            case AcceptEpoch() | AdoptEpoch():
+                self._queue.put(effect)
+            case TruncateLog(zxid=zxid):
+                kept = count_up_to(self.records, zxid)
+                self.world.checks.truncates(self, zxid, kept)
+                del self.records[kept:]
+                self._queue.put(effect)
+            case SendHistory(link=link, after_zxid=after_zxid, last_zxid=last_zxid):
+                if link in self._links:
+                    assert self._links[link] is None, "history is sent twice"
+                    self._links[link] = []
+                    self._queue.put(ReadHistory(link, after_zxid, last_zxid))
+            case Dial(server_id=server_id):
+                self.world.network.dial(self.server_id, server_id)
+            case CloseLink(link=link):
+                self._links.pop(link, None)
+                link.close()
+            case Serve(epoch=epoch, leader_id=leader_id):
+                if not self.peer.is_established:
+                    raise Violation(f"ServesOnceSynced: {self} serves before it may")
+                self.serving_epoch = epoch
+                self.serves_as_leader = leader_id == self.server_id
+            case StopServing():
+                self.serving_epoch = 0
+                self.serves_as_leader = False
+                self.pending.clear()
+
+    def _tell(self, link: Link, message: Any) -> None:
+        if link not in self._links:
+            return  # it has ended, and the peer will hear of it
+        held = self._links[link]
+        if held is not None:
+            held.append(message)
+            return
+        important = isinstance(message, IMPORTANT)
+        if important:
+            self.crash_point(f"before {type(message).__name__}")
+        self.world.checks.tells(self, link, message)
+        link.send(message)
+        if important:
+            self.crash_point(f"after {type(message).__name__}")
+
+    def _send_history(self, link: Link, records: list[bytes]) -> None:
+        """Send what was read in proposals of any size, none of two epochs; then what waits."""
+        if link not in self._links:
+            return
+        self.world.mark("history sent")
+        held, self._links[link] = self._links[link], None
+        start = 0
+        while start < len(records):
+            epoch = epoch_of(zxid_of(records[start]))
+            end = start + self._rng.randint(1, self.world.mix.most_in_history)
+            part = [each for each in records[start:end] if epoch_of(zxid_of(each)) == epoch]
+            self._tell(link, Proposal(zxid_of(part[0]), zxid_of(part[-1]), tuple(part)))
+            start += len(part)
+        assert held is not None
+        for message in held:
+            self._tell(link, message)
+
+    def _apply_up_to(self, zxid: int) -> None:
+        count = count_up_to(self.records, zxid)
+        for index in range(self.applied_count, count):
+            self.applied_count = index + 1
+            self.world.checks.applies(self, index, self.records[index])
+        self.world.applied(self)
+
+    # ---- time -----------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Set a timer, unless an earlier one is set: that one will look again."""
+        deadline_ms = self.peer.deadline_ms()
+        if deadline_ms is None:
+            return
+        moment = max(deadline_ms * 1_000, self.world.scheduler.now_us)
+        if self._timer_us and self._timer_us <= moment:
+            return
+        moment += self._rng.randrange(500)  # no loop is exactly on time
+        self._timer_us = moment
+
+        def fire() -> None:
+            if self._timer_us == moment:
+                self._timer_us = 0
+                if not self.is_paused:
+                    self._fire_timer()
+
+        self.world.scheduler.at(moment, self.guarded(fire))
+
+    def _fire_timer(self) -> None:
+        now_us = self.world.scheduler.now_us
+        deadline_ms = None if self.is_over else self.peer.deadline_ms()
+        if deadline_ms is not None and deadline_ms * 1_000 <= now_us:
+            moment, count = self._timers_now
+            self._timers_now = (now_us, count + 1 if moment == now_us else 1)
+            if count > MOST_TIMERS and moment == now_us:
+                raise Violation(f"TimerEnds: the timer of {self} fires for ever ({deadline_ms})")
+            self.run(lambda: self.step(PeerTimerFired()))
+        elif not self.is_over:
+            self._arm()
+
+    @property
+    def is_leading(self) -> bool:
+        """It is an established leader."""
+        return self.peer.role == PeerState.LEADING and self.peer.is_established

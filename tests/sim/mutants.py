@@ -1,0 +1,152 @@
+"""Proof that the ensemble's world finds bugs: each mutant breaks one rule, and has to die of it.
+
+python -m tests.sim.mutants --seeds 200               all mutants: in how many seeds each died
+python -m tests.sim.mutants --only NAME --seed 17     one history of one mutant, to its violation
+
+A mutant is a context manager that patches one behaviour; reference reliability §6 has the shares of
+seeds in which such mutants died elsewhere: what orders durability needs aimed crash points, and
+many seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+from zkserver.core.quorum import Quorums
+from zkserver.storage.epoch_files import EpochFiles
+from zkserver.storage.txnlog import TxnLog
+
+from .core_mutants import CORE_MUTANTS, CoreMutant
+from .ensemble_world import EnsembleWorld
+
+MUTANTS: Final[dict[str, Callable[[], contextlib.AbstractContextManager[Any]]]] = {}
+
+
+TABLE_HEAD: Final = (
+    "# Mutants of the ensemble's core, and how they died",
+    "",
+    "Each row is a known bug of ZooKeeper or a broken invariant, put into the code by",
+    "`tests/sim/mutants.py`; written by `python -m tests.sim.mutants --table`. Row names are those",
+    "of the bug catalogue in the tests' comments: Z-n is an issue of ZooKeeper.",
+    "",
+    "| mutant | origin | died in | found by (seeds) |",
+    "|---|---|---|---|",
+)
+
+
+def mutant(function: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
+    """Register a generator function that patches, yields once, and restores."""
+    MUTANTS[function.__name__] = contextlib.contextmanager(function)
+    return function
+
+
+@mutant
+def accepted_epoch_not_durable() -> Iterator[None]:
+    """The promise is in memory only (Z-2307)."""
+
+    def accept(self: EpochFiles, epoch: int) -> None:
+        self.accepted_epoch = epoch
+
+    with mock.patch.object(EpochFiles, "accept", accept):
+        yield
+
+
+@mutant
+def current_epoch_not_durable() -> Iterator[None]:
+    """The adopted epoch is in memory only."""
+
+    def adopt(self: EpochFiles, epoch: int) -> None:
+        self.current_epoch = epoch
+
+    with mock.patch.object(EpochFiles, "adopt", adopt):
+        yield
+
+
+@mutant
+def append_not_synced() -> Iterator[None]:
+    """An append is told to be durable before it is (Z-3911)."""
+
+    def append_durably(self: TxnLog, records: list[bytes], last_zxid: int) -> None:
+        self.append(records, last_zxid)
+        self._synced_position = self._position
+        self.durable_zxid = self.last_zxid
+
+    with mock.patch.object(TxnLog, "append_durably", append_durably):
+        yield
+
+
+@mutant
+def quorum_one_too_small() -> Iterator[None]:
+    """Half of the voters, or one less than a majority, decide."""
+
+    def has_quorum(self: Quorums, server_ids: Any) -> bool:
+        return len(self.voters.intersection(server_ids)) >= len(self.voters) // 2
+
+    with mock.patch.object(Quorums, "has_quorum", has_quorum):
+        yield
+
+
+MUTANTS.update({each.name: each for each in CORE_MUTANTS})
+
+
+def run_mutant(name: str, seeds: range, *, until: int = 0) -> Counter[str]:
+    """Violations by name, over the seeds; the rest survived. `until`: ends after so many."""
+    found: Counter[str] = Counter()
+    with MUTANTS[name]():
+        for seed in seeds:
+            try:
+                EnsembleWorld(seed).simulate()
+            except Exception as violation:
+                found[str(violation).partition(":")[0]] += 1
+                if until and found.total() >= until:
+                    break
+    return found
+
+
+def main() -> int:
+    """Run the mutants; the exit status is 1 where one survived all seeds."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--seeds", type=int, default=100, help="how many, of each mutant")
+    options.add_argument("--first", type=int, default=0, help="first seed")
+    options.add_argument("--seed", type=int, help="only this one; raises what it violates")
+    options.add_argument("--only", choices=sorted(MUTANTS))
+    options.add_argument("--table", type=Path, help="write a Markdown table there, too")
+    given = options.parse_args()
+    survivors = 0
+    rows: list[str] = []
+    for name in MUTANTS:
+        if given.only not in {None, name}:
+            continue
+        if given.seed is not None:
+            with MUTANTS[name]():
+                EnsembleWorld(given.seed).simulate()
+            print(f"{name}: survived seed {given.seed}")
+            continue
+        started = time.perf_counter()
+        found = run_mutant(name, range(given.first, given.first + given.seeds))
+        died = sum(found.values())
+        survivors += died == 0
+        seconds = time.perf_counter() - started
+        reasons = ", ".join(f"{reason} {count}" for reason, count in found.most_common())
+        print(f"{name}: died in {died} of {given.seeds} seeds, {seconds:.0f} s: {reasons}")
+        rows.append(f"| {name} | {_origin(name)} | {died} of {given.seeds} | {reasons} |")
+    if given.table is not None:
+        given.table.write_text("\n".join([*TABLE_HEAD, *rows, ""]))
+    return 1 if survivors else 0
+
+
+def _origin(name: str) -> str:
+    made = MUTANTS[name]
+    return made.origin if isinstance(made, CoreMutant) else (made.__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
