@@ -58,6 +58,9 @@ class DataDirectory:
             self._refuse_after_failed_sync()
             self.identity = self._own(server_id, ensemble_id, rng)
             self._remove_temporary()
+            # A killed process may have renamed what a power loss would still take back: what is
+            # read from here on is relied on.
+            files.sync_dir(self.path)
             self.epochs = EpochFiles(files, self.path, self.identity)
             found = newest_valid(files, self.path, self.identity)
             self.snapshot_zxid = found.zxid
