@@ -128,7 +128,7 @@ class Life:
             ensemble_id=ENSEMBLE_ID,
             log_options=LogOptions(world.mix.log_file_bytes, 512),
         )
-        self.records = list(self._data.records())
+        self.records = list(self._data.records(may_be_half=True))
         epochs = self._data.epochs
         world.checks.booted(self, epochs.accepted_epoch, epochs.current_epoch)
         machine.durable[:] = self.records  # recovery has made it durable

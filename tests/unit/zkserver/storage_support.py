@@ -25,12 +25,17 @@ def zxids(records: list[bytes]) -> list[int]:
 
 
 def open_directory(
-    files: MemoryFiles, *, seed: int = 1, options: LogOptions = SMALL, server_id: int = 1
+    files: MemoryFiles,
+    *,
+    seed: int = 1,
+    options: LogOptions = SMALL,
+    server_id: int = 1,
+    may_be_half: bool = False,
 ) -> tuple[DataDirectory, list[bytes]]:
     """Open and recover: the directory and the records after its snapshot."""
     data = DataDirectory(files, DIRECTORY, server_id, random.Random(seed), log_options=options)
     try:
-        return data, list(data.records())
+        return data, list(data.records(may_be_half=may_be_half))
     except BaseException:
         data.close()
         raise

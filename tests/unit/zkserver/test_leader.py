@@ -123,17 +123,18 @@ def test_a_learner_that_promised_a_newer_epoch_makes_the_leader_give_up() -> Non
 # --- Establishment --------------------------------------------------------------------------------
 
 
-def test_others_that_adopt_its_epoch_are_quorum_enough_for_a_leader_with_a_slow_disk() -> None:
-    """Z13: it counts itself, and applies, once its own disk has come so far."""
+def test_a_leader_with_a_slow_disk_opens_late_and_then_needs_the_others_disks_only() -> None:
+    """Z13: it serves, counts itself, and applies, once its own disk has come so far."""
     ensemble = promised()
     ensemble.settle(without_disk_of=3)
-    assert ensemble[3].serving == (1, 3) and ensemble[3].current_epoch == 0
+    assert ensemble[3].serving is None and ensemble[3].current_epoch == 0
+    ensemble[3].do_disk(1)
+    assert ensemble[3].serving == (1, 3) and ensemble[3].current_epoch == 1
+    ensemble.settle(without_disk_of=3)
     ensemble[3].propose(b"a")
     ensemble.settle(without_disk_of=3)
     assert ensemble[1].applied == ensemble[2].applied == [b"1.0 a"]
-    assert ensemble[3].applied == []
-    ensemble[3].do_disk(1)
-    assert ensemble[3].current_epoch == 1 and ensemble[3].log == []
+    assert ensemble[3].applied == ensemble[3].log == []
     ensemble[3].do_disk(1)
     assert ensemble[3].applied == [b"1.0 a"]
 

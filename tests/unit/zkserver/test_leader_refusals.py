@@ -17,7 +17,7 @@ from duolog_protocol.quorum_messages import (
     Pong,
     Proposal,
 )
-from duolog_protocol.types import make_zxid
+from duolog_protocol.types import ZXID_EPOCH_LAST, make_zxid
 
 from .peer_support import Ensemble, established
 
@@ -121,3 +121,14 @@ def test_what_a_dropped_learner_said_before_it_knew_is_ignored() -> None:
     ensemble.forge(1, 3, Pong())
     ensemble[3].do_disk()
     assert ensemble[3].applied == [], "its acknowledgement was counted"
+
+
+def test_a_promise_of_the_last_epoch_opens_none_behind_it() -> None:
+    """Z20, Z21: its server cannot join, and the others are not made unusable with it."""
+    ensemble = Ensemble()
+    ensemble.start(2, 3)
+    ensemble.deliver(2, 3, 1)
+    link = ensemble.link_of(2, 3)
+    ensemble.forge(2, 3, FollowerInfo(2, ZXID_EPOCH_LAST))
+    assert 3 not in link.open
+    assert ensemble[3].accepted_epoch == 0 and not ensemble[3].disk

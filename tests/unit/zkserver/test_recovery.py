@@ -169,7 +169,21 @@ def test_a_log_of_a_later_epoch_than_the_epoch_files_is_refused() -> None:
     zxid = make_zxid(2, 1)
     data.log.append([record(zxid)], zxid)
     data.log.sync()
+    with pytest.raises(DataDirectoryError, match="current_epoch is 1"):
+        open_directory(files.copy())
+
+
+def test_half_of_a_leaders_history_is_a_learners_only_and_of_an_epoch_it_has_promised() -> None:
+    files, _ = snapshotted()
+    data, _ = open_directory(files)
+    zxid = make_zxid(2, 0)
+    data.log.append([record(zxid)], zxid)
+    data.log.sync()
     with pytest.raises(DataDirectoryError, match="accepted_epoch is 1"):
+        open_directory(files.copy(), may_be_half=True)
+    data.epochs.accept(3)
+    assert open_directory(files.copy(), may_be_half=True)[1][-1] == record(zxid)
+    with pytest.raises(DataDirectoryError, match="current_epoch is 1"):
         open_directory(files.copy())
 
 

@@ -183,9 +183,6 @@ class Follower:
         expect(ledger.is_settled, "truncated after history has come", zxid)
         ledger.truncate_to(zxid)
 
-    def on_truncated(self, zxid: int) -> None:
-        """The log ends where the leader wants it to end."""
-
     def _on_proposal(self, message: Proposal) -> None:
         log = self._ledger.log
         phases = (Phase.SYNCHRONIZATION, Phase.ADOPTING, Phase.ADOPTED, Phase.BROADCAST)

@@ -34,7 +34,7 @@ from duolog_protocol.quorum_messages import (
     Truncate,
     UpToDate,
 )
-from duolog_protocol.types import epoch_of
+from duolog_protocol.types import ZXID_EPOCH_LAST, epoch_of
 
 from .broadcast import Broadcast
 from .ledger import Ledger
@@ -127,7 +127,7 @@ class Leader:
     def on_link_lost(self, link: Any) -> None:
         """A learner has gone. Raises GaveUp where too few are left."""
         learner = self._learners.pop(link, None)
-        if learner is not None and self._synced.intersection({learner.server_id}):
+        if learner is not None and learner.server_id in self._synced:
             self._synced.discard(learner.server_id)
             if self.is_established and not self._quorums.has_quorum(self._synced):
                 raise GaveUp(f"server {learner.server_id} has gone: no quorum follows any more")
@@ -171,6 +171,7 @@ class Leader:
         server_id = message.server_id
         expect(learner.stage == LearnerStage.CONNECTED, "introduced twice", server_id)
         expect(server_id in self._config.others, "no server of this ensemble", server_id)
+        expect(message.accepted_epoch < ZXID_EPOCH_LAST, "no epoch is left", message.accepted_epoch)
         for other in list(self._learners.values()):
             if other.server_id == server_id:
                 self._drop(other, "it has dialled again")
@@ -187,6 +188,7 @@ class Leader:
         self._accepted[server_id] = accepted_epoch
         if self.epoch == 0 and self._quorums.has_quorum(self._accepted.keys()):
             self.epoch = max(self._accepted.values()) + 1
+            assert self.epoch <= ZXID_EPOCH_LAST, self.epoch
             self._ledger.accept_epoch(self.epoch)
 
     def on_epoch_accepted(self, epoch: int) -> None:
@@ -263,7 +265,7 @@ class Leader:
         self._broadcast.acknowledge(server_id, zxid)
         if self.is_established:
             self._commit()
-        elif self._quorums.has_quorum(self._synced):
+        elif self._config.server_id in self._synced and self._quorums.has_quorum(self._synced):
             self._establish()
 
     def _establish(self) -> None:

@@ -22,7 +22,7 @@ from .epoch_ends import EpochEnds
 from .follower import Follower
 from .leader import Leader
 from .ledger import Ledger
-from .looking import Decision, Looking
+from .looking import Decision, Looking, reply_to_looking
 from .peer_config import PeerConfig
 from .peer_events import (
     CloseLink,
@@ -35,7 +35,6 @@ from .peer_events import (
     LogRefused,
     MessageReceived,
     NotificationReceived,
-    Notify,
     PeerEffect,
     PeerEvent,
     PeerTimerFired,
@@ -215,8 +214,11 @@ class Peer:
         role = self._role
         if isinstance(role, Looking):
             role.on_notification(sender_id, notification, self._now_ms)
-        elif notification.state is PeerState.LOOKING and isinstance(role, Leader | Follower):
-            self._ledger.effects.append(Notify(sender_id, self._settled_notification(role)))
+        elif isinstance(role, Leader | Follower):
+            ours = self._settled_notification(role)
+            reply = reply_to_looking(sender_id, notification, ours)
+            if reply is not None:
+                self._ledger.effects.append(reply)
 
     def _settled_notification(self, role: Leader | Follower) -> Notification:
         """What we answer to those that look."""

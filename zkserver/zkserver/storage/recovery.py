@@ -83,8 +83,11 @@ class DataDirectory:
             return iter(())
         return read_snapshot(self.files, self.path, self.identity, self.snapshot_zxid)
 
-    def records(self) -> Iterator[bytes]:
+    def records(self, *, may_be_half: bool = False) -> Iterator[bytes]:
         """The records after the snapshot, durable once the iteration has ended.
+
+        `may_be_half`: it is a learner's, which was perhaps cut off with half of its leader's
+        history. That is of epochs it has promised, and not adopted yet.
 
         Raises CorruptRecordError, DataDirectoryError.
         """
@@ -94,12 +97,14 @@ class DataDirectory:
             self._mark_if_failed(error)
             raise
         last = self.log.last_zxid
-        # A learner that was cut off with half of its leader's history has not adopted its epoch,
-        # but it has promised that one, which is later than all of the history.
-        if epoch_of(last) > self.epochs.accepted_epoch:
+        epochs = self.epochs
+        name, bound = "current_epoch", epochs.current_epoch
+        if may_be_half:
+            name, bound = "accepted_epoch", epochs.accepted_epoch
+        if epoch_of(last) > bound:
             raise DataDirectoryError(
                 f"{self.path}: the log holds zxid {last:#x} of epoch {epoch_of(last)}, but "
-                f"accepted_epoch is {self.epochs.accepted_epoch}: the files are not of one moment"
+                f"{name} is {bound}: the files are not of one moment"
             )
 
     def purge(self, retain_count: int) -> list[str]:
