@@ -15,7 +15,7 @@ MUST_REACH = {
         "halted",
         "refused",
         "state compared",
-        "written here",
+        "written in the loop",
         "left",
     },
     "kbroker": {

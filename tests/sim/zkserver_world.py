@@ -102,7 +102,7 @@ class ServerWorld:
         self.log_file_bytes = faults_rng.choice([2_048, 8_192, 65_536])
         self.clients = [Client(number) for number in range(CLIENTS)]
         self.sync_rng = random.Random(f"{seed} slow syncs")
-        self.slow_sync_rate = faults_rng.choice([0.0, 0.0, 0.05, 0.5])
+        self.slow_sync_rate = faults_rng.choice([0.0, 0.05, 0.5, 1.0])
         self.digests: dict[int, str] = {}
         """zxid -> digest of the state that a former life had there."""
         self.acknowledged_zxid = 0
@@ -316,12 +316,8 @@ class ServerWorld:
         """Nothing else goes on, so that the engine may write it here, and wait for the disk."""
         self._settle()
         if not self.halted:
-            assert self.data is not None
-            before = self.data.log.last_zxid
             self._write()
             self._end_turn()
-            if not self.halted and self.data.log.last_zxid > before:
-                self._mark("written here")
 
     def _write_and_leave(self) -> None:
         """A write and the end of the session in one read: the end is logged once it is answered."""
@@ -388,7 +384,15 @@ class ServerWorld:
             self.engine.step(Drained(connection))
         if self.turn_asked:
             self.turn_asked = False
+            pending, before = self.work.pending, self._logged_zxid()
             self.engine.end_turn()
+            if self._logged_zxid() > before:
+                self._mark("written in the loop")
+            elif self.work.pending > pending:
+                self._mark("written by the disk thread")
+
+    def _logged_zxid(self) -> int:
+        return 0 if self.halted or self.data is None else self.data.log.last_zxid
 
     def _settle(self) -> None:
         """Run until nothing is left to do."""

@@ -88,7 +88,7 @@ class ServerConfig:
     """Least time between two such requests (`admin.snapshot.intervalInMS`)."""
     stop_timeout_ms: int = 10_000
     """Longest wait, at a stop, for what is on its way to the disk and to clients; then again for
-    a disk that hangs. A sync that hangs in the loop (a lone write) is not ended by it."""
+    a disk that hangs. A sync that hangs in the loop is not ended by it."""
     tls_certificate_file: str = ""
     """PEM file of this server's certificate and its chain. With it TLS is answered on `port`, told
     by its first byte, beside what is not TLS (`ssl.keyStore.location`, `client.portUnification`).

@@ -7,7 +7,7 @@ core the same way.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 from duolog_cluster.sim.disk import DiskFaults, SimDisk
@@ -136,7 +136,13 @@ class Life:
     """One life of a process on a disk; it is its engine's shell."""
 
     def __init__(
-        self, files: SimDisk, seed: int, *, snap_count: int = 100_000, file_bytes: int = 1 << 20
+        self,
+        files: SimDisk,
+        seed: int,
+        *,
+        snap_count: int = 100_000,
+        file_bytes: int = 1 << 20,
+        reserved_bytes: int = 512,
     ) -> None:
         self.core = CountingCore()
         self.disk = InlineDisk(immediate=False)
@@ -145,13 +151,18 @@ class Life:
         self.acknowledged: list[int] = []
         self.halted = ""
         self.turns: list[int] = []
+        self.sync_ms = 0
+        """What a sync of the log takes."""
         self.data = DataDirectory(
             files,
             "/data",
             1,
             random.Random(seed),
-            log_options=LogOptions(file_bytes, 512),
+            log_options=LogOptions(file_bytes, reserved_bytes),
         )
+        log = self.data.log
+        for name in ("append_durably", "sync"):
+            setattr(log, name, self._timed(getattr(log, name)))
         self.engine = Engine(
             cast(Any, self.core),
             self.data,
@@ -165,6 +176,13 @@ class Life:
         self.engine.recover()
         self.recovered = list(self.core.ids)
         self.engine.start()
+
+    def _timed(self, write: Callable[..., None]) -> Callable[..., None]:
+        def timed(*given: Any) -> None:
+            self.clock.advance(self.sync_ms)
+            write(*given)
+
+        return timed
 
     def send(
         self, connection: Connection, pieces: list[Piece], more: bool, zxid: int, now_ms: int

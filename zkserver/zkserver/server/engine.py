@@ -4,15 +4,15 @@ Owns group commit, the moment of a snapshot, and the rule that a failed disk sto
 has no event loop, no socket and no thread: the shell, the clock and the disk executor are given,
 so that the simulation drives exactly this object.
 
-    step(event) -> core -> Append -> queue -> one job: epoch files, append, sync -> Durable -> core
+    step(event) -> core -> Append -> queue -> one group: epochs, append, sync -> Durable -> core
                         -> Send, Close, PauseReading, ResumeReading -> shell
 
-Group commit: while one job runs, appends queue; the next job takes all of them. It starts at the
-end of the first loop turn in which nobody is heard, or after a millisecond: what the sockets hold
-at one moment goes to the disk together. What makes the last group of a burst recognizable, its
-mark, is written when the engine is quiet.
+Group commit: while one group is written, appends queue; the next group takes all of them. It starts
+at the end of the first loop turn in which nobody is heard, or after a millisecond: what the sockets
+hold at one moment goes to the disk together. A lone write waits for nobody. What makes the last
+group of a burst recognizable, its mark, is written when the engine is quiet.
 
-A lone write waits for nobody, and on a quick disk it is no job: this thread writes it, and while
+A group is a job of the disk thread. On a quick disk it is none: this thread writes it, and while
 the disk works, the core works out what it changes. The effects wait for the sync.
 """
 
@@ -49,6 +49,7 @@ from zkserver.core.events import (
     SessionAttached,
     TimerFired,
 )
+from zkserver.storage.groups import group_bytes
 from zkserver.storage.recovery import DataDirectory
 
 from .snapshotting import Snapshotting
@@ -62,8 +63,10 @@ MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 GATHER_MS: Final = 1
 """How long the disk waits for more while clients are heard, at most."""
 QUICK_MS: Final = 1
-"""Syncs that take no longer are worth waiting for: with replies that can leave together, and in
-this thread with a lone write. A disk that is slower, or has just been, holds up nobody."""
+"""Syncs that take no longer (in whole milliseconds) are worth waiting for: with replies that can
+leave together, and in this thread. A disk that is slower, or has just been, holds up nobody."""
+MAX_BYTES_HERE: Final = 256 * 1024
+"""The largest group that is written in this thread: no disk that is quick takes long for it."""
 
 _OUT_OF_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -272,8 +275,6 @@ class Engine:
         alone = heard == 1 and self._queued_count == 1  # nobody else was heard in this turn
         if not self._queue or self._writing:
             self._arm()  # after a job it is armed anyway
-        elif alone and self._may_write_here():
-            self._write_here()
         elif heard and not alone and self._clock.now_ms() - self._queued_since_ms < GATHER_MS:
             self._schedule_write()
         else:
@@ -352,55 +353,65 @@ class Engine:
             self._turn_scheduled = True
             self._shell.call_soon()
 
-    def _may_write_here(self) -> bool:
-        """Whether the disk is quick and idle, and the sync cannot fail for want of space: what the
-        core has worked out by then it cannot take back."""
+    def _write(self) -> None:
+        """Write what is queued, or as much as one group may take."""
+        if self.halted:
+            return
+        records, first_zxid, last_zxid = self._take_group()
+        since_ms = self._queued_since_ms
+        now_ms = self._queued_since_ms = self._clock.now_ms()
+        count, waiting = len(records), self._queued_count
+        self._queued_count = waiting - count
+        group = _Group(first_zxid, last_zxid, count, waiting, since_ms, now_ms)
+        if self._may_write_here(records, last_zxid):
+            self._write_here(records, group)
+        else:
+            self._submit(records, group)
+
+    def _may_write_here(self, records: list[bytes], last_zxid: int) -> bool:
+        """Whether the disk is quick and idle, and nothing but the group itself is to be written.
+
+        So its sync cannot fail for want of space: what the core has worked out by then it cannot
+        take back.
+        """
+        data, size_bytes = self._data, group_bytes(records)
         return (
             self._disk_is_quick
             and not self._disk.pending
-            and self._data.log.has_space_for(len(self._queue[0].records[0]))
+            and size_bytes <= MAX_BYTES_HERE
+            and data.log.has_space_for(size_bytes)
+            and epoch_of(last_zxid) <= data.epochs.current_epoch
         )
 
-    def _write_here(self) -> None:
-        """Write the one record that is queued, and wait for the disk."""
-        zxid = self._queue[0].last_zxid
-        records = self._queue.pop().records
-        self._queued_count = 0
-        group = _Group(zxid, zxid, 1, 1, self._queued_since_ms, self._clock.now_ms())
-        # The first write of an epoch comes behind its NEW_EPOCH, never alone.
-        assert epoch_of(zxid) <= self._data.epochs.current_epoch, f"{zxid:#x}"
+    def _write_here(self, records: list[bytes], group: _Group) -> None:
+        """Write a group and wait for the disk."""
         try:
-            self._data.log.append(records, zxid)
+            self._data.log.append(records, group.last_zxid)
         except Exception as error:  # as what a job raises: it stops the server
             self._written(group, None, error)
             return
-        self._run(Durable(zxid), before_effects=partial(self._sync_log, group))
+        if self._queue:
+            self._schedule_write()
+        self._run(Durable(group.last_zxid), before_effects=partial(self._sync_log, group))
         self._mark_where_no_timer_will()
 
     def _sync_log(self, group: _Group) -> None:
         self._arm()  # while the disk works
+        begun_ms = self._clock.now_ms()
         try:
             self._data.log.sync()
         except Exception as error:
             self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
             return
         self._now_ms = self._clock.now_ms()
-        self._note_written(group, self._now_ms - group.taken_ms)
+        self._note_written(group, self._now_ms - begun_ms)
 
-    def _write(self) -> None:
-        """Start one disk job with what is queued."""
-        if self.halted:
-            return
-        records, first_zxid, last_zxid = self._take_group()
-        since_ms = self._queued_since_ms
-        now_ms = self._queued_since_ms = self._clock.now_ms()
+    def _submit(self, records: list[bytes], group: _Group) -> None:
+        """Give the disk thread a group."""
         self._writing = True
-        count, waiting = len(records), self._queued_count
-        self._queued_count = waiting - count
-        group = _Group(first_zxid, last_zxid, count, waiting, since_ms, now_ms)
         try:
             self._disk.submit(
-                partial(self._write_group, records, last_zxid),
+                partial(self._write_group, records, group.last_zxid),
                 partial(self._written, group),
             )
         except DiskQueueFullError as error:  # what was taken from the queue cannot be put back

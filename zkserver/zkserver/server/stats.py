@@ -117,8 +117,9 @@ class WrittenGroup(NamedTuple):
     queue_ms: int
     """From the arrival of its first record until it was taken."""
     sync_ms: int
+    """Its sync; in the loop, how long that waited for it."""
     flush_ms: int
-    """From there until it was known to be durable."""
+    """From when it was taken until it was known to be durable."""
 
 
 class DiskStats:
@@ -127,7 +128,7 @@ class DiskStats:
     def __init__(self) -> None:
         self._groups: list[WrittenGroup] = []
         """Those that are not in the summaries yet, at most `WINDOW`: counting them one by one is
-        what a lone write would wait for."""
+        what a write in the loop would wait for."""
         self.fsync_time = Summary()
         self.batch_size = Summary()
         """Records of a group."""

@@ -32,6 +32,11 @@ MAX_GROUP_BYTES: Final = 128 * 1024 * 1024
 _WINDOW_BYTES: Final = 256 * 1024
 
 
+def group_bytes(records: Sequence[bytes]) -> int:
+    """The size of their group in the log."""
+    return GROUP_HEADER_BYTES + 4 * len(records) + sum(map(len, records))
+
+
 def encode_group(
     marker: bytes,
     records: Sequence[bytes],

@@ -29,7 +29,7 @@ from .file_header import (
     encode_header,
     read_header,
 )
-from .groups import GROUP_HEADER_BYTES, Group, GroupReader, encode_group
+from .groups import GROUP_HEADER_BYTES, Group, GroupReader, encode_group, group_bytes
 
 LOG_MAGIC: Final = b"DUOZKLOG"
 _PREFIX: Final = "log."
@@ -166,10 +166,10 @@ class TxnLog:
                 f"{after_zxid:#x}",
             )
 
-    def has_space_for(self, record_bytes: int) -> bool:
-        """Whether one such record goes where space is reserved for it: no sync fails for want of
-        it, and `append` does nothing but write."""
-        end = self._position + GROUP_HEADER_BYTES + 4 + record_bytes
+    def has_space_for(self, size_bytes: int) -> bool:
+        """Whether a group of that size goes where space is reserved for it: no sync fails for want
+        of it, and `append` does nothing but write."""
+        end = self._position + size_bytes
         return (
             self._is_reserved
             and end + GROUP_HEADER_BYTES <= self._allocated
@@ -200,15 +200,15 @@ class TxnLog:
         first_zxid = int.from_bytes(records[0][:8], "big")
         assert first_zxid > self.last_zxid, (first_zxid, self.last_zxid)
         self._check_usable()
-        group_bytes = GROUP_HEADER_BYTES + sum(map(len, records)) + 4 * len(records)
-        if self._position + group_bytes > self._options.file_bytes:
+        size_bytes = group_bytes(records)
+        if self._position + size_bytes > self._options.file_bytes:
             self.roll()
         file = self._file
         assert file is not None
         buffers = encode_group(
             self._marker, records, self.last_zxid, last_zxid, self._synced_position
         )
-        end = self._position + group_bytes
+        end = self._position + size_bytes
         self._marked_position = 0  # the group goes where the mark is
         try:
             if end + GROUP_HEADER_BYTES > self._allocated:
@@ -217,7 +217,7 @@ class TxnLog:
                 file.pwritev_durably(buffers, self._position)
             else:
                 file.pwritev(buffers, self._position)
-                file.begin_sync(self._position, group_bytes)
+                file.begin_sync(self._position, size_bytes)
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise self._fail("cannot write", file.path, error) from error
