@@ -14,6 +14,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.errors import (
     AuthFailedError,
     Error,
+    RequestTimeoutError,
     SessionExpiredError,
     WatchOverflowError,
 )
@@ -110,6 +111,7 @@ class WatchStream:
 
             def arm(_code: int, zxid: int) -> None:
                 if not registry.is_wanted(watch):
+                    registry.on_answered(watch)
                     if registry.is_last(watch):
                         self._remove_at_server()
                     return
@@ -121,9 +123,11 @@ class WatchStream:
             registry.add_persistent(watch)
             try:
                 await self._keeper.call(zk.ADD_WATCH, request, None, reads=True, arm=arm)
-            except BaseException:
+            except BaseException as error:
                 if not watch.armed:
                     registry.remove_persistent(watch)
+                    if not isinstance(error, asyncio.CancelledError | RequestTimeoutError):
+                        registry.on_answered(watch)  # the others: later
                 raise
 
     def _on_event(self, event: WatchedEvent) -> None:

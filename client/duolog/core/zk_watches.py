@@ -81,8 +81,9 @@ class WatchRegistry:
         self._one_shot: dict[WatchKind, dict[str, list[Watcher]]] = {kind: {} for kind in WatchKind}
         self._persistent: dict[str, list[PersistentWatch]] = {}
         self._recursive: dict[str, list[PersistentWatch]] = {}
-        self._replaying = 0
-        """Watches whose past the server tells at the moment: other watches may hear it again."""
+        self._asked: set[PersistentWatch] = set()
+        """Watches whose past the server may tell on this connection, also those that nobody wants
+        any more: other watches may hear it again."""
         self._chunk = 0
         """Which of the requests that register again is being answered."""
 
@@ -110,24 +111,29 @@ class WatchRegistry:
         table = self._recursive if watch.recursive else self._persistent
         table.setdefault(watch.path, []).append(watch)
         watch.position.hold()
-        self._replaying += 1
+        self._asked.add(watch)
 
     def on_armed(self, watch: PersistentWatch, zxid: int) -> list[Told]:
         """The server has answered at `zxid`: what it was told meanwhile, in order."""
         watch.armed = True
-        self._replaying -= 1
+        self.on_answered(watch)
         events = watch.position.release(zxid)
         return [] if watch.after_zxid < 0 else [(watch.watcher, event) for event in events]
 
+    def on_answered(self, watch: PersistentWatch) -> None:
+        """Nothing more of its past will come: it was told, or refused. Idempotent."""
+        self._asked.discard(watch)
+
     def remove_persistent(self, watch: PersistentWatch) -> bool:
-        """Forget a persistent watch; true when it was the last of its kind and path. Idempotent."""
+        """Forget a persistent watch; true when it was the last of its kind and path. Idempotent.
+
+        What it has asked for comes all the same.
+        """
         table = self._recursive if watch.recursive else self._persistent
         watches = table.get(watch.path, [])
         if watch not in watches:
             return False
         watches.remove(watch)
-        if not watch.armed:
-            self._replaying -= 1
         if watches:
             return False
         del table[watch.path]
@@ -150,7 +156,7 @@ class WatchRegistry:
         found: list[Watcher] = []
         for kind in _FIRED_BY.get(event.type, ()):
             found += self._one_shot[kind].pop(event.path, ())
-        again = self._replaying > 0
+        again = bool(self._asked)
         for watch in self._persistent_for(event):
             key = (event.type, event.path)
             if watch.position.take(event, event.zxid, key, again=again, chunk=self._chunk):
@@ -173,6 +179,7 @@ class WatchRegistry:
         What the last connection had begun to tell, also for a watch that is not armed yet, will
         be told again from the beginning.
         """
+        self._asked = {watch for watch in self._asked if self.is_wanted(watch)}
         for watch in self._all_persistent():
             watch.position.hold()
 

@@ -300,4 +300,23 @@ async def test_cancelling_while_it_is_armed_leaves_a_stream_that_hears() -> None
             stream.close()
             await zk.sync()
             assert not await zk.check_watches("/a")
-            assert zk._keeper.watches._replaying == 0
+            assert not zk._keeper.watches._asked
+
+
+async def test_what_is_told_to_a_stream_that_was_cancelled_doubles_nothing_for_another() -> None:
+    """Its past comes all the same, and concerns the other one's paths."""
+    async with asyncio.timeout(10), Zk() as server:
+        zk, other = await server.client(), await server.client()
+        start = zk.last_zxid_seen
+        async with zk.events("/", recursive=True) as stream:
+            await other.transaction().create("/a").set_data("/a", b"1").commit()
+            assert await take(stream, 2) == [("CREATED", "/a"), ("CHANGED", "/a")]
+            arming = asyncio.ensure_future(zk.events("/", recursive=True, after_zxid=start)._arm())
+            await asyncio.sleep(0)
+            assert arming.cancel(), "sent, and not answered"
+            await asyncio.wait({arming})
+            await zk.sync()
+            assert not zk._keeper.watches._asked
+            await other.set("/a", b"2")
+            assert await take(stream, 1) == [("CHANGED", "/a")]
+            assert stream.zxid == other.last_zxid_seen

@@ -106,6 +106,25 @@ def test_a_watch_that_is_not_armed_yet_is_not_registered_again_and_survives_the_
     assert [told.zxid for _, told in registry.on_armed(watch, 5)] == [4]
 
 
+def test_a_watch_that_nobody_wants_any_more_is_told_its_past_until_the_answer_or_the_end() -> None:
+    """So another watch must not take it for news."""
+    for end in ("answer", "connection"):
+        registry = WatchRegistry()
+        persistent(registry, "/a", lasting)
+        assert names(registry, EventType.CHANGED, "/a", 4) == ["lasting"]
+        cancelled = PersistentWatch("/a", subtree, recursive=False, after_zxid=3)
+        registry.add_persistent(cancelled)
+        registry.remove_persistent(cancelled)
+        assert names(registry, EventType.CHANGED, "/a", 4) == []
+        if end == "answer":
+            registry.on_answered(cancelled)
+        else:
+            registry.hold_all()
+            assert registry.release_all(4) == []
+        assert names(registry, EventType.CHANGED, "/a", 5) == ["lasting"]
+        assert names(registry, EventType.CHANGED, "/a", 5) == ["lasting"], "of one transaction"
+
+
 def test_a_lost_session_tells_every_watcher_and_forgets_it() -> None:
     registry = full()
     assert {path for path, _ in registry.take_all()} == {"/a", "/"}
