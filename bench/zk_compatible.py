@@ -29,9 +29,12 @@ NAMES: Final = ["zookeeper_classpath", "zkload"]
 MIXES: Final = {"get": "get", "set": "set", "mixed": "get=80,set=20"}
 PINNED: Final = {0}
 ONE_BY_ONE_PARTS: Final = 4
-NATIVE_PARTS: Final = 12
+NATIVE_PARTS: Final = 15
 """Where both sides lie close together there are so many times as many pairs, each as much shorter:
 the machine drifts by more than they differ, but little from one moment to the next."""
+NO_SNAPSHOTS: Final = ("--snap-count", "1000000000")
+"""For both protocols of one server: each part lasts less than what lies between two snapshots, and
+one of them would have the snapshot."""
 
 
 class Side:
@@ -124,16 +127,19 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
             free.row("get, 1 × 1", "/s", "get"),
             free.row("durable set, 1 × 1", "/s", "set"),
         )
+    with zkserver(
+        session.directory / "both", "--max-connections-per-address", "0", *NO_SNAPSHOTS
+    ) as daemon:
         native = session.alternate(
             "native and jute",
             by_dialect(daemon.port, Native(), seconds / NATIVE_PARTS),
             by_dialect(daemon.port, Jute(), seconds / NATIVE_PARTS),
             NATIVE_PARTS * arguments.pairs,
         )
-        session.add(
-            native.row("native get beside jute, both ours", "/s", "GET", Wanted(1)),
-            native.row("native set beside jute, both ours", "/s", "SET", Wanted(1)),
-        )
+    session.add(
+        native.row("native get beside jute, both ours", "/s", "GET", Wanted(1)),
+        native.row("native set beside jute, both ours", "/s", "SET", Wanted(1)),
+    )
 
 
 def main(arguments_given: list[str] | None = None) -> int:

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
 import pytest
 
+from duolog_protocol import zk_decoder
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import read_message, read_request
 from duolog_protocol.connection import request_problem
 from duolog_protocol.errors import DecodeError, FrameTooLargeError, RemoteProtocolError
 from duolog_protocol.frames import FrameDecoder, encode_frame
+from duolog_protocol.recent_reads import MAX_RECENT_READS, RecentReads
 from duolog_protocol.zk_codec import REFUSED, NativeCodec, Refusal
-from duolog_protocol.zk_decoder import (
-    MAX_RECENT_READS,
-    NativeDecoder,
-    NativeRequest,
-    RecentReads,
-)
+from duolog_protocol.zk_decoder import NativeDecoder, NativeRequest
 from tests.unit.protocol.samples import ZK_REQUESTS
 
 LIMIT = 1 << 21
@@ -129,6 +127,73 @@ def test_requests_survive_any_way_of_arriving() -> None:
             found += decoder.feed(stream[start:end])
         assert found == expected
         assert decoder.pending_bytes == 0
+
+
+def outcome(decode: Callable[[bytes], list[NativeRequest]], stream: bytes) -> object:
+    """The requests of a stream; where it cannot be trusted, that."""
+    try:
+        return decode(stream)
+    except RemoteProtocolError as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("path_bytes", [1, 2, 8, 31, 32, 100, 255, 256])
+def test_a_run_of_equal_requests_is_cut_in_one_go(
+    path_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[int] = []
+
+    def watched(*given: Any) -> int:
+        ends.append(cut_run(*given) - given[1])
+        return ends[-1] + given[1]
+
+    cut_run = zk_decoder.cut_run
+    monkeypatch.setattr(zk_decoder, "cut_run", watched)
+    paths = [("/" + "abc"[number % 3] * 300)[:path_bytes] for number in range(64)]
+    for make in (
+        *(
+            lambda path, api=api, kind=kind: encode(api.key, kind(path, True))
+            for api, kind in SHOWS
+        ),
+        lambda path: encode(1005, zk.SetDataRequest(path, b"some data", -1)),
+        lambda path: encode(1005, zk.SetDataRequest(path, b"", 127)),
+    ):
+        frames = [make(path) for path in paths]  # type: ignore[no-untyped-call]
+        ends.clear()
+        stream = b"".join(frames)
+        assert NativeDecoder(LIMIT).feed(stream) == slowly(stream)
+        if path_bytes < 256:
+            assert ends == [63 * len(frames[0])], "all but the first"
+        ends.clear()
+        NativeDecoder(LIMIT).feed(frames[0] + encode(1011, PING) + frames[1] + frames[2][:-1])
+        assert ends in ([], [0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_run_ends_where_a_request_is_another_one(seed: int) -> None:
+    """Any byte may differ, also one that makes the frame, the text or the stream a bad one."""
+    rng = random.Random(seed)
+    for _ in range(60):
+        path = "/" + "x" * rng.choice([0, 1, 5, 29, 30, 31, 32, 200])
+        api, make = rng.choice(SHOWS)
+        sizes = rng.choice([[0], [9], [127], [9, 10], [127, 128]])
+        kinds = [
+            lambda path=path, api=api, make=make: encode(api.key, make(path, rng.random() < 0.5)),
+            lambda path=path, sizes=sizes: encode(
+                1005, zk.SetDataRequest(path, bytes(rng.choice(sizes)), rng.randrange(-1, 130))
+            ),
+        ]
+        chosen = rng.choice([kinds, kinds[:1], kinds[1:]])
+        frames = [bytearray(rng.choice(chosen)()) for _ in range(rng.randrange(1, 30))]
+        for frame in frames:
+            frame[14:18] = rng.randrange(1, 1 << 32).to_bytes(4, "big")
+            if rng.random() < 0.08:
+                frame[rng.randrange(8, len(frame))] = rng.randrange(256)
+        stream = b"".join(frames)
+        expected = outcome(slowly, stream)
+        recent = RecentReads()
+        for _ in range(2):  # then every path is known
+            assert outcome(NativeDecoder(LIMIT, None, recent).feed, stream) == expected
 
 
 def test_byte_by_byte_and_cut_at_every_length() -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from duolog_protocol.zk_decoder import RecentReads
+from duolog_protocol.recent_reads import RecentReads
 from duolog_runtime.clocks import ManualClock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import RecordingLogger

@@ -17,8 +17,9 @@ from duolog_protocol.errors import DecodeError, RemoteProtocolError
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import MAX_FRAME_BYTES_WITHOUT_SESSION, JuteDecoder
 from duolog_protocol.preamble import Caller
+from duolog_protocol.recent_reads import RecentReads
 from duolog_protocol.zk_codec import NativeCodec
-from duolog_protocol.zk_decoder import NativeDecoder, RecentReads
+from duolog_protocol.zk_decoder import NativeDecoder
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink
 from duolog_runtime.logs import Logger

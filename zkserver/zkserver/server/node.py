@@ -18,7 +18,7 @@ from typing import Final
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import ConfigError, LogOfflineError
-from duolog_protocol.zk_decoder import RecentReads
+from duolog_protocol.recent_reads import RecentReads
 from duolog_protocol.zk_messages import MAX_FRAME_BYTES
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink, new_scratch
