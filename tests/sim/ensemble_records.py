@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from duolog_protocol.types import counter_of, epoch_of
+from duolog_protocol.types import counter_of, epoch_of, make_zxid
 
 
 def make_record(zxid: int, server_id: int, epoch: int, number: int) -> bytes:
@@ -31,6 +31,16 @@ def number_of(record: bytes) -> int:
 def last_zxid_of(records: Sequence[bytes]) -> int:
     """The last zxid of a log; 0 of an empty one."""
     return zxid_of(records[-1]) if records else 0
+
+
+def before_epoch(records: list[bytes], epoch: int) -> list[bytes]:
+    """Those of a log that are of earlier epochs.
+
+    A leader that hears the last NEWLEADER ack late can be established after a later epoch was. It
+    cannot commit anything, and knows nothing of what that one does: a leader is asked for what was
+    before it.
+    """
+    return records[: count_up_to(records, make_zxid(epoch, 0) - 1)]
 
 
 def count_up_to(records: Sequence[bytes], zxid: int) -> int:

@@ -17,7 +17,7 @@ from duolog_cluster.sim.network import Link
 from duolog_protocol.quorum_messages import NewLeader, NewLeaderAck, Notification, PeerState
 from duolog_protocol.types import epoch_of
 
-from .ensemble_records import follows, last_zxid_of, tell, zxid_of
+from .ensemble_records import before_epoch, follows, last_zxid_of, tell, zxid_of
 from .violation import Violation
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class CommittedLogMonotonicity(Invariant):
             self._known[life.server_id] = (epoch, zxid)
 
     def leads(self, life: Life) -> None:
-        last = last_zxid_of(self.ensemble.committed)
+        last = last_zxid_of(before_epoch(self.ensemble.committed, life.peer.epoch))
         if life.peer.last_committed_zxid < last:
             self.fail(life, f"leads with {life.peer.last_committed_zxid:#x}, {last:#x} was applied")
 
@@ -225,10 +225,10 @@ class ProcessConsistency(Invariant):
 
 
 class LeaderLogCompleteness(Invariant):
-    """An established leader's log holds everything that was ever applied anywhere."""
+    """An established leader's log holds everything of earlier epochs that was applied anywhere."""
 
     def leads(self, life: Life) -> None:
-        committed = self.ensemble.committed
+        committed = before_epoch(self.ensemble.committed, life.peer.epoch)
         if life.records[: len(committed)] != committed:
             self.fail(life, "leads with", tell(life.records), "without", tell(committed))
 
@@ -237,11 +237,15 @@ class NoAckedWriteLost(Invariant):
     """Every record whose client was told so is in every later leader's log."""
 
     def leads(self, life: Life) -> None:
-        self.check(life)
+        acknowledged = sorted(self.ensemble.acknowledged.values())
+        self._require(life, before_epoch(acknowledged, life.peer.epoch))
 
     def check(self, life: Life) -> None:
         """Whether a server has everything that was acknowledged."""
-        missing = set(self.ensemble.acknowledged.values()).difference(life.records)
+        self._require(life, list(self.ensemble.acknowledged.values()))
+
+    def _require(self, life: Life, records: list[bytes]) -> None:
+        missing = set(records).difference(life.records)
         if missing:
             self.fail(life, "lacks", sorted(map(zxid_of, missing)))
 
