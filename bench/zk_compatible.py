@@ -29,7 +29,7 @@ NAMES: Final = ["zookeeper_classpath", "zkload"]
 MIXES: Final = {"get": "get", "set": "set", "mixed": "get=80,set=20"}
 PINNED: Final = {0}
 ONE_BY_ONE_PARTS: Final = 4
-NATIVE_PARTS: Final = 15
+NATIVE_PARTS: Final = 10
 """Where both sides lie close together there are so many times as many pairs, each as much shorter:
 the machine drifts by more than they differ, but little from one moment to the next."""
 NO_SNAPSHOTS: Final = ("--snap-count", "1000000000")
@@ -148,11 +148,11 @@ def main(arguments_given: list[str] | None = None) -> int:
     options.add_argument(
         "--seconds",
         type=float,
-        default=3,
+        default=1,
         help="per figure and pair; less where there are more pairs (%(default)s)",
     )
     options.add_argument("--jvm-warmup", type=float, default=20, help="seconds (%(default)s)")
-    options.set_defaults(pairs=5)
+    options.set_defaults(pairs=15)
     arguments = options.parse_args(arguments_given)
     try:
         with Session("zkserver and Apache ZooKeeper, jute", arguments, NAMES) as session:

@@ -8,6 +8,7 @@ what is a call, two slices and a search in a table for each frame otherwise: hal
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
@@ -17,7 +18,8 @@ from .zk_forms import BEGIN_BYTES, BYTE_INTS, PATH_AT, SET_DATA_KEY, Form
 
 MAX_LAYOUTS: Final = 256
 """Layouts that are kept, of each kind."""
-_HEAD_END: Final = 14
+_BEGIN_BYTES: Final = 14
+"""Length; length of the header and its first six bytes."""
 
 
 def cut_run(
@@ -35,13 +37,12 @@ def cut_run(
     """
     frame_bytes = LENGTH_BYTES + length
     following = position + frame_bytes
-    if not chunk.startswith(chunk[position : position + _HEAD_END], following):
+    if not chunk.startswith(chunk[position : position + _BEGIN_BYTES], following):
         return position
-    api_key, _, expected_length, _, path_end = form
+    api_key, _, expected_length, _, _ = form
     frames = memoryview(chunk)[position : len(chunk) - (len(chunk) - position) % frame_bytes]
     if length == expected_length:
-        layout = _layout_of_reads(path_end + 1 - PATH_AT)
-        count = _cut_reads(layout, frames, length, form, recent, requests)
+        count = _cut_reads(frames, form, recent, requests)
     elif api_key == SET_DATA_KEY and 0 <= length + expected_length < BYTE_INTS:
         count = _cut_sets(frames, length, form, requests)
     else:
@@ -50,21 +51,20 @@ def cut_run(
 
 
 def _cut_reads(
-    layout: struct.Struct,
     frames: memoryview,
-    length: int,
     form: Form,
     recent: RecentReads,
     requests: list[tuple[int, int, Any]],
 ) -> int:
     """How many reads were cut."""
-    api_key, expected_mark, _, start, _ = form
-    head = bytes(frames[LENGTH_BYTES:_HEAD_END])
+    api_key, expected_mark, _, start, path_end = form
+    begin = bytes(frames[:_BEGIN_BYTES])
     mark = expected_mark.to_bytes(2, "big")
+    layout = _layout_of_reads(path_end + 1 - PATH_AT)
     known, append = recent.messages.get, requests.append
     before = len(requests)
-    for its_length, its_head, correlation_id, key in layout.iter_unpack(frames):
-        if its_head != head or its_length != length or not correlation_id:
+    for its_begin, correlation_id, key in layout.iter_unpack(frames):
+        if its_begin != begin or not correlation_id:
             break
         message = known(key)  # what is known had the right mark: the bytes are the same
         if message is None:
@@ -82,25 +82,15 @@ def _cut_sets(
     """How many sets were cut: data of a byte's length, a version of one byte."""
     api_key, expected_mark, expected_length, start, path_end = form
     data_bytes = length + expected_length
-    head = bytes(frames[LENGTH_BYTES:_HEAD_END])
+    begin = bytes(frames[:_BEGIN_BYTES])
     is_short = start < BEGIN_BYTES
     expected_tag = expected_mark >> 8 if is_short else expected_mark
     layout = _layout_of_sets(is_short, path_end - start, data_bytes)
     append, before = requests.append, len(requests)
-    try:
-        for (
-            its_length,
-            its_head,
-            correlation_id,
-            tag,
-            path,
-            size,
-            version,
-            data,
-        ) in layout.iter_unpack(frames):
+    with suppress(UnicodeDecodeError):
+        for its_begin, correlation_id, tag, path, size, version, data in layout.iter_unpack(frames):
             if (
-                its_head != head
-                or its_length != length
+                its_begin != begin
                 or not correlation_id
                 or tag != expected_tag
                 or size != data_bytes
@@ -108,19 +98,17 @@ def _cut_sets(
             ):
                 break
             append((api_key, correlation_id, (path.decode(), data, version)))
-    except UnicodeDecodeError:
-        pass
     return len(requests) - before
 
 
 @lru_cache(MAX_LAYOUTS)
 def _layout_of_reads(key_bytes: int) -> struct.Struct:
-    """Length; length of the header and its first six bytes; correlation id; path and watch."""
-    return struct.Struct(f">I{_HEAD_END - LENGTH_BYTES}sI{key_bytes}s")
+    """All before the correlation id; that; path, with its tag, and watch."""
+    return struct.Struct(f">{_BEGIN_BYTES}sI{key_bytes}s")
 
 
 @lru_cache(MAX_LAYOUTS)
 def _layout_of_sets(is_short: bool, path_bytes: int, data_bytes: int) -> struct.Struct:
     """As of reads; then tag and path, size of the data, version, data."""
     tag = "B" if is_short else "H"
-    return struct.Struct(f">I{_HEAD_END - LENGTH_BYTES}sI{tag}{path_bytes}sBb{data_bytes}s")
+    return struct.Struct(f">{_BEGIN_BYTES}sI{tag}{path_bytes}sBb{data_bytes}s")
