@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import Final, Self
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.errors import (
     AuthFailedError,
     Error,
-    RequestTimeoutError,
     SessionExpiredError,
     WatchOverflowError,
 )
@@ -111,7 +111,6 @@ class WatchStream:
 
             def arm(_code: int, zxid: int) -> None:
                 if not registry.is_wanted(watch):
-                    registry.on_answered(watch)
                     if registry.is_last(watch):
                         self._remove_at_server()
                     return
@@ -122,12 +121,17 @@ class WatchStream:
 
             registry.add_persistent(watch)
             try:
-                await self._keeper.call(zk.ADD_WATCH, request, None, reads=True, arm=arm)
-            except BaseException as error:
+                await self._keeper.call(
+                    zk.ADD_WATCH,
+                    request,
+                    None,
+                    reads=True,
+                    arm=arm,
+                    under_way=partial(registry.on_asked, watch),
+                )
+            except BaseException:
                 if not watch.armed:
                     registry.remove_persistent(watch)
-                    if not isinstance(error, asyncio.CancelledError | RequestTimeoutError):
-                        registry.on_answered(watch)  # the others: later
                 raise
 
     def _on_event(self, event: WatchedEvent) -> None:

@@ -167,13 +167,15 @@ class SessionKeeper:
         reads: bool = False,
         arm: ArmOn | None = None,
         arm_on: tuple[int, ...] = (0,),
+        under_way: Callable[[bool], None] | None = None,
         session_id: int | None = None,
     ) -> Any:
         """Send a request and return its response's message, or raise its error.
 
         `reads`: it may be sent again when its answer was lost. `arm` is called for a reply whose
-        error code is in `arm_on`. `session_id`: it is sent in this session or not at all
-        (SessionExpiredError).
+        error code is in `arm_on`. `under_way` is called with True when it was sent and with False
+        when it was answered, also where the caller does not wait any more; not when the connection
+        ends. `session_id`: it is sent in this session or not at all (SessionExpiredError).
         """
         if timeout is None:
             timeout = 2 * self.session.timeout_ms / 1000
@@ -188,7 +190,7 @@ class SessionKeeper:
                     if session_id is not None and session_id != self.session.session_id:
                         raise SessionExpiredError(f"session {session_id:#x} has ended")
                     try:
-                        return await self._send(link, api, message, arm, arm_on)
+                        return await self._send(link, api, message, arm, arm_on, under_way)
                     except ConnectionLostError:
                         if not reads:
                             raise
@@ -202,6 +204,7 @@ class SessionKeeper:
         message: Any,
         arm: ArmOn | None,
         arm_on: tuple[int, ...],
+        under_way: Callable[[bool], None] | None,
     ) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -213,6 +216,8 @@ class SessionKeeper:
             header = response.header
             self.session.saw(header.context)
             self.session.on_heard(self._clock.now_ms())
+            if under_way is not None:
+                under_way(False)
             if arm is not None and header.error_code in arm_on:
                 arm(header.error_code, header.context)
             if answer.done():
@@ -223,6 +228,8 @@ class SessionKeeper:
                 answer.set_result(response.message)
 
         link.send(api, message, on_response)
+        if under_way is not None:
+            under_way(True)
         self.session.on_sent(self._clock.now_ms())
         return await answer
 

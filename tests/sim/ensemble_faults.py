@@ -87,7 +87,6 @@ def draw_mix(seed: int) -> FaultMix:
     mix.pace = DiskPace(
         mean_work_us=rng.choice((300, 2_000, 8_000)),
         mean_notice_us=rng.choice((100, 1_000)),
-        most_grouped=rng.choice((1, 4, 16)),
     )
     if rng.random() < 0.25:
         return mix

@@ -1,9 +1,8 @@
 """One process of the ensemble's world, from its start to its crash.
 
-A life is the real Peer over the real DataDirectory; this file is what `server/replica.py` is in
-production, with everything asynchronous stepped by the scheduler. A crash point may end a life in
-the middle of its effects. State is f(log prefix): what `ApplyUpTo` has told is applied, nothing at
-start.
+A life is the real Peer over the real PeerDisk and DataDirectory, with everything asynchronous
+stepped by the scheduler. A crash point may end a life in the middle of its effects. State is
+f(log prefix): what `ApplyUpTo` has told is applied, nothing at start.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from duolog_cluster.sim.disk import PowerLoss
 from duolog_cluster.sim.network import Link
-from duolog_protocol.errors import LogOfflineError
 from duolog_protocol.quorum_messages import (
     Ack,
     AckEpoch,
@@ -53,10 +51,11 @@ from zkserver.core.peer_events import (
     Tell,
     TruncateLog,
 )
+from zkserver.server.peer_disk import PeerDisk
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
-from .ensemble_disk import DiskQueue, ReadHistory
+from .ensemble_disk import SimExecutor
 from .ensemble_records import count_up_to, last_zxid_of, make_record, zxid_of
 from .violation import Violation
 
@@ -64,6 +63,9 @@ if TYPE_CHECKING:
     from .ensemble_machine import Machine
 
 DIRECTORY: Final = "/zk"
+MAX_GROUP_BYTES: Final = (1, 100, 1_000, 1 << 20)
+MAX_PART_BYTES: Final = (1, 100, 1 << 20)
+"""From one record to all there are."""
 ENSEMBLE_ID: Final = 7
 IMPORTANT: Final = (LeaderInfo, AckEpoch, NewLeaderAck, Ack, UpToDate)
 """Messages that something must be durable before: a crash next to them is worth trying."""
@@ -109,7 +111,7 @@ class Life:
         self._timers_now = (0, 0)
         self._rng = random.Random(f"{self.world.seed} life {self.server_id} {self.number}")
         self._data: DataDirectory
-        self._queue: DiskQueue
+        self._disk: PeerDisk
         self.peer: Peer
 
     def __repr__(self) -> str:
@@ -133,7 +135,14 @@ class Life:
         world.checks.booted(self, epochs.accepted_epoch, epochs.current_epoch)
         machine.durable[:] = self.records  # recovery has made it durable
         machine.accepted_epoch, machine.current_epoch = epochs.accepted_epoch, epochs.current_epoch
-        self._queue = DiskQueue(self, self._data, world.scheduler, rng, world.mix.pace)
+        self._watch_log()
+        self._disk = PeerDisk(
+            self._data,
+            SimExecutor(self, world.scheduler, rng, world.mix.pace),
+            self,
+            max_group_bytes=rng.choice(MAX_GROUP_BYTES),
+            max_part_bytes=rng.choice(MAX_PART_BYTES),
+        )
         log = EpochEnds(0)
         for zxid in map(zxid_of, self.records):
             log.append(zxid, zxid)
@@ -171,7 +180,22 @@ class Life:
             if not self.is_over:
                 callback()
         self._fire_timer()
-        self._queue.go_on()
+
+    def _watch_log(self) -> None:
+        """Know what the disk holds, whatever happens next."""
+        log, durable = self._data.log, self.durable
+        append_durably, truncate_to = log.append_durably, log.truncate_to
+
+        def append(records: list[bytes], last_zxid: int) -> None:
+            append_durably(records, last_zxid)
+            durable.extend(records)
+
+        def truncate(zxid: int) -> None:
+            del durable[count_up_to(durable, zxid) :]  # from now on a crash may lose them
+            truncate_to(zxid)
+
+        log.append_durably = append  # type: ignore[method-assign, assignment]
+        log.truncate_to = truncate  # type: ignore[method-assign]
 
     def log_on_disk(self) -> list[bytes]:
         """What the log's files hold."""
@@ -187,14 +211,11 @@ class Life:
         return run
 
     def run(self, callback: Callable[[], None]) -> None:
-        """Call something that a crash point may end, and a failing disk."""
+        """Call something that a crash point may end."""
         try:
             callback()
         except PowerLoss:
             self.world.crash(self.machine)
-        except LogOfflineError:
-            self.world.mark("halted by its disk")
-            self.world.crash(self.machine, power_lost=False)
 
     def crash_point(self, place: str) -> None:
         """May raise PowerLoss."""
@@ -209,11 +230,11 @@ class Life:
             self._links[link] = None
             self.step(LinkOpened(link, link.peer_address if dialled else 0))
 
-        self._arrive(take)
+        self.arrive(take)
 
     def dial_failed(self, target: int) -> None:
         """See Endpoint."""
-        self._arrive(lambda: self.step(DialFailed(target)))
+        self.arrive(lambda: self.step(DialFailed(target)))
 
     def message_received(self, link: Link, message: Any) -> None:
         """See Endpoint."""
@@ -222,7 +243,7 @@ class Life:
             if link in self._links:
                 self.step(MessageReceived(link, message))
 
-        self._arrive(take)
+        self.arrive(take)
 
     def link_lost(self, link: Link) -> None:
         """See Endpoint."""
@@ -230,15 +251,17 @@ class Life:
         def take() -> None:
             if link in self._links:
                 del self._links[link]
+                self._disk.forget(link)
                 self.step(LinkLost(link))
 
-        self._arrive(take)
+        self.arrive(take)
 
     def datagram_received(self, source: int, message: Notification) -> None:
         """See Endpoint."""
-        self._arrive(lambda: self.step(NotificationReceived(source, message)))
+        self.arrive(lambda: self.step(NotificationReceived(source, message)))
 
-    def _arrive(self, callback: Callable[[], None]) -> None:
+    def arrive(self, callback: Callable[[], None]) -> None:
+        """Something comes to the process: it waits while that is paused."""
         if self.is_paused:
             self._inbox.append(self.guarded(callback))
         elif not self.is_over:
@@ -246,28 +269,33 @@ class Life:
 
     # ---- the disk's owner -----------------------------------------------------------------------
 
-    def disk_done(self, event: PeerEvent) -> None:
-        """See DiskOwner."""
-
-        def take() -> None:
-            if isinstance(event, LogRefused):
-                self._queue.refusal_is_known()
-                del self.records[len(self.durable) :]
-                self.world.mark("disk full")
-            self.step(event)
-
-        self._arrive(take)
-
-    def history_read(self, link: Link, records: list[bytes]) -> None:
-        """See DiskOwner."""
-        self._arrive(lambda: self._send_history(link, records))
-
-    def disk_changed(self, what: str) -> None:
+    def disk_changed(self) -> None:
         """See DiskOwner."""
         epochs = self._data.epochs
         self.machine.accepted_epoch = epochs.accepted_epoch
         self.machine.current_epoch = epochs.current_epoch
-        self.world.trace(self.server_id, f"disk {what} {len(self.durable)}")
+        self.world.trace(self.server_id, f"disk {epochs.current_epoch} {len(self.durable)}")
+
+    def history_read(self, link: Link, records: list[bytes], is_last: bool) -> None:
+        """See PeerDiskOwner."""
+        self._send_history(link, records, is_last)
+        if not is_last:
+            self.world.mark("history in parts")
+            delay = self._rng.randrange(3_000)  # until the link has taken it
+            self.world.scheduler.after(
+                delay, self.guarded(lambda: self.arrive(lambda: self._disk.read_on(link)))
+            )
+
+    def retry_disk(self, delay_ms: int) -> None:
+        """See PeerDiskOwner."""
+        self.world.scheduler.after(
+            delay_ms * 1_000, self.guarded(lambda: self.arrive(self._disk.retry))
+        )
+
+    def halt_for_disk(self, error: BaseException) -> None:
+        """See PeerDiskOwner."""
+        self.world.mark("halted by its disk")
+        self.world.crash(self.machine, power_lost=False)
 
     # ---- the peer -------------------------------------------------------------------------------
 
@@ -288,6 +316,9 @@ class Life:
         """Let the peer take an event, and do what it asks for."""
         now_ms = self.world.scheduler.now_ms
         self.world.trace_event(self.server_id, event)
+        if isinstance(event, LogRefused):
+            del self.records[len(self.durable) :]
+            self.world.mark("disk full")
         was_leader = self.peer.role == PeerState.LEADING
         effects = self.peer.step(event, now_ms)
         self.speaks_as_leader = was_leader or self.peer.role == PeerState.LEADING
@@ -315,25 +346,25 @@ class Life:
                 records = list(effect.records)
                 self.world.checks.appends(self, records)
                 self.records += records
-                self._queue.put(effect)
+                self._disk.put(effect)
             case ApplyUpTo(zxid=zxid):
                 self._apply_up_to(zxid)
             case AcceptEpoch() | AdoptEpoch():
-                self._queue.put(effect)
+                self._disk.put(effect)
             case TruncateLog(zxid=zxid):
                 kept = count_up_to(self.records, zxid)
                 self.world.checks.truncates(self, zxid, kept)
                 del self.records[kept:]
-                self._queue.put(effect)
-            case SendHistory(link=link, after_zxid=after_zxid, last_zxid=last_zxid):
+                self._disk.put(effect)
+            case SendHistory(link=link):
                 if link in self._links:
-                    assert self._links[link] is None, "history is sent twice"
                     self._links[link] = []
-                    self._queue.put(ReadHistory(link, after_zxid, last_zxid))
+                    self._disk.put(effect)
             case Dial(server_id=server_id):
                 self.world.network.dial(self.server_id, server_id)
             case CloseLink(link=link):
                 self._links.pop(link, None)
+                self._disk.forget(link)
                 link.close()
             case Serve(epoch=epoch, leader_id=leader_id):
                 if not self.peer.is_established:
@@ -360,12 +391,10 @@ class Life:
         if important:
             self.crash_point(f"after {type(message).__name__}")
 
-    def _send_history(self, link: Link, records: list[bytes]) -> None:
-        """Send what was read in proposals of any size, none of two epochs; then what waits."""
-        if link not in self._links:
-            return
-        self.world.mark("history sent")
+    def _send_history(self, link: Link, records: list[bytes], is_last: bool) -> None:
+        """Send what was read in proposals of any size, none of two epochs; at last what waits."""
         held, self._links[link] = self._links[link], None
+        assert held is not None, "nobody waits for history"
         start = 0
         while start < len(records):
             epoch = epoch_of(zxid_of(records[start]))
@@ -373,7 +402,10 @@ class Life:
             part = [each for each in records[start:end] if epoch_of(zxid_of(each)) == epoch]
             self._tell(link, Proposal(zxid_of(part[0]), zxid_of(part[-1]), tuple(part)))
             start += len(part)
-        assert held is not None
+        if not is_last:
+            self._links[link] = held
+            return
+        self.world.mark("history sent")
         for message in held:
             self._tell(link, message)
 

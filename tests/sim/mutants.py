@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
+from duolog_protocol.errors import DiskFullError
+from zkserver.core.peer_events import AdoptEpoch, LogRefused
 from zkserver.core.quorum import Quorums
+from zkserver.server.peer_disk import PeerDisk
 from zkserver.storage.epoch_files import EpochFiles
 from zkserver.storage.txnlog import TxnLog
 
@@ -80,6 +83,37 @@ def append_not_synced() -> Iterator[None]:
         self.durable_zxid = self.last_zxid
 
     with mock.patch.object(TxnLog, "append_durably", append_durably):
+        yield
+
+
+@mutant
+def refused_work_goes_on() -> Iterator[None]:
+    """What was asked for behind a write that a full disk has refused is done all the same."""
+
+    def appended(self: PeerDisk, first_zxid: int, last_zxid: int, _: None, error: Any) -> None:
+        if isinstance(error, DiskFullError):
+            self._ended(LogRefused(first_zxid))
+        else:
+            real(self, first_zxid, last_zxid, None, error)
+
+    real = PeerDisk._appended
+    with mock.patch.object(PeerDisk, "_appended", appended):
+        yield
+
+
+@mutant
+def epoch_overtakes_history() -> Iterator[None]:
+    """`current_epoch` goes ahead of the history that was asked for before it (ZR6, Z-4643)."""
+
+    def put(self: PeerDisk, effect: Any) -> None:
+        if isinstance(effect, AdoptEpoch):
+            self._queue.appendleft(effect)
+            self._go_on()
+        else:
+            real(self, effect)
+
+    real = PeerDisk.put
+    with mock.patch.object(PeerDisk, "put", put):
         yield
 
 

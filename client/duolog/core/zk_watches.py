@@ -82,8 +82,8 @@ class WatchRegistry:
         self._persistent: dict[str, list[PersistentWatch]] = {}
         self._recursive: dict[str, list[PersistentWatch]] = {}
         self._asked: set[PersistentWatch] = set()
-        """Watches whose past the server may tell on this connection, also those that nobody wants
-        any more: other watches may hear it again."""
+        """Watches that were asked for on this connection and not answered, also those that nobody
+        wants any more: the server tells their past, which other watches may hear again."""
         self._chunk = 0
         """Which of the requests that register again is being answered."""
 
@@ -111,18 +111,19 @@ class WatchRegistry:
         table = self._recursive if watch.recursive else self._persistent
         table.setdefault(watch.path, []).append(watch)
         watch.position.hold()
-        self._asked.add(watch)
 
     def on_armed(self, watch: PersistentWatch, zxid: int) -> list[Told]:
         """The server has answered at `zxid`: what it was told meanwhile, in order."""
         watch.armed = True
-        self.on_answered(watch)
         events = watch.position.release(zxid)
         return [] if watch.after_zxid < 0 else [(watch.watcher, event) for event in events]
 
-    def on_answered(self, watch: PersistentWatch) -> None:
-        """Nothing more of its past will come: it was told, or refused. Idempotent."""
-        self._asked.discard(watch)
+    def on_asked(self, watch: PersistentWatch, under_way: bool) -> None:
+        """The request for a watch was sent, or (not `under_way`) answered in any way."""
+        if under_way:
+            self._asked.add(watch)
+        else:
+            self._asked.discard(watch)
 
     def remove_persistent(self, watch: PersistentWatch) -> bool:
         """Forget a persistent watch; true when it was the last of its kind and path. Idempotent.
@@ -179,7 +180,7 @@ class WatchRegistry:
         What the last connection had begun to tell, also for a watch that is not armed yet, will
         be told again from the beginning.
         """
-        self._asked = {watch for watch in self._asked if self.is_wanted(watch)}
+        self._asked.clear()
         for watch in self._all_persistent():
             watch.position.hold()
 

@@ -114,10 +114,11 @@ def test_a_watch_that_nobody_wants_any_more_is_told_its_past_until_the_answer_or
         assert names(registry, EventType.CHANGED, "/a", 4) == ["lasting"]
         cancelled = PersistentWatch("/a", subtree, recursive=False, after_zxid=3)
         registry.add_persistent(cancelled)
+        registry.on_asked(cancelled, True)
         registry.remove_persistent(cancelled)
         assert names(registry, EventType.CHANGED, "/a", 4) == []
         if end == "answer":
-            registry.on_answered(cancelled)
+            registry.on_asked(cancelled, False)
         else:
             registry.hold_all()
             assert registry.release_all(4) == []
@@ -173,9 +174,11 @@ def test_what_is_told_again_for_one_watch_is_not_told_again_to_another() -> None
     assert names(registry, EventType.CHANGED, "/a", 12) == ["lasting"]
     late = PersistentWatch("/a", subtree, recursive=True, after_zxid=3)
     registry.add_persistent(late)
+    registry.on_asked(late, True)
     assert names(registry, EventType.CHANGED, "/a", 14) == ["lasting"]  # not its past yet
     for zxid in (5, 9, 12, 14):
         assert names(registry, EventType.CHANGED, "/a", zxid) == []
+    registry.on_asked(late, False)
     assert [told.zxid for _, told in registry.on_armed(late, 15)] == [5, 9, 12, 14]
     assert names(registry, EventType.CHANGED, "/a", 16) == ["lasting", "subtree"]
 

@@ -1,0 +1,290 @@
+"""The disk work of one server of an ensemble: effects of its `Peer` in, events back to it.
+
+    put(effect) ──► queue ──► one job ──► EpochAccepted, EpochAdopted, Logged, Truncated
+                                     └──► LogRefused: nothing that is queued is done any more
+
+Owns the order: one job at a time, as it was asked for. Appends that stand behind one another share
+a group and a sync. A full disk refuses appends, and what was asked for behind them, with one event;
+an epoch file is written again until there is space. Whatever else fails stops the server.
+
+What a learner lacks is read here, too, part by part and each part in its turn, so that no write
+waits for all of it, and no more of it is in memory than its link can take.
+
+It has no loop and no thread: the executor is given, so that the simulation drives this object.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, Protocol
+
+from duolog_protocol.errors import DiskFullError
+from duolog_runtime.disk import DiskClosedError, DiskExecutor, DiskQueueFullError
+from zkserver.core.peer_events import (
+    AcceptEpoch,
+    AdoptEpoch,
+    AppendRecords,
+    EpochAccepted,
+    EpochAdopted,
+    Logged,
+    LogRefused,
+    PeerEvent,
+    SendHistory,
+    Truncated,
+    TruncateLog,
+)
+from zkserver.storage.recovery import DataDirectory
+
+MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
+"""Records that one job takes at most, so that nobody waits long for what others wrote."""
+MAX_PART_BYTES: Final = 1024 * 1024
+"""Records of a history that are read at once, but for a longer single one."""
+RETRY_MS: Final = 100
+"""An epoch file is tried again after so long where there was no space for it."""
+
+EpochOrCut = AcceptEpoch | AdoptEpoch | TruncateLog
+_Job = tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]
+"""Work for the disk executor, and what to call at its end."""
+
+
+class PeerDiskOwner(Protocol):
+    """Whose disk this is."""
+
+    def step(self, event: PeerEvent) -> None:
+        """Let the peer take an event."""
+
+    def history_read(self, link: Any, records: list[bytes], is_last: bool) -> None:
+        """The next part of what a `SendHistory` asked for; then call `read_on`, unless it is last.
+
+        The last part may be empty.
+        """
+
+    def retry_disk(self, delay_ms: int) -> None:
+        """Call `PeerDisk.retry` in so many milliseconds."""
+
+    def halt_for_disk(self, error: BaseException) -> None:
+        """The disk failed: stop the server. No event follows."""
+
+
+class _History:
+    """What one learner is to be sent."""
+
+    __slots__ = ("after_zxid", "is_reading", "is_wanted", "last_zxid", "link", "records")
+
+    def __init__(self, effect: SendHistory) -> None:
+        self.link = effect.link
+        self.after_zxid = effect.after_zxid
+        self.last_zxid = effect.last_zxid
+        self.records: Iterator[bytes] | None = None
+        """What is left to be read, once reading has begun."""
+        self.is_reading = False
+        """The disk executor has it."""
+        self.is_wanted = True
+
+
+class PeerDisk:
+    """Performs what a `Peer` asks of the disk, on its data directory."""
+
+    def __init__(
+        self,
+        data: DataDirectory,
+        disk: DiskExecutor,
+        owner: PeerDiskOwner,
+        *,
+        max_group_bytes: int = MAX_GROUP_BYTES,
+        max_part_bytes: int = MAX_PART_BYTES,
+    ) -> None:
+        self._data = data
+        self._disk = disk
+        self._owner = owner
+        self._max_group_bytes = max_group_bytes
+        self._max_part_bytes = max_part_bytes
+        self._queue: deque[EpochOrCut | AppendRecords | _History] = deque()
+        self._is_working = False
+        self._waits_for_space: EpochOrCut | None = None
+        self._histories: dict[Any, _History] = {}
+        self._halted = False
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is asked for that is not done."""
+        return not self._queue and not self._is_working
+
+    def put(self, effect: EpochOrCut | AppendRecords | SendHistory) -> None:
+        """Do this behind everything that was put before."""
+        if isinstance(effect, SendHistory):
+            assert effect.link not in self._histories, "history is sent twice"
+            history = self._histories[effect.link] = _History(effect)
+            self._queue.append(history)
+        else:
+            self._queue.append(effect)
+        self._go_on()
+
+    def read_on(self, link: Any) -> None:
+        """The link can take the next part of its history; nothing happens if it is forgotten."""
+        history = self._histories.get(link)
+        if history is not None:
+            assert not history.is_reading and history not in self._queue, link
+            self._queue.append(history)
+            self._go_on()
+
+    def forget(self, link: Any) -> None:
+        """A link has ended: nobody wants its history. Idempotent."""
+        history = self._histories.pop(link, None)
+        if history is not None:
+            history.is_wanted = False
+            if not history.is_reading:
+                _close(history)
+
+    def retry(self) -> None:
+        """There may be space now."""
+        job, self._waits_for_space = self._waits_for_space, None
+        if job is not None:
+            self._submit(*self._epoch_or_cut(job))
+
+    # ---- one job at a time ----------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        while self._queue and not self._is_working and not self._halted:
+            job = self._queue.popleft()
+            match job:
+                case AppendRecords():
+                    self._start(*self._append(job))
+                case _History():
+                    if job.is_wanted:
+                        job.is_reading = True
+                        self._start(partial(self._read, job), partial(self._history_read, job))
+                case _:
+                    self._start(*self._epoch_or_cut(job))
+
+    def _start(
+        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        self._is_working = True
+        self._submit(work, done)
+
+    def _submit(
+        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        try:
+            self._disk.submit(work, done)
+        except DiskQueueFullError as error:  # nothing may be left out
+            self._halt(error)
+
+    def _ended(self, event: PeerEvent | None) -> None:
+        self._is_working = False
+        if event is not None:
+            self._owner.step(event)
+        self._go_on()
+
+    def _halt(self, error: BaseException) -> None:
+        if not self._halted:
+            self._halted = True
+            self._queue.clear()
+            if not isinstance(error, DiskClosedError):
+                self._owner.halt_for_disk(error)
+
+    # ---- appends --------------------------------------------------------------------------------
+
+    def _append(self, first: AppendRecords) -> _Job:
+        """A group: this append, and those behind it that fit."""
+        records = list(first.records)
+        last_zxid = first.last_zxid
+        size = sum(map(len, records))
+        queue = self._queue
+        while queue and isinstance(queue[0], AppendRecords):
+            size += sum(map(len, queue[0].records))
+            if size > self._max_group_bytes:
+                break
+            each = queue.popleft()
+            assert isinstance(each, AppendRecords), each
+            records += each.records
+            last_zxid = each.last_zxid
+        return (
+            partial(self._data.log.append_durably, records, last_zxid),
+            partial(self._appended, first.first_zxid, last_zxid),
+        )
+
+    def _appended(
+        self, first_zxid: int, last_zxid: int, _: None, error: BaseException | None
+    ) -> None:
+        if error is None:
+            self._ended(Logged(last_zxid))
+        elif isinstance(error, DiskFullError):
+            refused = [job for job in self._queue if not isinstance(job, _History)]
+            assert all(isinstance(job, AppendRecords | AdoptEpoch) for job in refused), refused
+            self._queue = deque(job for job in self._queue if isinstance(job, _History))
+            self._ended(LogRefused(first_zxid))
+        else:
+            self._halt(error)
+
+    # ---- epochs and truncation ------------------------------------------------------------------
+
+    def _epoch_or_cut(self, job: EpochOrCut) -> _Job:
+        work: Callable[[], Any]
+        event: PeerEvent
+        match job:
+            case AcceptEpoch(epoch=epoch):
+                work, event = partial(self._data.epochs.accept, epoch), EpochAccepted(epoch)
+            case AdoptEpoch(epoch=epoch):
+                work, event = partial(self._data.epochs.adopt, epoch), EpochAdopted(epoch)
+            case TruncateLog(zxid=zxid):
+                assert not any(each.records for each in self._histories.values()), "is being read"
+                work, event = partial(self._data.log.truncate_to, zxid), Truncated(zxid)
+
+        def done(_: None, error: BaseException | None) -> None:
+            if error is None:
+                self._ended(event)
+            elif isinstance(error, DiskFullError) and not isinstance(job, TruncateLog):
+                self._waits_for_space = job
+                self._owner.retry_disk(RETRY_MS)
+            else:
+                self._halt(error)
+
+        return work, done
+
+    # ---- history --------------------------------------------------------------------------------
+
+    def _read(self, history: _History) -> tuple[list[bytes], bool]:
+        """In the disk thread: the next part, and whether it is the last one."""
+        log = self._data.log
+        if history.records is None:
+            assert history.last_zxid <= log.durable_zxid, (history.last_zxid, log.durable_zxid)
+            history.records = log.read_from(history.after_zxid)
+        records: list[bytes] = []
+        size = 0
+        for record in history.records:
+            if int.from_bytes(record[:8], "big") > history.last_zxid:
+                break
+            records.append(record)
+            size += len(record)
+            if size >= self._max_part_bytes:
+                return records, False
+        return records, True
+
+    def _history_read(
+        self, history: _History, part: tuple[list[bytes], bool] | None, error: BaseException | None
+    ) -> None:
+        history.is_reading = False
+        if error is not None:
+            _close(history)
+            self._halt(error)
+            return
+        assert part is not None
+        records, is_last = part
+        if is_last or not history.is_wanted:
+            _close(history)
+        self._is_working = False
+        if history.is_wanted:
+            if is_last:
+                del self._histories[history.link]
+            self._owner.history_read(history.link, records, is_last)
+        self._go_on()
+
+
+def _close(history: _History) -> None:
+    records, history.records = history.records, None
+    if records is not None:
+        records.close()  # type: ignore[attr-defined]  # a generator, which has a file open
