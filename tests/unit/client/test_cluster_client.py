@@ -141,7 +141,7 @@ async def test_another_service_on_the_port_is_named(cluster: FakeCluster) -> Non
         return False
 
     cluster.script = impostor
-    each = client(cluster, SETTINGS._replace(request_timeout_ms=50))
+    each = client(cluster, SETTINGS._replace(request_timeout_ms=1_000))
     with pytest.raises((ConnectionLostError, RequestTimeoutError), match=r"'zkserver'|no answer"):
         await each.start()
     await each.stop()
