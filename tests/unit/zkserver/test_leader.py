@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from duolog_protocol.quorum_messages import (
@@ -15,8 +17,10 @@ from duolog_protocol.quorum_messages import (
     UpToDate,
 )
 from duolog_protocol.types import make_zxid
+from zkserver.core.peer_events import LinkOpened, MessageReceived
+from zkserver.core.roles import MAX_CALLERS_PER_SERVER
 
-from .peer_support import DEFAULTS, Ensemble, established
+from .peer_support import DEFAULTS, Ensemble, Link, established
 
 # --- Discovery ------------------------------------------------------------------------------------
 
@@ -271,6 +275,40 @@ def test_a_leader_that_loses_its_quorum_gives_up_at_once() -> None:
     assert ensemble[3].serving == (1, 3)
     ensemble.lose_link(2, 3)
     assert ensemble[3].serving is None and not ensemble[3].is_leading
+
+
+@pytest.mark.parametrize("stage", [introduced, promised])
+def test_it_does_not_wait_for_the_limit_either_when_the_quorum_that_came_has_gone(
+    stage: Callable[[], Ensemble],
+) -> None:
+    ensemble = stage()
+    ensemble.lose_link(1, 3)
+    assert ensemble[3].is_leading, "2 is there"
+    ensemble.lose_link(2, 3)
+    assert not ensemble[3].is_leading
+    ensemble.settle()
+    ensemble.advance(DEFAULTS.notification_last_ms)
+    assert len(set(ensemble.serving().values())) == 1 and ensemble[3].serving is not None
+
+
+def test_a_server_that_dials_again_before_the_epoch_is_established_has_not_gone() -> None:
+    ensemble = Ensemble()
+    ensemble.start(2, 3)
+    ensemble.deliver(2, 3)
+    again = Link(2, 3)
+    ensemble[3].step(LinkOpened(again, 0))
+    ensemble[3].step(MessageReceived(again, FollowerInfo(2, 0)))
+    assert ensemble[3].reasons == ["it has dialled again"]
+    assert ensemble[3].is_leading and 3 in again.open
+
+
+def test_links_that_never_say_whose_they_are_are_bounded() -> None:
+    ensemble = established()
+    links = [Link(1, 3) for _ in range(2 * MAX_CALLERS_PER_SERVER + 3)]
+    for link in links:
+        ensemble[3].step(LinkOpened(link, 0))
+    assert [3 in link.open for link in links] == [False] * 3 + [True] * 2 * MAX_CALLERS_PER_SERVER
+    assert ensemble[3].serving == (1, 3)
 
 
 def test_an_observer_is_no_quorum_to_lose() -> None:

@@ -88,7 +88,7 @@ def test_newleader_is_acknowledged_with_its_own_epoch() -> None:
     """Z18."""
     ensemble = asked()
     ensemble.forge(2, 3, NewLeaderAck(2))
-    assert 3 not in ensemble.link_of(2, 3).open and ensemble[3].is_leading
+    assert 3 not in ensemble.link_of(2, 3).open and ensemble[3].serving is None
 
 
 def test_acknowledgements_go_forward() -> None:

@@ -14,7 +14,6 @@ from duolog_protocol.quorum_messages import (
     Vote,
 )
 from duolog_protocol.types import make_zxid
-from zkserver.core.peer import MAX_CALLERS_PER_SERVER
 from zkserver.core.peer_events import (
     DialFailed,
     LinkLost,
@@ -22,6 +21,7 @@ from zkserver.core.peer_events import (
     MessageReceived,
     NotificationReceived,
 )
+from zkserver.core.roles import MAX_CALLERS_PER_SERVER
 
 from .peer_support import DEFAULTS, Ensemble, Link, established
 

@@ -41,7 +41,7 @@ from .ledger import Ledger
 from .peer_config import PeerConfig
 from .peer_events import CloseLink, SendHistory, Serve, Tell
 from .quorum import Quorums
-from .roles import GaveUp, expect
+from .roles import MAX_CALLERS_PER_SERVER, GaveUp, expect
 from .synchronization import plan_sync
 
 
@@ -100,6 +100,8 @@ class Leader:
         self._synced: set[int] = set()
         """Voters that have adopted the epoch and are still there."""
         self._learners: dict[Any, Learner] = {}
+        self._had_quorum = False
+        """A quorum was introduced, ourselves among it: from then on one has to be there."""
         self._ping_ms = now_ms + config.ping_interval_ms
         self._limit_ms = now_ms + config.init_limit_ms
         self._introduce(config.server_id, ledger.accepted_epoch)
@@ -121,16 +123,25 @@ class Leader:
     # ---- learners -------------------------------------------------------------------------------
 
     def on_link_opened(self, link: Any, now_ms: int) -> None:
-        """A learner has dialled us."""
+        """Somebody has dialled us. Who says nothing makes room for those that come later."""
         self._learners[link] = Learner(link, now_ms)
+        silent = [each for each in self._learners.values() if not each.server_id]
+        if len(silent) > MAX_CALLERS_PER_SERVER * len(self._config.others):
+            self._drop(silent[0], "too many have not said who they are")
 
     def on_link_lost(self, link: Any) -> None:
         """A learner has gone. Raises GaveUp where too few are left."""
         learner = self._learners.pop(link, None)
-        if learner is not None and learner.server_id in self._synced:
-            self._synced.discard(learner.server_id)
-            if self.is_established and not self._quorums.has_quorum(self._synced):
-                raise GaveUp(f"server {learner.server_id} has gone: no quorum follows any more")
+        if learner is None or not learner.server_id:
+            return
+        self._synced.discard(learner.server_id)
+        needed = self._synced if self.is_established else self._present()
+        if self._had_quorum and not self._quorums.has_quorum(needed):
+            raise GaveUp(f"server {learner.server_id} has gone: no quorum follows any more")
+
+    def _present(self) -> set[int]:
+        """Who has said who it is, and ourselves."""
+        return {self._config.server_id, *(each.server_id for each in self._learners.values())}
 
     def on_message(self, link: Any, message: LearnerMessage, now_ms: int) -> None:
         """What a learner says. Raises GaveUp."""
@@ -172,11 +183,11 @@ class Leader:
         expect(learner.stage == LearnerStage.CONNECTED, "introduced twice", server_id)
         expect(server_id in self._config.others, "no server of this ensemble", server_id)
         expect(message.accepted_epoch < ZXID_EPOCH_LAST, "no epoch is left", message.accepted_epoch)
-        for other in list(self._learners.values()):
-            if other.server_id == server_id:
-                self._drop(other, "it has dialled again")
+        others = [each for each in self._learners.values() if each.server_id == server_id]
         learner.server_id = server_id
         learner.stage = LearnerStage.INTRODUCED
+        for other in others:
+            self._drop(other, "it has dialled again")
         if self.epoch and message.accepted_epoch > self.epoch:
             # It can never follow us; and it need not be the only one that has promised that epoch.
             raise GaveUp(f"server {server_id} has promised epoch {message.accepted_epoch}")
@@ -186,6 +197,7 @@ class Leader:
 
     def _introduce(self, server_id: int, accepted_epoch: int) -> None:
         self._accepted[server_id] = accepted_epoch
+        self._had_quorum = self._had_quorum or self._quorums.has_quorum(self._present())
         if self.epoch == 0 and self._quorums.has_quorum(self._accepted.keys()):
             self.epoch = max(self._accepted.values()) + 1
             assert self.epoch <= ZXID_EPOCH_LAST, self.epoch

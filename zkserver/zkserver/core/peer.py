@@ -14,7 +14,7 @@ election is decided here, too. Nobody votes while the log is still written. Sour
 from __future__ import annotations
 
 import random
-from typing import Any, Final
+from typing import Any
 
 from duolog_protocol.quorum_messages import Notification, PeerState, Vote
 
@@ -43,10 +43,7 @@ from .peer_events import (
     Truncated,
 )
 from .quorum import Quorums
-from .roles import GaveUp
-
-MAX_CALLERS_PER_SERVER: Final = 4
-"""Links that may wait for the end of an election, for each server of the ensemble."""
+from .roles import MAX_CALLERS_PER_SERVER, GaveUp
 
 
 class Settling:

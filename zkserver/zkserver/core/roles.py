@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from duolog_protocol.errors import RemoteProtocolError
+
+MAX_CALLERS_PER_SERVER: Final = 4
+"""Links that may wait, for the end of an election or for a first word, for each other server."""
 
 
 class GaveUp(Exception):
