@@ -127,7 +127,7 @@ class WatchStream:
                     None,
                     reads=True,
                     arm=arm,
-                    under_way=partial(registry.on_asked, watch),
+                    under_way=partial(registry.on_asked, watch) if watch.after_zxid >= 0 else None,
                 )
             except BaseException:
                 if not watch.armed:

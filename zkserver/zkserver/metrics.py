@@ -106,12 +106,20 @@ def _disk(view: ServerView) -> Iterator[Metric]:
     ):
         yield Metric(name, text, value, is_counter=True)
     for name, text, tally in (
-        ("fsynctime", "Time to write a group to the log and sync it (ms).", disk.fsync_time),
+        (
+            "fsynctime",
+            "Time to write a group to the log and sync it (ms), without what is done meanwhile.",
+            disk.fsync_time,
+        ),
         ("snapshottime", "Time from beginning a snapshot to its end (ms).", disk.snapshot_time),
         ("sync_processor_batch_size", "Records that one sync covers.", disk.batch_size),
         ("sync_processor_queue_size", "Records waiting as a group is taken.", disk.queue_size),
         ("sync_processor_queue_time_ms", "Time in that queue.", disk.queue_time),
-        ("sync_processor_queue_flush_time_ms", "Time to write and sync.", disk.flush_time),
+        (
+            "sync_processor_queue_flush_time_ms",
+            "Time to write and sync, with what is done meanwhile.",
+            disk.flush_time,
+        ),
         (
             "sync_processor_queue_and_flush_time_ms",
             "Time from the queue until durable.",

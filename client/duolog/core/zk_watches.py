@@ -82,8 +82,8 @@ class WatchRegistry:
         self._persistent: dict[str, list[PersistentWatch]] = {}
         self._recursive: dict[str, list[PersistentWatch]] = {}
         self._asked: set[PersistentWatch] = set()
-        """Watches that were asked for on this connection and not answered, also those that nobody
-        wants any more: the server tells their past, which other watches may hear again."""
+        """Watches with a past that were asked for on this connection and not answered, also those
+        that nobody wants any more: what the server tells of it other watches may hear again."""
         self._chunk = 0
         """Which of the requests that register again is being answered."""
 
@@ -119,7 +119,7 @@ class WatchRegistry:
         return [] if watch.after_zxid < 0 else [(watch.watcher, event) for event in events]
 
     def on_asked(self, watch: PersistentWatch, under_way: bool) -> None:
-        """The request for a watch was sent, or (not `under_way`) answered in any way."""
+        """The request for a watch with a past was sent, or (not `under_way`) was answered."""
         if under_way:
             self._asked.add(watch)
         else:

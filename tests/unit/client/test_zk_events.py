@@ -320,3 +320,12 @@ async def test_what_is_told_to_a_stream_that_was_cancelled_doubles_nothing_for_a
             await other.set("/a", b"2")
             assert await take(stream, 1) == [("CHANGED", "/a")]
             assert stream.zxid == other.last_zxid_seen
+
+
+async def test_a_stream_that_begins_now_has_no_past_that_others_could_hear_again() -> None:
+    async with asyncio.timeout(10), Zk() as server:
+        zk = await server.client()
+        arming = asyncio.ensure_future(zk.events("/", recursive=True)._arm())
+        await asyncio.sleep(0)
+        assert not arming.done() and not zk._keeper.watches._asked
+        await arming

@@ -132,3 +132,15 @@ def test_a_promise_of_the_last_epoch_opens_none_behind_it() -> None:
     ensemble.forge(2, 3, FollowerInfo(2, ZXID_EPOCH_LAST))
     assert 3 not in link.open
     assert ensemble[3].accepted_epoch == 0 and not ensemble[3].disk
+
+
+def test_the_last_epoch_is_one_that_its_servers_can_come_back_to() -> None:
+    ensemble = Ensemble()
+    for each in (1, 2, 3):
+        ensemble[each].holds(accepted=ZXID_EPOCH_LAST - 1, current=0)
+    ensemble.start()
+    ensemble.settle()
+    assert set(ensemble.serving().values()) == {(ZXID_EPOCH_LAST, 3)}
+    ensemble.lose_link(1, 3)
+    ensemble.advance(1_000)
+    assert set(ensemble.serving().values()) == {(ZXID_EPOCH_LAST, 3)}

@@ -94,6 +94,35 @@ def test_a_write_that_may_have_to_wait_is_not_written_here(numbers: list[int], r
         assert life.acknowledged[-1] == 13, "it has been quick for a while"
 
 
+def test_a_slow_write_counts_as_a_slow_sync_does_and_the_cores_work_does_not() -> None:
+    life = quick_life()
+    life.core.deadline = 10_000
+    log = life.data.log
+    append, step = log.append, life.core.step
+
+    def slow_append(records: list[bytes], last_zxid: int) -> None:
+        life.clock.advance(slow_ms)
+        append(records, last_zxid)
+
+    def slow_step(event: Any, now_ms: int) -> list[Any]:
+        life.clock.advance(5)
+        return step(event, now_ms)
+
+    log.append = slow_append  # type: ignore[method-assign, assignment]
+    life.core.step = slow_step  # type: ignore[method-assign]
+    life.engine.stats.count_groups()
+    slow_ms = 0
+    write(life, 3)
+    write(life, 4)
+    slow_ms = 2 * QUICK_MS + 1
+    write(life, 5)
+    assert life.acknowledged == [1, 2, 3, 4, 5] and not life.disk.pending
+    write(life, 6)
+    assert life.acknowledged[-1] == 5 and life.disk.pending == 1
+    life.engine.stats.count_groups()
+    assert life.engine.stats.fsync_time.max == slow_ms
+
+
 @pytest.mark.parametrize("excess", [0, 1], ids=["at the bound", "a record over it"])
 def test_a_large_group_is_a_job(excess: int) -> None:
     life = quick_life(reserved_bytes=2 * MAX_BYTES_HERE)

@@ -182,7 +182,8 @@ class Leader:
         server_id = message.server_id
         expect(learner.stage == LearnerStage.CONNECTED, "introduced twice", server_id)
         expect(server_id in self._config.others, "no server of this ensemble", server_id)
-        expect(message.accepted_epoch < ZXID_EPOCH_LAST, "no epoch is left", message.accepted_epoch)
+        last_of_all = self.epoch if self.epoch == ZXID_EPOCH_LAST else ZXID_EPOCH_LAST - 1
+        expect(message.accepted_epoch <= last_of_all, "no epoch is left", message.accepted_epoch)
         others = [each for each in self._learners.values() if each.server_id == server_id]
         learner.server_id = server_id
         learner.stage = LearnerStage.INTRODUCED

@@ -371,8 +371,8 @@ class Engine:
     def _may_write_here(self, records: list[bytes], last_zxid: int) -> bool:
         """Whether the disk is quick and idle, and nothing but the group itself is to be written.
 
-        So its sync cannot fail for want of space: what the core has worked out by then it cannot
-        take back.
+        So its sync cannot fail for want of space, where the file system writes in place: what the
+        core has worked out by then it cannot take back, and such a failure would stop the server.
         """
         data, size_bytes = self._data, group_bytes(records)
         return (
@@ -385,6 +385,7 @@ class Engine:
 
     def _write_here(self, records: list[bytes], group: _Group) -> None:
         """Write a group and wait for the disk."""
+        begun_ms = self._clock.now_ms()
         try:
             self._data.log.append(records, group.last_zxid)
         except Exception as error:  # as what a job raises: it stops the server
@@ -392,10 +393,12 @@ class Engine:
             return
         if self._queue:
             self._schedule_write()
-        self._run(Durable(group.last_zxid), before_effects=partial(self._sync_log, group))
+        sync = partial(self._sync_log, group, self._clock.now_ms() - begun_ms)
+        self._run(Durable(group.last_zxid), before_effects=sync)
         self._mark_where_no_timer_will()
 
-    def _sync_log(self, group: _Group) -> None:
+    def _sync_log(self, group: _Group, append_ms: int) -> None:
+        """The rest of a write that took so long so far; what the core did since does not count."""
         self._arm()  # while the disk works
         begun_ms = self._clock.now_ms()
         try:
@@ -404,7 +407,7 @@ class Engine:
             self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
             return
         self._now_ms = self._clock.now_ms()
-        self._note_written(group, self._now_ms - begun_ms)
+        self._note_written(group, append_ms + self._now_ms - begun_ms)
 
     def _submit(self, records: list[bytes], group: _Group) -> None:
         """Give the disk thread a group."""

@@ -117,7 +117,7 @@ class WrittenGroup(NamedTuple):
     queue_ms: int
     """From the arrival of its first record until it was taken."""
     sync_ms: int
-    """Its sync; in the loop, how long that waited for it."""
+    """Its write and sync; in the loop without what the core did meanwhile."""
     flush_ms: int
     """From when it was taken until it was known to be durable."""
 
