@@ -161,7 +161,10 @@ def test_preallocation_grows_with_zeros_and_never_cuts(file: RealFile) -> None:
     assert file.pread(100, 0) == b"ab\0\0"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="nothing is reserved elsewhere")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="asks Linux which blocks are on the disk; elsewhere a log only grows, as `Files` says",
+)
 def test_reserved_space_is_zeros_on_the_disk_and_what_is_skipped_is_not(file: RealFile) -> None:
     assert file.is_allocated()
     file.truncate(3_000_000)
@@ -185,7 +188,10 @@ def test_a_failed_sync_of_reserved_space_is_reported(
         file.preallocate(100)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the system has no such thing")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="needs posix_fadvise; without it `begin_sync` does nothing, and `sync` does it all",
+)
 def test_a_sync_may_be_begun_before_it_is_waited_for(
     file: RealFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
