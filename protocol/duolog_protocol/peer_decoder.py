@@ -6,7 +6,7 @@
 
 Owns the cutting of the stream into messages, and which of them may come when. It becomes OPEN by
 `open` where we were dialled, by the PeerWelcome itself where we have dialled: more may follow that
-at once. Until then, and wherever no Proposal may come, frames are small. The preamble is gone
+at once. Until then, and between servers that elect, frames are small. The preamble is gone
 already: `connection.ServerConnection` takes it, with this as its decoder.
 """
 
@@ -21,7 +21,9 @@ from .frames import Frame, frame_at
 from .quorum_codec import MAX_PEER_FRAME_BYTES, MAX_SMALL_FRAME_BYTES, decode_message
 from .quorum_messages import (
     LeaderMessage,
+    LeaderService,
     LearnerMessage,
+    LearnerService,
     Notification,
     PeerHello,
     PeerMessage,
@@ -29,6 +31,7 @@ from .quorum_messages import (
     PeerRefusal,
     PeerWelcome,
     Proposal,
+    Requests,
 )
 from .stream_decoder import StreamDecoder
 
@@ -53,8 +56,8 @@ _ANSWER: Final = frozenset({PeerWelcome, PeerRefusal})
 _MAY_SAY: Final[dict[tuple[PeerPurpose, bool], frozenset[type]]] = {
     (PeerPurpose.ELECTION, False): frozenset({Notification}),
     (PeerPurpose.ELECTION, True): frozenset({Notification}),
-    (PeerPurpose.LEARNER, False): _classes(LearnerMessage),
-    (PeerPurpose.LEARNER, True): _classes(LeaderMessage),
+    (PeerPurpose.LEARNER, False): _classes(LearnerMessage | LearnerService),
+    (PeerPurpose.LEARNER, True): _classes(LeaderMessage | LeaderService),
 }
 """(purpose, whether we have dialled) -> what the other side says."""
 
@@ -88,7 +91,7 @@ class PeerDecoder(StreamDecoder[Received]):
     def _open(self, may_say: frozenset[type]) -> None:
         self.stage = PeerStage.OPEN
         self._may_say = may_say
-        if Proposal in may_say:
+        if Proposal in may_say or Requests in may_say:
             self.max_frame_bytes = MAX_PEER_FRAME_BYTES
 
     def _cut(self, chunk: bytes) -> list[Received]:

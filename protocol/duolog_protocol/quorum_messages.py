@@ -9,6 +9,8 @@ only a server's newest one counts. Not ZooKeeper's bytes, but its protocol: refe
     anybody             Notification
     learner -> leader   FollowerInfo, AckEpoch, NewLeaderAck, Ack, Pong
     leader -> learner   LeaderInfo, Truncate, Proposal, NewLeader, UpToDate, Commit, Ping
+    learner -> leader   Requests, SessionsHeard           of its clients, once it has adopted the
+    leader -> learner   Answers, SessionTaken             leader's epoch
 
 A message is a NamedTuple in wire order; its schema is at the end, its number in `PEER_MESSAGES`.
 What one message says by itself is checked by `quorum_codec`, what fits where the protocol stands by
@@ -23,6 +25,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from .codec import (
     BOOL,
     INT16,
+    INT32,
+    INT64,
     Cursor,
     FieldType,
     Schema,
@@ -34,6 +38,7 @@ from .codec import (
 )
 from .txns import MAX_TXN_BYTES
 from .types import ZXID_EPOCH_LAST
+from .zk_messages import MAX_FRAME_BYTES
 
 PEER_VERSION: Final = 0
 """The version of these messages that this code speaks."""
@@ -43,6 +48,15 @@ MAX_PROPOSAL_BYTES: Final = MAX_TXN_BYTES + 64 * 1024
 """All records of a Proposal together. The longest Txn that any setting allows must fit, with room
 for what adds to it: what was accepted can always be replicated (ZOOKEEPER-3496)."""
 MAX_REFUSAL_BYTES: Final = 512
+MAX_REQUESTS: Final = 1_000
+"""Requests of one client that are forwarded, or answered, at once."""
+MAX_REQUESTS_BYTES: Final = MAX_FRAME_BYTES + 64 * 1024
+"""All frames of a Requests together: the longest one, with room to spare."""
+MAX_FAILURES: Final = 25
+"""Failures of one Answers: their texts must fit a header."""
+MAX_FAILURE_BYTES: Final = 2_000
+MAX_SESSIONS_HEARD: Final = 1_000
+MAX_IDENTITY_BYTES: Final = 1024
 
 
 class PeerPurpose(IntEnum):
@@ -200,8 +214,68 @@ class Pong(NamedTuple):
     """The learner is there."""
 
 
+class Identity(NamedTuple):
+    """Who a client is, as its server knows it."""
+
+    scheme: str
+    id: str
+
+
+class Requests(NamedTuple):
+    """What a client of a learner asks that only the leader can do, in the client's order."""
+
+    first_number: int
+    """Of the first one; the others follow without a gap. A learner numbers what it forwards to one
+    leader, from 1 on."""
+    session_id: int
+    """0 where it asks for a session."""
+    identities: tuple[Identity, ...]
+    frames: bytes
+    """The requests as frames of a native client."""
+
+
+class RequestFailure(NamedTuple):
+    """Why a request of an `Answers` has failed."""
+
+    position: int
+    """Which one: `first_number` is 0."""
+    is_logged: bool
+    """It has a zxid of its own; otherwise nothing of it is in the log."""
+    code: int
+    """A `ZkErrorCode`."""
+    message: str
+    failed_at: int
+    """In a multi the place of the operation that fails; -1: not a multi."""
+    op_count: int
+    """Operations of the multi."""
+
+
+class Answers(NamedTuple):
+    """Where in the log requests have their place. Ahead of the proposals of these zxids."""
+
+    first_number: int
+    zxids: tuple[int, ...]
+    """Of each the zxid that it has, or behind which it is to be answered."""
+    failures: tuple[RequestFailure, ...]
+
+
+class SessionsHeard(NamedTuple):
+    """Sessions whose clients a learner has heard since it last said so."""
+
+    session_ids: tuple[int, ...]
+
+
+class SessionTaken(NamedTuple):
+    """The client of a session has connected to another server: its old connection must end."""
+
+    session_id: int
+
+
 LearnerMessage = FollowerInfo | AckEpoch | NewLeaderAck | Ack | Pong
 LeaderMessage = LeaderInfo | Truncate | Proposal | NewLeader | UpToDate | Commit | Ping
+LearnerService = Requests | SessionsHeard
+"""What a learner says for its clients; the state machine of the learner's role knows none of it."""
+LeaderService = Answers | SessionTaken
 
 
 E = TypeVar("E", bound=IntEnum)
@@ -229,7 +303,14 @@ ZXID: Final = _COUNT
 _VOTE: Final = structure(Vote, _EPOCH_OR_NONE, ZXID, integer(0, SERVER_ID_LAST))
 
 HandshakeMessage = PeerHello | PeerWelcome | PeerRefusal
-PeerMessage = HandshakeMessage | Notification | LearnerMessage | LeaderMessage
+PeerMessage = (
+    HandshakeMessage
+    | Notification
+    | LearnerMessage
+    | LeaderMessage
+    | LearnerService
+    | LeaderService
+)
 
 
 class PeerMessageType(NamedTuple):
@@ -261,6 +342,32 @@ PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
         (2014, Schema(Commit, ZXID)),
         (2015, Schema(Ping)),
         (2016, Schema(Pong)),
+        (
+            2017,
+            Schema(
+                Requests,
+                _COUNT,
+                INT64,
+                array(structure(Identity, string(64), string(MAX_IDENTITY_BYTES)), 64),
+                data(MAX_REQUESTS_BYTES),
+            ),
+        ),
+        (
+            2018,
+            Schema(
+                Answers,
+                _COUNT,
+                array(ZXID, MAX_REQUESTS),
+                array(
+                    structure(
+                        RequestFailure, _COUNT, BOOL, INT32, string(MAX_FAILURE_BYTES), INT32, INT32
+                    ),
+                    MAX_FAILURES,
+                ),
+            ),
+        ),
+        (2019, Schema(SessionsHeard, array(INT64, MAX_SESSIONS_HEARD))),
+        (2020, Schema(SessionTaken, INT64)),
     )
 }
 """Class -> number and schema."""

@@ -244,4 +244,12 @@ PEER_SAMPLES: list[quorum.PeerMessage] = [
     quorum.Commit(_ZXID),
     quorum.Ping(),
     quorum.Pong(),
+    quorum.Requests(
+        *(7, 0x1_0000_0002),
+        (quorum.Identity("ip", "10.0.0.1"),),
+        b"".join(zk.SET_DATA.encode_request(3, zk.SetDataRequest("/a", b"b", -1), 0)),
+    ),
+    quorum.Answers(7, (_ZXID, _ZXID), (quorum.RequestFailure(1, False, -112, "no", -1, 0),)),
+    quorum.SessionsHeard((0x1_0000_0002,)),
+    quorum.SessionTaken(0x1_0000_0002),
 ]

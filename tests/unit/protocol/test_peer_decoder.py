@@ -23,7 +23,9 @@ from duolog_protocol.quorum_messages import (
     Commit,
     HandshakeMessage,
     LeaderMessage,
+    LeaderService,
     LearnerMessage,
+    LearnerService,
     Notification,
     PeerHello,
     PeerMessage,
@@ -108,8 +110,8 @@ def test_each_side_says_what_is_its_own(purpose: PeerPurpose, message: PeerMessa
     for decoder, allowed in (
         (PeerDecoder(), PeerHello),
         (PeerDecoder(purpose), PeerWelcome | PeerRefusal),
-        (welcomed(purpose), LearnerMessage if is_learner else Notification),
-        (dialled(purpose), LeaderMessage if is_learner else Notification),
+        (welcomed(purpose), LearnerMessage | LearnerService if is_learner else Notification),
+        (dialled(purpose), LeaderMessage | LeaderService if is_learner else Notification),
     ):
         if isinstance(message, allowed):
             assert names(decoder.feed(sent(message))) == [message]
@@ -119,12 +121,12 @@ def test_each_side_says_what_is_its_own(purpose: PeerPurpose, message: PeerMessa
             assert decoder.stage is not PeerStage.CLOSED
 
 
-def test_only_a_leader_sends_long_frames() -> None:
+def test_only_a_leader_and_its_learners_send_long_frames() -> None:
     for decoder, limit in (
         (PeerDecoder(), MAX_SMALL_FRAME_BYTES),
         (PeerDecoder(LEARNER), MAX_SMALL_FRAME_BYTES),
         (welcomed(ELECTION), MAX_SMALL_FRAME_BYTES),
-        (welcomed(LEARNER), MAX_SMALL_FRAME_BYTES),
+        (welcomed(LEARNER), MAX_PEER_FRAME_BYTES),
         (dialled(ELECTION), MAX_SMALL_FRAME_BYTES),
         (dialled(LEARNER), MAX_PEER_FRAME_BYTES),
     ):

@@ -32,7 +32,9 @@ from duolog_protocol.quorum_messages import (
     PEER_MESSAGES_BY_KEY,
     HandshakeMessage,
     LeaderMessage,
+    LeaderService,
     LearnerMessage,
+    LearnerService,
     Notification,
     PeerMessage,
     PeerRefusal,
@@ -96,7 +98,13 @@ def test_every_message_survives_the_wire(message: PeerMessage, context: int) -> 
 
 def test_there_is_a_sample_a_number_and_a_side_for_every_message() -> None:
     members: set[Any] = {Notification}
-    for union in (HandshakeMessage, LearnerMessage, LeaderMessage):
+    for union in (
+        HandshakeMessage,
+        LearnerMessage,
+        LeaderMessage,
+        LearnerService,
+        LeaderService,
+    ):
         members |= set(union.__args__)
     assert members == set(PEER_MESSAGES) == {type(each) for each in PEER_SAMPLES}
     assert sorted(PEER_MESSAGES_BY_KEY) == list(range(2001, 2001 + len(PEER_MESSAGES)))
@@ -186,6 +194,9 @@ LIMITS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("Ack", (1,), (1.0,)),
     ("Ping", (), (0,)),
     ("Pong", (), (0,)),
+    ("SessionTaken", (1,), ("1",)),
+    ("SessionsHeard", ((1,) * 1_000,), ((1,) * 1_001,)),
+    ("Answers", (1, (1,) * 1_000, ()), (1, (1,) * 1_001, ())),
 ]
 
 
@@ -225,7 +236,7 @@ def test_a_field_too_few_or_too_many_is_refused(name: str) -> None:
         ((False, 2015, 0), "correlation id False"),
         ((18, 0, 1, "kafka", "3"), "correlation id 18"),
         ((0, 2000, 0), "message 2000"),
-        ((0, 2017, 0), "message 2017"),
+        ((0, 2099, 0), "message 2099"),
         ((0, 1, 0, 3, 3, "/a"), "message 1"),
         ((0, "2015", 0), "message '2015'"),
         ((0, [2015], 0), "message"),
