@@ -16,14 +16,14 @@ Source: ZooKeeper's request processor chain (`Prep`, `Sync`, `Final`).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import API_VERSIONS
 from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import DecodeError, StorageError
-from duolog_protocol.txns import Body, TxnKind, decode_txn
+from duolog_protocol.txns import TxnKind, decode_txn
 from duolog_protocol.types import epoch_of, make_zxid
 from duolog_protocol.zk_codec import REFUSED, Refusal
 
@@ -52,7 +52,7 @@ from .events import (
 from .flow import Flow
 from .history import History
 from .pending import Failure, Pending, failure_reply, write_reply
-from .prepare import Preparer, Refused, Rejected, session_of
+from .prepare import Preparer, Refused
 from .proposals import Proposals
 from .reads import Reads
 from .reaper import Reaper
@@ -64,6 +64,7 @@ from .state import ReplicatedState
 from .status import Status
 from .turns import ANSWERED, Turns
 from .watches import Watches
+from .writes import Writes
 
 SECRET_BYTES: Final = 32
 MAX_HELD_BYTES: Final = 16 * 1024
@@ -71,11 +72,10 @@ MAX_HELD_BYTES: Final = 16 * 1024
 MAX_OVERLAY_ENTRIES: Final = 50_000
 """Paths in the overlay of outstanding changes beyond which it is made anew from them."""
 _SET_DATA_KEY: Final = zk.SET_DATA.key
-Write = Callable[[Connection, Any], Body]
 
 
 class ZkCore:
-    """One server's core. Standalone it is an ensemble of one: logged is proposed."""
+    """A standalone server's core: an ensemble of one, where logged is proposed."""
 
     def __init__(
         self, config: CoreConfig, rng: random.Random, auth: AuthProviders | None = None
@@ -91,10 +91,12 @@ class ZkCore:
         self._flow = Flow(config, self._proposals)
         self._use(ReplicatedState())
         self._now_ms = 0
+        self.is_serving = False
+        """Clients are served."""
         self._dirty: dict[Connection, None] = {}
         """Connections with something to send, in the order in which they got it."""
         self._closing: dict[Connection, str] = {}
-        self._later: list[Effect] = []
+        self._later: list[Any] = []
 
     def _use(self, state: ReplicatedState) -> None:
         self.state = state
@@ -114,16 +116,7 @@ class ZkCore:
             close=self._close,
             on_attached=self._on_attached,
         )
-        self._write: dict[int, Write] = {
-            zk.SET_DATA.key: preparer.set_data,
-            zk.CREATE.key: preparer.create,
-            zk.CREATE2_KEY: preparer.create,
-            zk.DELETE.key: preparer.delete,
-            zk.SET_ACL.key: preparer.set_acl,
-            zk.CHECK.key: preparer.check,
-            zk.MULTI.key: preparer.multi,
-            zk.RECONFIG_KEY: preparer.reconfig,
-        }
+        self._writes = Writes(preparer, self._proposals)
 
     # ---- recovery ------------------------------------------------------------------------------
 
@@ -146,18 +139,22 @@ class ZkCore:
         return txn.zxid
 
     def start(self, epoch: int, now_ms: int, wall_ms: int) -> list[Effect]:
-        """Open an epoch; every session gets its full timeout again."""
+        """Open an epoch, standalone; every session gets its full timeout again."""
+        self._open_epoch(epoch, now_ms, wall_ms)
+        return self._effects()
+
+    def _open_epoch(self, epoch: int, now_ms: int, wall_ms: int) -> None:
         self._history.take_new()
         assert epoch > epoch_of(self._proposals.last_logged_zxid), (
             epoch,
             self._proposals.last_logged_zxid,
         )
+        self.is_serving = True
         self._now_ms, self._proposals.wall_ms = now_ms, wall_ms
         for session in self.state.sessions.values():
             self._tracker.touch(session, now_ms)
         secret = b"" if self.state.secret else self._rng.randbytes(SECRET_BYTES)
         self._proposals.add(make_zxid(epoch, 0), 0, (TxnKind.NEW_EPOCH, secret))
-        return self._effects()
 
     # ---- the way in ----------------------------------------------------------------------------
 
@@ -235,6 +232,9 @@ class ZkCore:
         connection = event.connection
         if connection.closed:
             return
+        if not self.is_serving:
+            self._close(connection, "clients are not served now: there is no leader")
+            return
         self._proposals.wall_ms = event.wall_ms
         session = connection.session
         if session is not None and not session.closing:
@@ -298,11 +298,10 @@ class ZkCore:
         writes before them, and so their replies leave before its own.
         """
         api_key, correlation_id, message = request
-        write = self._write.get(api_key)
-        if write is not None and self._may_log(connection):
-            self._submit(connection, api_key, correlation_id, message, write)
-        elif api_key == zk.SYNC.key and self._proposals.pending and self._may_log(connection):
-            self._wait_for_sync(connection, correlation_id, message)
+        if api_key in self._writes and self._may_log(connection):
+            self._submit(connection, api_key, correlation_id, message)
+        elif api_key == zk.SYNC.key and self._sync_must_wait() and self._may_log(connection):
+            self._begin_sync(connection, correlation_id, message)
         elif self._turns.must_wait(connection):
             if self._credentials.knows(api_key):
                 # Who the client is counts from now on; only the answer waits for its turn.
@@ -350,40 +349,24 @@ class ZkCore:
             self._close(connection, refusal.message)
 
     def _submit(
-        self,
-        connection: Connection,
-        api_key: int,
-        correlation_id: int,
-        message: Any,
-        write: Write,
+        self, connection: Connection, api_key: int, correlation_id: int, message: Any
     ) -> None:
-        session = session_of(connection)
-        note: Any = None
         try:
-            if session.closing:
-                raise Refused(ZkErrorCode.SESSION_EXPIRED, "the session is ending")
-            body = write(connection, message)
-            if api_key == zk.MULTI.key:
-                note = [op.kind for op in message.ops]
+            self._writes.log(connection, api_key, correlation_id, message)
         except Refused as error:
             refusal = Refusal(error.code, error.message, False)
             self._take(connection, (REFUSED, correlation_id, refusal))
-            return
-        except Rejected as error:
-            note = error.failure()
-            body = (TxnKind.ERROR, error.code)
-        connection.submitted += 1
-        proposals = self._proposals
-        session_id = session.session_id
-        zxid = proposals.next_zxid()
-        proposals.add(zxid, session_id, body, connection, correlation_id, api_key, note)
 
     def _may_log(self, connection: Connection) -> bool:
         """What it asks now may go before what it asked and still waits."""
         return connection.session is not None and not connection.barrier_count
 
-    def _wait_for_sync(self, connection: Connection, correlation_id: int, message: Any) -> None:
-        """A sync is answered when all that is logged now is applied (alone: a quorum of one)."""
+    def _sync_must_wait(self) -> bool:
+        """A quorum of one: only for what is outstanding."""
+        return bool(self._proposals.pending)
+
+    def _begin_sync(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        """A sync is answered when all that is logged now is applied."""
         connection.submitted += 1
         self._proposals.add_sync(connection, correlation_id, zk.SYNC.key, message)
 
@@ -486,7 +469,7 @@ class ZkCore:
             return
         elif isinstance(each.note, Failure):
             connection.out.append(failure_reply(connection.codec, each))
-        elif api_key == zk.SET_ACL.key:
+        elif api_key in (zk.SET_ACL.key, _SET_DATA_KEY):
             connection.codec.append_stat(connection.out, each.correlation_id, each.zxid, result)
         else:
             connection.out.append(write_reply(connection.codec, each, result))
@@ -574,12 +557,12 @@ class ZkCore:
         state = self.state
         return Status(
             zxid=state.last_applied_zxid,
-            epoch=epoch_of(self._proposals.last_logged_zxid),
+            epoch=epoch_of(max(self._proposals.last_logged_zxid, state.last_applied_zxid)),
             node_count=len(state.tree.nodes),
             watch_count=self._watches.count,
             sessions=len(state.sessions),
             ephemerals=state.ephemeral_count,
-            outstanding=len(self._proposals.pending),
+            outstanding=len(self._proposals.pending) + self._flow.forwarded_count,
             data_bytes=state.tree.data_bytes,
         )
 

@@ -26,6 +26,10 @@ class Flow:
         """
         self.waiting_bytes = 0
         """Data of the writes that wait behind a barrier, all connections together."""
+        self.forwarded_count = 0
+        """Requests that were forwarded to the leader and are not answered."""
+        self.forwarded_bytes = 0
+        """Their data."""
 
     def must_pause(self, connection: Connection) -> bool:
         """Whether to stop reading a connection now; it counts as paused then."""
@@ -66,11 +70,17 @@ class Flow:
         """The connection has ended."""
         self.paused.pop(connection, None)
 
+    def clear(self) -> None:
+        """No connection is left, and nothing is outstanding."""
+        self.paused.clear()
+        self.waiting_bytes = self.forwarded_count = self.forwarded_bytes = 0
+
     def _is_loaded(self, share: int) -> bool:
         """Whether as much is outstanding as the limits allow, divided by `share`."""
         config = self._config
         return (
-            share * self._proposals.count >= config.max_outstanding_requests
-            or share * (self._proposals.bytes_count + self.waiting_bytes)
+            share * (self._proposals.count + self.forwarded_count)
+            >= config.max_outstanding_requests
+            or share * (self._proposals.bytes_count + self.waiting_bytes + self.forwarded_bytes)
             >= config.max_outstanding_bytes
         )

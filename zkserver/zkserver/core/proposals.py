@@ -20,6 +20,7 @@ from .events import Append
 from .pending import Pending, PendingFields
 
 _U32_LAST: Final = (1 << 32) - 1
+_LEFT_FOR_THE_END: Final = 1 << 20
 _SET_DATA_KEY: Final = SET_DATA.key
 
 
@@ -39,15 +40,33 @@ class Proposals:
         """Their records."""
         self.epochs_are_used_up = False
         """The last epoch's counter is full: the server must not go on."""
+        self.rolls_epochs = True
+        """A full counter opens the next epoch. Alone; the leader of an ensemble steps down."""
+        self.term_is_full = False
+        """The epoch that we lead in has (almost) no zxid left."""
         self.new_records: list[bytes] = []
         """Logged since the last `take_append`."""
         self._first_zxid = 0
         """Of `new_records`."""
 
+    def begin_term(self, last_logged_zxid: int) -> None:
+        """Nothing is outstanding any more; what comes next follows `last_logged_zxid`."""
+        self.pending.clear()
+        self.new_records = []
+        self.count = self.bytes_count = 0
+        self.last_logged_zxid = last_logged_zxid
+        self.rolls_epochs = self.term_is_full = False
+        # Some are left for what was taken before the step down.
+        self._counter_last = min(self._counter_last, ZXID_COUNTER_LAST - _LEFT_FOR_THE_END)
+
     def next_zxid(self) -> int:
         """The zxid of the next Txn; opens an epoch where the counter of this one is full."""
         last = self.last_logged_zxid
         if last & ZXID_COUNTER_LAST >= self._counter_last:
+            if not self.rolls_epochs:
+                self.term_is_full = True
+                assert last & ZXID_COUNTER_LAST < ZXID_COUNTER_LAST, f"{last:#x} has no successor"
+                return last + 1
             epoch = epoch_of(last) + 1
             if epoch > ZXID_EPOCH_LAST:
                 self.epochs_are_used_up = True
@@ -81,7 +100,7 @@ class Proposals:
         )
 
     def add_set(
-        self, session_id: int, body: Body, connection: Connection, correlation_id: int
+        self, session_id: int, body: Body, connection: Connection | None, correlation_id: int
     ) -> None:
         """As `add` at the next zxid, for a SetData that a client asked for.
 

@@ -70,6 +70,8 @@ class SessionTracker:
         """When it will look at the clock next; 0: nothing is tracked."""
         self._slack_ms = max(1, tick_ms // 4)
         self._interval_ms = max(1, tick_ms // CLOCK_CHECKS_PER_TICK)
+        self._heard: dict[int, None] | None = None
+        """Sessions whose deadline has moved, where a leader wants to know."""
 
     def touch(self, session: Session, now_ms: int) -> None:
         """The session was heard of."""
@@ -85,6 +87,22 @@ class SessionTracker:
         session.timeout_ms = timeout_ms
         self.forget(session)
         self.touch(session, now_ms)
+
+    def begin_term(self, *, follows: bool) -> None:
+        """Nobody was heard yet; a server that follows tells its leader whom it hears."""
+        for bucket in self._buckets.values():
+            for session in bucket.values():
+                session.bucket_ms = 0
+        self._buckets.clear()
+        self.check_ms = 0
+        self._heard = {} if follows else None
+
+    def take_heard(self) -> tuple[int, ...]:
+        """The sessions whose deadline has moved since the last call: each once a tick at most."""
+        heard = tuple(self._heard or ())
+        if heard:
+            self._heard = {}
+        return heard
 
     def forget(self, session: Session) -> None:
         """The session is closed, or about to be."""
@@ -138,6 +156,8 @@ class SessionTracker:
         if bucket is None:
             bucket = self._buckets[bucket_ms] = {}
         bucket[session.session_id] = session
+        if self._heard is not None:
+            self._heard[session.session_id] = None
 
     def _extend_all(self, lost_ms: int) -> None:
         shift_ms = -(-lost_ms // self.tick_ms) * self.tick_ms

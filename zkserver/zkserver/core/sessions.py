@@ -34,6 +34,9 @@ from .state import ReplicatedState
 _EXPIRED_AT_ONCE: Final = 16
 """Sessions between two looks at how much is outstanding: each may own 2 MiB of paths."""
 
+Forward = Callable[[Connection, int, int, Any], None]
+"""Takes (connection, api key, correlation id, message)."""
+
 
 class Sessions:
     """Opens, attaches and ends the sessions of one server's clients."""
@@ -59,6 +62,19 @@ class Sessions:
         self._refuse = refuse
         self._close = close
         self._on_attached = on_attached
+        self._forward: Forward | None = None
+        self._on_taken_over: Callable[[int], None] | None = None
+
+    def begin_term(
+        self,
+        *,
+        forward: Forward | None = None,
+        on_taken_over: Callable[[int], None] | None = None,
+    ) -> None:
+        """Where to take what only the leader can do, on a server that follows; on the leader, who
+        hears of a session that is not new and whose client has come to this server."""
+        self._forward = forward
+        self._on_taken_over = on_taken_over
 
     def connect(
         self, connection: Connection, correlation_id: int, message: Any, now_ms: int
@@ -76,22 +92,85 @@ class Sessions:
             refusal = Refusal(ZkErrorCode.SERVER_BEHIND_CLIENT, text, True)
             self._refuse(connection, correlation_id, refusal)
             return
-        low, high = self._config.session_timeout_low_ms, self._config.session_timeout_high_ms
-        timeout_ms = min(max(message.timeout_ms, low), high)
-        if message.session_id:
-            session = self._find(message.session_id, message.password)
+        if self._forward is not None:
+            self._forward(connection, zk.CONNECT.key, correlation_id, message)
+        elif message.session_id:
+            session = self.take_over(
+                message.session_id, message.password, message.timeout_ms, connection, now_ms
+            )
             if session is None:
-                text = f"session {message.session_id:#x} does not exist (any more)"
-                refusal = Refusal(ZkErrorCode.SESSION_EXPIRED, text, True)
-                self._refuse(connection, correlation_id, refusal)
+                self._refuse_unknown(connection, correlation_id, message.session_id)
             else:
-                self._attach_again(connection, session, correlation_id, timeout_ms, now_ms)
-            return
+                if self._on_taken_over is not None:
+                    self._on_taken_over(session.session_id)
+                self._attach(connection, session, correlation_id)
+        else:
+            connection.submitted += 1
+            self.log_open(message.timeout_ms, correlation_id, now_ms, connection)
+
+    def _refuse_unknown(self, connection: Connection, correlation_id: int, session_id: int) -> None:
+        text = f"session {session_id:#x} does not exist (any more)"
+        self._refuse(connection, correlation_id, Refusal(ZkErrorCode.SESSION_EXPIRED, text, True))
+
+    def _negotiated(self, timeout_ms: int) -> int:
+        config = self._config
+        return min(max(timeout_ms, config.session_timeout_low_ms), config.session_timeout_high_ms)
+
+    def log_open(
+        self,
+        timeout_ms: int,
+        correlation_id: int,
+        now_ms: int,
+        connection: Connection | None = None,
+    ) -> Session:
+        """Log that a session is opened: by a client of ours, or by one of a learner."""
+        timeout_ms = self._negotiated(timeout_ms)
         zxid = self._proposals.next_zxid()
-        self._state.opening[zxid] = Session(zxid, timeout_ms)
-        connection.submitted += 1
+        session = self._state.opening[zxid] = Session(zxid, timeout_ms)
         body = (TxnKind.CREATE_SESSION, timeout_ms)
-        self._proposals.add(zxid, zxid, body, connection, correlation_id, zk.CONNECT.key)
+        if connection is None:
+            self._proposals.add(zxid, zxid, body, None, correlation_id)
+            self._tracker.touch(session, now_ms)
+        else:
+            key = zk.CONNECT.key
+            self._proposals.add(zxid, zxid, body, connection, correlation_id, key)
+        return session
+
+    def take_over(
+        self,
+        session_id: int,
+        password: bytes,
+        timeout_ms: int,
+        connection: Connection | None,
+        now_ms: int,
+    ) -> Session | None:
+        """A session's client has come to us by this connection, or (None) to a learner.
+
+        None where it has not shown that the session is its own, or the session is ending.
+        """
+        session = self._find(session_id, password)
+        if session is not None:
+            self._leave_old(session, connection)
+            self._tracker.renegotiate(session, self._negotiated(timeout_ms), now_ms)
+        return session
+
+    def attach_known(
+        self, connection: Connection, correlation_id: int, message: Any, now_ms: int
+    ) -> None:
+        """The leader knows that a session's client has come to this server, which follows."""
+        session = self._state.sessions.get(message.session_id)
+        if session is None:  # it was closed in between
+            self._refuse_unknown(connection, correlation_id, message.session_id)
+            return
+        self._leave_old(session, connection)
+        self._tracker.renegotiate(session, self._negotiated(message.timeout_ms), now_ms)
+        self._attach(connection, session, correlation_id)
+
+    def leave(self, session_id: int) -> None:
+        """A session's client has gone to another server."""
+        session = self._state.sessions.get(session_id)
+        if session is not None:
+            self._leave_old(session, None)
 
     def on_created(self, each: Pending, session: Session, now_ms: int) -> None:
         """A CreateSession was applied."""
@@ -109,8 +188,16 @@ class Sessions:
             self._refuse(connection, correlation_id, refusal)
             return
         connection.last_request_taken = True
+        if self._forward is not None:
+            message = zk.Empty()
+            self._forward(connection, zk.CLOSE_SESSION.key, correlation_id, message)
+            return
         connection.submitted += 1
         self._log_close(session, CloseReason.CLOSED, connection, correlation_id)
+
+    def log_closed(self, session: Session, correlation_id: int) -> None:
+        """Log that a learner's client ends its session."""
+        self._log_close(session, CloseReason.CLOSED, None, correlation_id)
 
     def on_closed(self, each: Pending, session: Session) -> None:
         """A CloseSession was applied."""
@@ -159,19 +246,11 @@ class Sessions:
         session = self._state.sessions.get(session_id)
         return None if session is None or session.closing else session
 
-    def _attach_again(
-        self,
-        connection: Connection,
-        session: Session,
-        correlation_id: int,
-        timeout_ms: int,
-        now_ms: int,
-    ) -> None:
+    def _leave_old(self, session: Session, new: Connection | None) -> None:
+        """The connection that a session had ends, where it has another one now."""
         old = session.connection
-        if old is not None and old is not connection:
+        if old is not None and old is not new:
             self._close(old, "the session moved to another connection")
-        self._tracker.renegotiate(session, timeout_ms, now_ms)
-        self._attach(connection, session, correlation_id)
 
     def _attach(self, connection: Connection, session: Session, correlation_id: int) -> None:
         connection.session = session

@@ -18,35 +18,22 @@ the disk works, the core works out what it changes. The effects wait for the syn
 
 from __future__ import annotations
 
-import errno
-from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from duolog_protocol.codec import Piece
-from duolog_protocol.errors import DiskFullError, StorageError
+from duolog_protocol.errors import DiskFullError
 from duolog_protocol.types import epoch_of
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskClosedError, DiskExecutor, DiskQueueFullError
 from duolog_runtime.logs import Logger
-from zkserver.core.connection import Connection
 from zkserver.core.events import (
     Append,
     AppendRefused,
-    AwaitDrain,
-    Close,
     Durable,
-    Effect,
     Event,
-    Halt,
-    PauseReading,
     Received,
-    ResumeReading,
-    Send,
-    SessionAttached,
     TimerFired,
 )
 from zkserver.storage.groups import group_bytes
@@ -54,6 +41,7 @@ from zkserver.storage.recovery import DataDirectory
 
 from .snapshotting import Snapshotting
 from .stats import DiskStats, WrittenGroup
+from .stepping import Shell, Stepper
 
 if TYPE_CHECKING:
     from zkserver.core.core import ZkCore
@@ -68,44 +56,6 @@ leave together, and in this thread. A disk that is slower, or has just been, hol
 MAX_BYTES_HERE: Final = 256 * 1024
 """The largest group that is written in this thread: no disk that is quick takes long for it."""
 
-_OUT_OF_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
-class Shell(Protocol):
-    """What the engine needs from whoever has the sockets and the loop."""
-
-    def send(
-        self, connection: Connection, pieces: list[Piece], more: bool, zxid: int, now_ms: int
-    ) -> None:
-        """Write the pieces, one after another; where there is `more`, they may wait a moment.
-
-        `zxid`: the last one applied. `now_ms`: the time.
-        """
-
-    def session_attached(self, connection: Connection) -> None:
-        """It has a session: longer frames may come, and it may stay."""
-
-    def close(self, connection: Connection, reason: str) -> None:
-        """Close once what was sent is out."""
-
-    def pause_reading(self, connection: Connection) -> None:
-        """Read no more from it."""
-
-    def resume_reading(self, connection: Connection) -> None:
-        """Read again."""
-
-    def await_drain(self, connection: Connection) -> None:
-        """Step `Drained` once its socket has taken most of what was sent."""
-
-    def call_soon(self) -> None:
-        """Call `Engine.end_turn` once, after everything that arrived in this loop turn."""
-
-    def arm(self, deadline_ms: int | None) -> None:
-        """Call `Engine.fire_timer` at the deadline (None: never). The disk may have become idle."""
-
-    def halt(self, reason: str) -> None:
-        """Stop the process: the server cannot go on."""
-
 
 class EngineOptions(NamedTuple):
     """How often to snapshot and how much to keep."""
@@ -116,7 +66,7 @@ class EngineOptions(NamedTuple):
     """A sync that takes longer is worth a line in the log."""
 
 
-class Engine:
+class Engine(Stepper):
     """Drives one core with one data directory."""
 
     def __init__(
@@ -131,12 +81,8 @@ class Engine:
         log: Logger,
         options: EngineOptions | None = None,
     ) -> None:
-        self.core = core
-        self._data = data
+        super().__init__(core, data, clock=clock, shell=shell, log=log)
         self._disk = disk
-        self._clock = clock
-        self._shell = shell
-        self._log = log
         options = options or EngineOptions()
         self._fsync_warning_ms = options.fsync_warning_ms
         self.stats: Final = DiskStats()
@@ -156,8 +102,6 @@ class Engine:
         self._queued_count = 0
         """Records in the queue."""
         self._queued_since_ms = 0
-        self._now_ms = 0
-        """When the step that runs now, or ran last, began."""
         self._writing = False
         self._needs_mark = False
         """The last group of the log has no mark behind it."""
@@ -168,14 +112,9 @@ class Engine:
         self._armed_for_ms: int | None = None
         """The deadline that `_arm` last gave the shell; None: no timer will come to mark the log.
         """
-        self._events: deque[Event] = deque()
-        """Events that came while one was being stepped."""
-        self._stepping = False
         self._turn_scheduled = False
         self._turn_reads = 0
         """Reads of clients since the last end of a turn."""
-        self.halted = ""
-        """Why the server stopped, or empty; then nothing happens any more."""
 
     def recover(self) -> None:
         """Bring the core to the state that the disk holds. Blocks; before `start`.
@@ -215,6 +154,12 @@ class Engine:
         self._perform(self.core.start(epoch, self._now_ms, self._clock.wall_ms()))
         self._log.info("epoch_opened", epoch=epoch)
 
+    def step(self, event: Event) -> None:
+        """Feed the core one event and perform what it decides."""
+        if type(event) is Received:
+            self._turn_reads += 1
+        super().step(event)
+
     @property
     def idle(self) -> bool:
         """Nothing waits for the disk."""
@@ -224,35 +169,6 @@ class Engine:
     def last_durable_zxid(self) -> int:
         """The last zxid on disk."""
         return self._data.log.durable_zxid
-
-    def step(self, event: Event) -> None:
-        """Feed the core one event and perform what it decides."""
-        if self.halted:
-            return
-        if type(event) is Received:
-            self._turn_reads += 1
-        if self._stepping:
-            self._events.append(event)
-            return
-        self._run(event)
-
-    def _run(self, event: Event, before_effects: Callable[[], None] | None = None) -> None:
-        """Step an event, and then those that its effects brought."""
-        self._stepping = True
-        try:
-            self._now_ms = self._clock.now_ms()
-            effects = self.core.step(event, self._now_ms)
-            if before_effects is not None:
-                before_effects()
-            self._perform(effects)
-            while self._events and not self.halted:
-                self._now_ms = self._clock.now_ms()
-                self._perform(self.core.step(self._events.popleft(), self._now_ms))
-        except Exception as error:  # the state may be half changed: nothing after this is safe
-            self._log.error("step_failed", exc_info=error)
-            self.halt(f"the core failed: {error!r}")
-        finally:
-            self._stepping = False
 
     def deadline_ms(self) -> int | None:
         """When to call `fire_timer` if nothing else happens."""
@@ -282,64 +198,13 @@ class Engine:
 
     def halt(self, reason: str) -> None:
         """Stop for good: no effect is performed and no event taken any more. Idempotent."""
-        if not self.halted:
-            self.halted = reason
-            self._queue.clear()
-            self._queued_count = 0
-            self._events.clear()
-            self._shell.halt(reason)
-
-    def _halt_for_disk(self, reason: str, error: BaseException) -> None:
-        """The disk failed: the next start must not trust what the page cache shows.
-
-        A process that has run out of files or memory, or into a bug, says nothing of the disk.
-        """
-        cause = error if isinstance(error, OSError) else error.__cause__
-        out_of_means = isinstance(cause, OSError) and cause.errno in _OUT_OF_MEANS
-        of_the_disk = isinstance(error, OSError | StorageError) and not out_of_means
-        if not self.halted and of_the_disk:
-            try:
-                self._data.mark_failed_sync()
-            except OSError as unmarked:
-                self._log.error("failed_sync_not_marked", reason=str(unmarked))
-        self.halt(reason)
+        self._queue.clear()
+        self._queued_count = 0
+        super().halt(reason)
 
     def close(self) -> None:
         """Give up a snapshot that is under way; the directory's owner closes that."""
         self._snapshotting.close()
-
-    def _perform(self, effects: list[Effect]) -> None:
-        shell = self._shell
-        for effect in effects:
-            if self.halted:
-                return
-            kind = type(effect)
-            if kind is Send:
-                more = effect.more and self._disk_is_quick  # type: ignore[union-attr]
-                connection, pieces = effect.connection, effect.pieces  # type: ignore[union-attr]
-                zxid, now_ms = self.core.last_applied_zxid, self._clock.now_ms()
-                shell.send(connection, pieces, more, zxid, now_ms)
-            elif kind is Append:
-                self._enqueue(effect)  # type: ignore[arg-type]
-            else:
-                self._perform_rare(effect)
-
-    def _perform_rare(self, effect: Effect) -> None:
-        match effect:
-            case SessionAttached():
-                self._shell.session_attached(effect.connection)
-            case Close():
-                self._shell.close(effect.connection, effect.reason)
-            case PauseReading():
-                self._shell.pause_reading(effect.connection)
-            case ResumeReading():
-                self._shell.resume_reading(effect.connection)
-            case AwaitDrain():
-                self._shell.await_drain(effect.connection)
-            case Halt():
-                self.halt(effect.reason)
-            case _:
-                raise AssertionError(f"unknown effect {effect!r}")
 
     def _enqueue(self, append: Append) -> None:
         if not self._queue:

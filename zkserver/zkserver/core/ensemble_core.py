@@ -1,0 +1,250 @@
+"""The core of an ensemble's server: `ZkCore` as leader, as learner, or serving nobody.
+
+    (nobody) ── lead ──► leader     prepares and logs, also what learners forward
+        ▲    └─ follow ► learner    forwards, applies what is committed
+        └────── leave ──────────────┘
+
+What the log says is applied in all three: `Committed` brings its records, but those that a leader
+has made itself, of which it hears by `Durable`: here, committed and durable.
+
+Owns what differs from a standalone server. It must never expire a session but through a Txn of the
+leader, and a sync must not be answered before a quorum has said that the leader still leads.
+Source: ZooKeeper `LeaderZooKeeperServer`, `FollowerZooKeeperServer`, `ObserverZooKeeperServer`.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from typing import Any
+
+from duolog_protocol import zk_messages as zk
+from duolog_protocol.errors import RemoteProtocolError
+from duolog_protocol.quorum_messages import MAX_SESSIONS_HEARD, SessionsHeard
+
+from .auth import AuthProviders
+from .config import CoreConfig
+from .connection import Connection
+from .core import ZkCore
+from .delegation import Delegation
+from .ensemble_events import (
+    ClientsHeard,
+    Committed,
+    Confirm,
+    Confirmed,
+    DropLearner,
+    EnsembleEvent,
+    LeaderAnswered,
+    LearnerGone,
+    RequestsForwarded,
+    SessionMoved,
+    StepDown,
+    TellLeader,
+)
+from .events import Effect, Request, TimerFired
+from .following import Following, FollowingHost
+from .pending import Pending
+from .state import ReplicatedState
+
+
+class EnsembleCore(ZkCore):
+    """One server of an ensemble, as its clients see it."""
+
+    def __init__(
+        self, config: CoreConfig, rng: random.Random, auth: AuthProviders | None = None
+    ) -> None:
+        super().__init__(config, rng, auth)
+        self._following: Following | None = None
+        """While it follows."""
+        self._delegation: Delegation | None = None
+        """While it leads."""
+
+    def lead(self, epoch: int, now_ms: int, wall_ms: int) -> list[Effect]:
+        """A quorum has adopted the epoch: serve as its leader. Everything logged is applied."""
+        assert not self.is_serving, "it serves already"
+        self._proposals.begin_term(self.state.last_applied_zxid)
+        self._tracker.begin_term(follows=False)
+        self._delegation = Delegation(
+            self.state, self._proposals, self._sessions, self._writes, self._log_plain_set
+        )
+        self._sessions.begin_term(on_taken_over=self._delegation.taken_here)
+        self._open_epoch(epoch, now_ms, wall_ms)
+        return self._effects()
+
+    def follow(self, now_ms: int) -> None:
+        """Serve as a learner: of the leader that the shell tells `TellLeader`s."""
+        assert not self.is_serving, "it serves already"
+        self._now_ms = now_ms
+        self._history.take_new()
+        self._proposals.begin_term(self.state.last_applied_zxid)
+        self._tracker.begin_term(follows=True)
+        host = FollowingHost(
+            answer=self._answer,
+            answer_sync=self._answer_sync,
+            attach=self._attach_known,
+            refuse=self._refuse,
+            serve=self._turns.serve,
+            serve_before=self._serve_before_write,
+            dirty=self._dirty,
+        )
+        self._following = Following(self.state, self._watches, self._flow, host)
+        self._sessions.begin_term(forward=self._following.ask)
+        self.is_serving = True
+
+    def leave(self, reason: str) -> list[Effect]:
+        """The term is over: every client is dropped, and nothing outstanding is answered."""
+        assert self.is_serving, "it does not serve"
+        self.is_serving = False
+        self._following = self._delegation = None
+        for session in self.state.sessions.values():
+            session.closing = False
+            if session.connection is not None:
+                self._close(session.connection, reason)
+        self.state.opening.clear()
+        self._proposals.begin_term(self.state.last_applied_zxid)
+        self._tracker.begin_term(follows=False)
+        self._preparer.outstanding.clear()
+        self._flow.clear()
+        self._sessions.begin_term()
+        return self._effects()
+
+    def replace_state(self, state: ReplicatedState) -> None:
+        """The log was cut, or a snapshot came: this is what they hold now."""
+        assert not self.is_serving, "it serves"
+        self._use(state)
+        self._proposals.begin_term(state.last_applied_zxid)
+
+    def take_sessions_heard(self) -> list[SessionsHeard]:
+        """What a follower tells its leader: whose clients it has heard since it last did."""
+        ids = self._tracker.take_heard()
+        parts = range(0, len(ids), MAX_SESSIONS_HEARD)
+        return [SessionsHeard(ids[start : start + MAX_SESSIONS_HEARD]) for start in parts]
+
+    def _attach_known(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        self._sessions.attach_known(connection, correlation_id, message, self._now_ms)
+
+    def _on_ensemble(self, event: EnsembleEvent) -> None:
+        following, delegation = self._following, self._delegation
+        match event:
+            case Committed(records=records):
+                if following is None:
+                    for record in records:
+                        self.replay(record)
+                    self._history.take_new()
+                else:
+                    following.apply(records)
+                    self._history.take_new()
+                    if self._flow.paused:
+                        self._resume()
+            case LeaderAnswered(answers=answers):
+                assert following is not None, "answered without having asked"
+                following.on_answers(answers)
+            case RequestsForwarded(link=link, message=message, wall_ms=wall_ms):
+                assert delegation is not None, "asked without leading"
+                self._proposals.wall_ms = wall_ms
+                try:
+                    delegation.take(link, message, self._now_ms)
+                except RemoteProtocolError as error:
+                    self._later.append(DropLearner(link, str(error)))
+            case LearnerGone(link=link):
+                if delegation is not None:
+                    delegation.forget(link)
+            case ClientsHeard(session_ids=session_ids):
+                self._hear(session_ids)
+            case SessionMoved(session_id=session_id):
+                self._sessions.leave(session_id)
+            case Confirmed(go_on=go_on):
+                go_on()
+
+    def _hear(self, session_ids: tuple[int, ...]) -> None:
+        """A learner has heard these clients."""
+        sessions, opening = self.state.sessions, self.state.opening
+        for session_id in session_ids:
+            session = sessions.get(session_id) or opening.get(session_id)
+            if session is not None and not session.closing:
+                self._tracker.touch(session, self._now_ms)
+
+    # ---- what differs ---------------------------------------------------------------------------
+
+    def deadline_ms(self) -> int | None:
+        """When to step(TimerFired()): a leader ends sessions, and deletes what has had its time."""
+        return None if self._delegation is None else super().deadline_ms()
+
+    def _on_rare(self, event: Any) -> None:
+        if isinstance(event, EnsembleEvent):
+            self._on_ensemble(event)
+        elif not isinstance(event, TimerFired) or self._delegation is not None:
+            super()._on_rare(event)
+
+    def _effects(self, heard: Connection | None = None) -> list[Any]:
+        ahead: list[Any] = []
+        if self._following is not None:
+            ahead += map(TellLeader, self._following.take_requests())
+        elif self._delegation is not None:
+            ahead += self._delegation.take_effects()  # before the records that they speak of
+            if self._proposals.term_is_full:
+                ahead.append(StepDown("no zxid is left in the epoch"))
+        return ahead + super()._effects(heard)
+
+    def _log_set(self, connection: Connection, request: Request) -> bool:
+        if self._following is None:
+            return super()._log_set(connection, request)
+        session = connection.session
+        if session is None or connection.barrier_count:
+            return False
+        self._following.ask(connection, *request)
+        return True
+
+    def _submit(
+        self, connection: Connection, api_key: int, correlation_id: int, message: Any
+    ) -> None:
+        if self._following is None:
+            super()._submit(connection, api_key, correlation_id, message)
+        else:
+            self._following.ask(connection, api_key, correlation_id, message)
+
+    def _answer(self, each: Pending, result: Any) -> None:
+        super()._answer(each, result)
+        if each.api_key == zk.CLOSE_SESSION.key and self._delegation is not None:
+            self._delegation.on_closed(each.session_id)
+
+    def _log_plain_set(self, asker: Connection, message: Any, correlation_id: int) -> bool:
+        """As `_log_set`, for a client of a learner."""
+        body = self._preparer.plain_set(message)
+        if body is None:
+            return False
+        assert asker.session is not None
+        self._proposals.add_set(asker.session.session_id, body, None, correlation_id)
+        return True
+
+    def _sync_must_wait(self) -> bool:
+        return True
+
+    def _begin_sync(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        """Answer once everything that anybody was told before is applied here.
+
+        A quorum says first that the leader still leads: sync and read together are linearizable.
+        What the connection asks meanwhile waits behind it.
+        """
+        if self._following is not None:
+            connection.barrier_count += 1
+            self._following.ask(connection, zk.SYNC.key, correlation_id, message)
+            return
+        connection.submitted += 1
+        connection.barrier_count += 1
+        self._later.append(
+            Confirm(partial(self._on_sync_confirmed, connection, correlation_id, message))
+        )
+
+    def _on_sync_confirmed(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        if connection.closed:
+            return
+        connection.barrier_count -= 1
+        if self._proposals.pending:
+            self._proposals.add_sync(connection, correlation_id, zk.SYNC.key, message)
+            return
+        self._answer_sync(connection, correlation_id, message)
+        connection.completed += 1
+        self._dirty[connection] = None
+        if connection.waiting:
+            self._turns.serve(connection)
