@@ -209,9 +209,15 @@ class Commit(NamedTuple):
 class Ping(NamedTuple):
     """The leader is there."""
 
+    round: int
+    """Rises whenever the leader has to know that it still leads."""
+
 
 class Pong(NamedTuple):
-    """The learner is there."""
+    """The learner is there, and follows."""
+
+    round: int
+    """Of the Ping that this answers."""
 
 
 class Identity(NamedTuple):
@@ -340,8 +346,8 @@ PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
         (2012, Schema(UpToDate, ZXID)),
         (2013, Schema(Ack, ZXID)),
         (2014, Schema(Commit, ZXID)),
-        (2015, Schema(Ping)),
-        (2016, Schema(Pong)),
+        (2015, Schema(Ping, _COUNT)),
+        (2016, Schema(Pong, _COUNT)),
         (
             2017,
             Schema(

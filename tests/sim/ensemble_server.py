@@ -286,6 +286,10 @@ class Life:
                 delay, self.guarded(lambda: self.arrive(lambda: self._disk.read_on(link)))
             )
 
+    def history_gone(self, link: Link) -> None:
+        """See PeerDiskOwner."""
+        raise Violation(f"HistoryIsThere: {self} has nothing for a learner")
+
     def retry_disk(self, delay_ms: int) -> None:
         """See PeerDiskOwner."""
         self.world.scheduler.after(

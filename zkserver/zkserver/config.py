@@ -9,9 +9,11 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
+from duolog_protocol.errors import ConfigError
 from duolog_runtime.config import is_loopback, require
 
 from .core.distinguished_name import is_name
+from .core.members import Member, parse_members
 
 _MIB = 1024 * 1024
 FOUR_LETTER_WORDS: Final = (
@@ -37,6 +39,16 @@ class ServerConfig:
     """Listen on an address that others can reach, although not everybody has to say who he is."""
     ensemble_id: int = 0
     """The ensemble this server belongs to; 0 takes the one of the data directory, or draws one."""
+    servers: tuple[str, ...] = ()
+    """The members of the ensemble, this one among them, as
+    ID=HOST:PEER_PORT[:participant|:observer][;[HOST:]CLIENT_PORT]; none: this server stands alone
+    (`server.ID`)."""
+    ping_interval_ms: int = 250
+    """How often the leader of an ensemble and its followers hear of each other."""
+    sync_limit_ms: int = 1_500
+    """A server of the ensemble that was silent for so long is taken for gone (`syncLimit`)."""
+    init_limit_ms: int = 5_000
+    """Time that a new leader has until a quorum has its history (`initLimit`)."""
     loop: Literal["auto", "uvloop", "asyncio"] = "auto"
     """Event loop; auto takes uvloop where it is installed."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -177,8 +189,14 @@ class ServerConfig:
         ):
             value = getattr(self, name)
             require(value >= low, name, value, f"must be at least {low}")
+        self._check_servers()
         self._check_tls()
         self._check_auth()
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members of the ensemble, by id; none: standalone."""
+        return parse_members(self.servers)
 
     @property
     def knows_everybody(self) -> bool:
@@ -192,6 +210,24 @@ class ServerConfig:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         secrets = {each.name for each in fields(self) if not each.repr}
         return {k: MASKED if v and k in secrets else v for k, v in values.items()}
+
+    def _check_servers(self) -> None:
+        try:
+            members = self.members
+        except ValueError as error:
+            raise ConfigError("servers", ",".join(self.servers), str(error)) from error
+        for each in members:
+            guarded = self.insecure or is_loopback(each.host)
+            rule = (
+                f"{each.host} is not a loopback address, and servers do not prove to each other "
+                "who they are, so that needs --insecure"
+            )
+            require(guarded, "servers", str(each), rule)
+        require(self.ping_interval_ms >= 1, "ping_interval_ms", self.ping_interval_ms, "too small")
+        for name in ("sync_limit_ms", "init_limit_ms"):
+            value, low = getattr(self, name), 2 * self.ping_interval_ms
+            rule = f"must be at least twice ping_interval_ms, {low}"
+            require(value >= low, name, value, rule)
 
     def _check_tls(self) -> None:
         if self.tls_certificate_file == "":

@@ -157,7 +157,22 @@ def _summary(tally: Tally) -> SummaryValue:
 
 def monitor(view: ServerView) -> dict[str, int | float | str]:
     """The metrics as `mntr` prints them, without its prefix `zk_`."""
-    flat: dict[str, int | float | str] = {"version": view.version, "server_state": "standalone"}
+    flat: dict[str, int | float | str] = {"version": view.version, "server_state": view.mode}
+    member = view.member
+    if member is not None:
+        flat |= {
+            "epoch": member.epoch,
+            "leader_id": member.leader_id,
+            "last_zxid": f"{member.last_zxid:#x}",
+            "last_durable_zxid": f"{member.last_durable_zxid:#x}",
+            "last_committed_zxid": f"{member.last_committed_zxid:#x}",
+        }
+        if member.role == "leader":
+            flat |= {
+                "learners": member.learners,
+                "synced_followers": member.synced_followers,
+                "synced_observers": member.synced_observers,
+            }
     for name, _, value, _ in metrics(view):
         if not isinstance(value, Tally):
             flat[name] = value

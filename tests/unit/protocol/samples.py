@@ -242,8 +242,8 @@ PEER_SAMPLES: list[quorum.PeerMessage] = [
     quorum.UpToDate((2 << 32) + 9),
     quorum.Ack(_ZXID),
     quorum.Commit(_ZXID),
-    quorum.Ping(),
-    quorum.Pong(),
+    quorum.Ping(3),
+    quorum.Pong(3),
     quorum.Requests(
         *(7, 0x1_0000_0002),
         (quorum.Identity("ip", "10.0.0.1"),),

@@ -72,14 +72,14 @@ def test_a_hello_opens_nothing_until_it_is_welcome() -> None:
     assert decoder.stage is PeerStage.SHAKING
     decoder.open(LEARNER)
     assert decoder.stage is PeerStage.OPEN
-    assert names(decoder.feed(sent(Ack(1), Pong()))) == [Ack(1), Pong()]
+    assert names(decoder.feed(sent(Ack(1), Pong(1)))) == [Ack(1), Pong(1)]
 
 
 def test_more_may_follow_a_welcome_at_once() -> None:
     decoder = PeerDecoder(LEARNER)
     record = (9).to_bytes(8, "big") + bytes(100_000)
     proposal = Proposal(9, 9, (record,))
-    messages = [WELCOME, Ping(), proposal, Commit(9)]
+    messages = [WELCOME, Ping(1), proposal, Commit(9)]
     assert names(decoder.feed(sent(*messages))) == messages
     assert (decoder.stage, decoder.pending_bytes) == (PeerStage.OPEN, 0)
 

@@ -178,7 +178,7 @@ IN_EVERY_PHASE: list[Any] = [
     proposal(b"1.0 again"),
     proposal(b"9.0 of a later epoch"),
     Ack(0),  # learners say that
-    Pong(),
+    Pong(0),
     FollowerInfo(3, 0),
     NewLeaderAck(2),
     AckEpoch(0, 0, is_promise=True),

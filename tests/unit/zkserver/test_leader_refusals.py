@@ -43,7 +43,7 @@ def asked() -> Ensemble:
         AckEpoch(1, 0, is_promise=True),  # it was not asked
         FollowerInfo(1, 1),
         Commit(0),  # leaders say that
-        Ping(),
+        Ping(0),
         NewLeader(1),
         Proposal(make_zxid(1, 0), make_zxid(1, 0), (b"1.0 forged",)),
     ],
@@ -118,7 +118,7 @@ def test_what_a_dropped_learner_said_before_it_knew_is_ignored() -> None:
     ensemble[3].propose(b"a")
     ensemble.forge(1, 3, Commit(0))
     ensemble.forge(1, 3, Ack(make_zxid(1, 0)))
-    ensemble.forge(1, 3, Pong())
+    ensemble.forge(1, 3, Pong(0))
     ensemble[3].do_disk()
     assert ensemble[3].applied == [], "its acknowledgement was counted"
 

@@ -158,17 +158,17 @@ class ZkCore:
 
     # ---- the way in ----------------------------------------------------------------------------
 
-    def step(self, event: Event, now_ms: int) -> list[Effect]:
-        """Take an event; the effects are to be performed in order."""
+    def step(self, event: Any, now_ms: int) -> list[Effect]:
+        """Take an `Event`; the effects are to be performed in order."""
         self._now_ms = now_ms
         if now_ms >= self._tracker.check_ms:
             self._tracker.look_at_clock(now_ms)
         kind = type(event)
         if kind is Received:
-            self._on_received(event)  # type: ignore[arg-type]
-            return self._effects(heard=event.connection)  # type: ignore[union-attr]
+            self._on_received(event)
+            return self._effects(heard=event.connection)
         if kind is Durable:
-            self._on_durable(event.zxid)  # type: ignore[union-attr]
+            self._on_durable(event.zxid)
         else:
             self._on_rare(event)
         return self._effects()

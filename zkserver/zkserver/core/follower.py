@@ -66,7 +66,9 @@ class Follower:
         self.epoch = 0
         """The leader's; 0 until LEADERINFO has come."""
         self._phase = Phase.DIALLING
-        self._link: Any = None
+        self.link: Any = None
+        """To the leader, once it is reached."""
+        self._serves = False
         self._heard_ms = now_ms
         self._limit_ms = now_ms + config.init_limit_ms
         ledger.effects.append(Dial(leader_id))
@@ -74,7 +76,7 @@ class Follower:
     @property
     def is_established(self) -> bool:
         """The leader has said that a quorum follows it: this server serves."""
-        return self._phase is Phase.BROADCAST
+        return self._serves
 
     def is_dialling_to(self, server_id: int) -> bool:
         """The link to that server is still being opened."""
@@ -94,7 +96,7 @@ class Follower:
     def on_link_opened(self, link: Any, now_ms: int) -> None:
         """The leader is reached."""
         assert self._phase is Phase.DIALLING, self._phase
-        self._link = link
+        self.link = link
         self._heard_ms = now_ms
         self._phase = Phase.DISCOVERY
         self._tell(FollowerInfo(self._config.server_id, self._ledger.accepted_epoch))
@@ -105,19 +107,19 @@ class Follower:
 
     def on_link_lost(self, link: Any) -> None:
         """A link has ended. Raises GaveUp."""
-        if link is self._link:
-            self._link = None
+        if link is self.link:
+            self.link = None
             raise GaveUp(f"the link to leader {self.leader_id} has ended")
 
     def close(self, reason: str) -> None:
         """The term ends."""
-        if self._link is not None:
-            self._ledger.effects.append(CloseLink(self._link, reason))
-            self._link = None
+        if self.link is not None:
+            self._ledger.effects.append(CloseLink(self.link, reason))
+            self.link = None
 
     def on_message(self, link: Any, message: LeaderMessage, now_ms: int) -> None:
         """What the leader says. Raises GaveUp."""
-        if link is not self._link:
+        if link is not self.link:
             return  # of a term that is over
         self._heard_ms = now_ms
         if self._phase is Phase.SYNCHRONIZATION:
@@ -133,8 +135,8 @@ class Follower:
                 self._on_proposal(message)
             case Commit(zxid):
                 self._on_commit(zxid)
-            case Ping():
-                self._tell(Pong())
+            case Ping(number):
+                self._tell(Pong(number))
             case LeaderInfo(epoch):
                 self._on_leader_info(epoch)
             case Truncate(zxid):
@@ -147,7 +149,7 @@ class Follower:
                 raise RemoteProtocolError(f"a leader does not say {message!r}")
 
     def _tell(self, message: LearnerMessage) -> None:
-        self._ledger.effects.append(Tell(self._link, message))
+        self._ledger.effects.append(Tell(self.link, message))
 
     # ---- discovery ------------------------------------------------------------------------------
 
@@ -217,14 +219,21 @@ class Follower:
 
     def _on_up_to_date(self, zxid: int) -> None:
         expect(self._phase is Phase.ADOPTED, "UPTODATE out of its phase", zxid)
-        self._phase = Phase.BROADCAST
         self._commit(zxid)
-        self._ledger.effects.append(Serve(self.epoch, self.leader_id))
+        self._phase = Phase.BROADCAST
+        self._serve_if_committed()
 
     def _on_commit(self, zxid: int) -> None:
         expect(self._phase is Phase.BROADCAST, "COMMIT out of its phase", zxid)
         expect(zxid > self._ledger.committed_zxid, "committed backwards", zxid)
         self._commit(zxid)
+        self._serve_if_committed()
+
+    def _serve_if_committed(self) -> None:
+        """Serve, once all that this server has applied when it started is known to be committed."""
+        if not self._serves and self._ledger.may_serve:
+            self._serves = True
+            self._ledger.effects.append(Serve(self.epoch, self.leader_id))
 
     def _commit(self, zxid: int) -> None:
         expect(zxid <= self._ledger.log.last_zxid, "commits what was not proposed", zxid)

@@ -39,7 +39,7 @@ from duolog_protocol.types import ZXID_EPOCH_LAST, epoch_of
 from .broadcast import Broadcast
 from .ledger import Ledger
 from .peer_config import PeerConfig
-from .peer_events import CloseLink, SendHistory, Serve, Tell
+from .peer_events import CloseLink, LeadConfirmed, SendHistory, Serve, Tell
 from .quorum import Quorums
 from .roles import MAX_CALLERS_PER_SERVER, GaveUp, expect
 from .synchronization import plan_sync
@@ -63,7 +63,7 @@ class LearnerStage(IntEnum):
 class Learner:
     """One learner, as its leader sees it."""
 
-    __slots__ = ("heard_ms", "last_zxid", "link", "server_id", "stage", "synced_zxid")
+    __slots__ = ("heard_ms", "last_zxid", "link", "round", "server_id", "stage", "synced_zxid")
 
     def __init__(self, link: Any, now_ms: int) -> None:
         self.link = link
@@ -75,6 +75,8 @@ class Learner:
         self.synced_zxid = 0
         """What it has once it has adopted the epoch."""
         self.heard_ms = now_ms
+        self.round = 0
+        """Of the last Ping that it has answered."""
 
 
 class Leader:
@@ -102,6 +104,15 @@ class Leader:
         self._learners: dict[Any, Learner] = {}
         self._had_quorum = False
         """A quorum was introduced, ourselves among it: from then on one has to be there."""
+        self._round = 0
+        """Of the pings."""
+        self._confirming: list[Any] = []
+        """Who waits for a quorum to answer this round."""
+        self._asking: list[Any] = []
+        """Who came since it has begun, and waits for the next one."""
+        self._durable_since = (0, now_ms)
+        """What was durable here when that last moved, or when nothing was to be written, and when
+        that was."""
         self._ping_ms = now_ms + config.ping_interval_ms
         self._limit_ms = now_ms + config.init_limit_ms
         self._introduce(config.server_id, ledger.accepted_epoch)
@@ -158,8 +169,10 @@ class Leader:
         match message:
             case Ack(zxid):
                 self._on_ack(learner, zxid)
-            case Pong():
-                pass
+            case Pong(number):
+                expect(number <= self._round, "a round that has not begun", number)
+                learner.round = max(learner.round, number)
+                self._count_round()
             case FollowerInfo():
                 self._on_follower_info(learner, message)
             case AckEpoch():
@@ -304,7 +317,7 @@ class Leader:
                 self._tell(learner, proposal)
         self._ledger.append(records, first_zxid, last_zxid)
 
-    def on_logged(self, zxid: int, now_ms: int) -> None:
+    def on_logged(self, zxid: int, _now_ms: int) -> None:
         """Our own log is durable up to there: that is our acknowledgement, no sooner."""
         self._broadcast.on_own_disk(zxid)
         self._broadcast.acknowledge(self._config.server_id, zxid)
@@ -331,12 +344,48 @@ class Leader:
                 if learner.stage == LearnerStage.SYNCED:
                     self._tell(learner, Commit(committed))
 
+    # ---- reads that must be of now --------------------------------------------------------------
+
+    def on_confirm(self, token: Any) -> None:
+        """Ask a quorum whether it still follows: one round at a time, each for all that wait."""
+        assert self.is_established, "confirms a lead that is not established"
+        self._asking.append(token)
+        if not self._confirming:
+            self._begin_round()
+
+    def _begin_round(self) -> None:
+        self._confirming, self._asking = self._asking, []
+        self._round += 1
+        for learner in self._learners.values():
+            if learner.stage == LearnerStage.SYNCED:
+                self._tell(learner, Ping(self._round))
+        self._count_round()
+
+    def _count_round(self) -> None:
+        """Whoever answers this round has followed us after it began: it had promised nobody else.
+
+        So nobody else was established by then (Raft section 6.4, ReadIndex).
+        """
+        if not self._confirming:
+            return
+        agreed = {
+            each.server_id
+            for each in self._learners.values()
+            if each.stage == LearnerStage.SYNCED and each.round == self._round
+        }
+        if self._quorums.has_quorum(agreed | {self._config.server_id}):
+            self._ledger.effects += map(LeadConfirmed, self._confirming)
+            self._confirming = []
+            if self._asking:
+                self._begin_round()
+
     # ---- time -----------------------------------------------------------------------------------
 
     def on_timer(self, now_ms: int) -> None:
         """Ping, drop who is silent. Raises GaveUp where the epoch is not established in time."""
         if not self.is_established and now_ms >= self._limit_ms:
             raise GaveUp(f"no quorum within {self._config.init_limit_ms} ms")
+        self._look_at_disk(now_ms)
         if now_ms < self._ping_ms:
             return
         self._ping_ms = now_ms + self._config.ping_interval_ms
@@ -345,7 +394,28 @@ class Leader:
                 self._drop(learner, f"not heard for {now_ms - learner.heard_ms} ms")
         for learner in self._learners.values():
             if learner.stage >= LearnerStage.INTRODUCED:
-                self._tell(learner, Ping())
+                self._tell(learner, Ping(self._round))
+
+    def _look_at_disk(self, now_ms: int) -> None:
+        """A leader whose disk hangs holds up everybody, although a quorum may go on without it."""
+        durable, since_ms = self._durable_since
+        if self._ledger.is_settled or self._ledger.durable_zxid != durable:
+            self._durable_since = (self._ledger.durable_zxid, now_ms)
+        elif now_ms - since_ms >= self._config.disk_limit_ms:
+            raise GaveUp(f"our disk has written nothing for {now_ms - since_ms} ms")
+
+    def learner_counts(self) -> tuple[int, int, int]:
+        """Synced followers, synced observers, all learners."""
+        synced = [each for each in self._learners.values() if each.stage == LearnerStage.SYNCED]
+        followers = sum(each.server_id in self._quorums.voters for each in synced)
+        return followers, len(synced) - followers, len(self._learners)
+
+    def synced_server(self, link: Any) -> int:
+        """Whose link it is, if it has adopted our established epoch; 0: nobody's."""
+        learner = self._learners.get(link)
+        if learner is None or learner.stage != LearnerStage.SYNCED or not self.is_established:
+            return 0
+        return learner.server_id
 
     def _limit_of(self, learner: Learner) -> int:
         config = self._config

@@ -5,7 +5,7 @@ Owns the order of the disk work that ZAB's safety rests on, and asserts it (refe
     accepted_epoch >= current_epoch; neither ever falls
     current_epoch >= epoch of every logged record, but for the history of a learner that was cut
     off before it could adopt its epoch: it votes with the lower one, and cannot win by it
-    applied <= min(committed, durable);  committed, durable <= logged
+    applied <= durable, and <= committed where clients are served;  committed, durable <= logged
     nothing committed is ever truncated
 
 Roles ask for work and hear of its end; the work outlives the role that asked. Nobody may vote
@@ -31,7 +31,11 @@ from .peer_events import (
 class Ledger:
     """The durable side of one server, as its roles see it."""
 
-    def __init__(self, accepted_epoch: int, current_epoch: int, log: EpochEnds) -> None:
+    def __init__(
+        self, accepted_epoch: int, current_epoch: int, log: EpochEnds, applied_zxid: int = 0
+    ) -> None:
+        """`applied_zxid`: what the state holds at the start, perhaps more than is committed."""
+        assert applied_zxid <= log.last_zxid, (applied_zxid, log.last_zxid)
         assert accepted_epoch >= current_epoch, (accepted_epoch, current_epoch)
         self.accepted_epoch = accepted_epoch
         """The highest epoch promised; durable."""
@@ -43,8 +47,9 @@ class Ledger:
         """On the disk (<= logged)."""
         self.committed_zxid = 0
         """Known to be durable on a quorum (<= logged); not kept over a restart."""
-        self.applied_zxid = 0
-        """What `ApplyUpTo` has told (<= committed, durable)."""
+        self.applied_zxid = applied_zxid
+        """What the state holds: what was applied at the start, or `ApplyUpTo` has told (<= durable;
+        <= committed wherever clients are served)."""
         self.effects: list[PeerEffect] = []
         """What the shell has to do, in order; the owner takes them."""
         self._asked_epoch = accepted_epoch
@@ -58,6 +63,11 @@ class Ledger:
     def is_settled(self) -> bool:
         """No disk work is under way: what is logged is durable."""
         return self._jobs == 0 and not self._appends
+
+    @property
+    def may_serve(self) -> bool:
+        """Nothing is applied that is not committed."""
+        return self.applied_zxid <= self.committed_zxid
 
     # ---- asked for by roles ---------------------------------------------------------------------
 
@@ -87,6 +97,7 @@ class Ledger:
         assert zxid >= self.committed_zxid, (f"{zxid:#x}", f"{self.committed_zxid:#x}")
         self.log.truncate_to(zxid)
         self.durable_zxid = min(self.durable_zxid, zxid)
+        self.applied_zxid = min(self.applied_zxid, zxid)
         self._do(TruncateLog(zxid))
 
     def commit(self, zxid: int) -> None:

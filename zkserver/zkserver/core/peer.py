@@ -14,7 +14,7 @@ election is decided here, too. Nobody votes while the log is still written. Sour
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, Final
 
 from duolog_protocol.quorum_messages import Notification, PeerState, Vote
 
@@ -26,12 +26,14 @@ from .looking import Decision, Looking, reply_to_looking
 from .peer_config import PeerConfig
 from .peer_events import (
     CloseLink,
+    ConfirmLead,
     DialFailed,
     EpochAccepted,
     EpochAdopted,
     LinkLost,
     LinkOpened,
     Logged,
+    LogPurged,
     LogRefused,
     MessageReceived,
     NotificationReceived,
@@ -39,11 +41,14 @@ from .peer_events import (
     PeerEvent,
     PeerTimerFired,
     Propose,
+    Resign,
     StopServing,
     Truncated,
 )
 from .quorum import Quorums
 from .roles import MAX_CALLERS_PER_SERVER, GaveUp
+
+_FAILURES_WITHOUT_WAIT: Final = 2
 
 
 class Settling:
@@ -63,11 +68,12 @@ class Peer:
         current_epoch: int,
         log: EpochEnds,
         rng: random.Random,
+        applied_zxid: int = 0,
     ) -> None:
-        """The epochs and the log are what the disk holds."""
+        """The epochs and the log are what the disk holds; `applied_zxid` as in `Ledger`."""
         self._config = config
         self._quorums = Quorums(config.voters)
-        self._ledger = Ledger(accepted_epoch, current_epoch, log)
+        self._ledger = Ledger(accepted_epoch, current_epoch, log, applied_zxid)
         self._rng = rng
         self._role: Role = Settling()
         self._election_round = 0
@@ -77,6 +83,10 @@ class Peer:
         self._callers: dict[Any, list[Any]] = {}
         """Links of learners that dialled while we were looking, and what they have said."""
         self._now_ms = 0
+        self._failures = 0
+        """Terms that have ended without having served, one after the other."""
+        self._look_ms = 0
+        """Not before this does it look for a leader."""
 
     def start(self, now_ms: int) -> list[PeerEffect]:
         """Begin to look for a leader."""
@@ -98,7 +108,9 @@ class Peer:
 
     def deadline_ms(self) -> int | None:
         """When to step(PeerTimerFired()) if nothing else happens."""
-        return None if isinstance(self._role, Settling) else self._role.deadline_ms()
+        if not isinstance(self._role, Settling):
+            return self._role.deadline_ms()
+        return self._look_ms if self._ledger.is_settled else None
 
     # ---- what others may see --------------------------------------------------------------------
 
@@ -131,6 +143,20 @@ class Peer:
         """It serves: a quorum has adopted the epoch."""
         role = self._role
         return isinstance(role, Leader | Follower) and role.is_established
+
+    @property
+    def leader_link(self) -> Any:
+        """The link to the leader under whom this server serves, or None."""
+        role = self._role
+        return role.link if isinstance(role, Follower) and role.is_established else None
+
+    def server_id_of(self, link: Any) -> int:
+        """Whose link it is, if a learner's that has adopted the epoch we lead in; else 0."""
+        return self._role.synced_server(link) if isinstance(self._role, Leader) else 0
+
+    def learner_counts(self) -> tuple[int, int, int]:
+        """Synced followers, synced observers, and all learners of a leader."""
+        return self._role.learner_counts() if isinstance(self._role, Leader) else (0, 0, 0)
 
     @property
     def accepted_epoch(self) -> int:
@@ -168,6 +194,14 @@ class Peer:
             case Propose():
                 assert isinstance(self._role, Leader), self._role
                 self._role.on_propose(event.records, event.first_zxid, event.last_zxid)
+            case ConfirmLead(token=token):
+                if isinstance(self._role, Leader) and self._role.is_established:
+                    self._role.on_confirm(token)
+            case Resign(reason=reason):
+                if isinstance(self._role, Leader):
+                    raise GaveUp(reason)
+            case LogPurged(first_zxid_before=zxid):
+                self._ledger.log.forget_before(zxid)
             case NotificationReceived():
                 self._on_notification(event.sender_id, event.notification)
             case PeerTimerFired():
@@ -265,11 +299,25 @@ class Peer:
         assert isinstance(role, Leader | Follower), role
         if role.is_established:
             self._ledger.effects.append(StopServing(reason))
+            self._failures = 0
+        else:
+            self._failures += 1
+        self._look_ms = self._now_ms + self._back_off_ms()
         role.close(reason)
         self._role = Settling()
 
+    def _back_off_ms(self) -> int:
+        """How long to wait, so that what fails again and again does not busy everybody."""
+        config, doublings = self._config, self._failures - _FAILURES_WITHOUT_WAIT - 1
+        if doublings < 0:
+            return 0
+        longest = min(config.back_off_first_ms << min(doublings, 16), config.back_off_last_ms)
+        return self._rng.randint(longest // 2, longest)
+
     def _look_if_settled(self) -> None:
         if not isinstance(self._role, Settling) or not self._ledger.is_settled:
+            return
+        if self._now_ms < self._look_ms:
             return
         ledger, config = self._ledger, self._config
         self._election_round += 1

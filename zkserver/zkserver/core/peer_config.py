@@ -24,6 +24,13 @@ class PeerConfig(NamedTuple):
     sync_limit_ms: int = 1_500
     """A peer that was not heard for so long is gone."""
 
+    disk_limit_ms: int = 10_000
+    """A leader whose disk has not written for so long what is to be written leads no longer."""
+    back_off_first_ms: int = 100
+    """A server whose terms fail one after the other waits before it looks for a leader again: so
+    long after the third, doubled each time."""
+    back_off_last_ms: int = 2_000
+
     @property
     def is_voter(self) -> bool:
         """Whether this server takes part in elections and quorums."""

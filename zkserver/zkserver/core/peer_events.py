@@ -123,6 +123,36 @@ class Propose:
         self.last_zxid = last_zxid
 
 
+class ConfirmLead:
+    """Somebody has to know that this server, an established leader, still leads (for a sync).
+
+    Ends with `LeadConfirmed`; never, if the term ends before.
+    """
+
+    __slots__ = ("token",)
+
+    def __init__(self, token: Any) -> None:
+        self.token = token
+
+
+class Resign:
+    """The established leader is to lead no longer."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class LogPurged:
+    """A snapshot holds what comes before: the log now begins after `first_zxid_before`."""
+
+    __slots__ = ("first_zxid_before",)
+
+    def __init__(self, first_zxid_before: int) -> None:
+        self.first_zxid_before = first_zxid_before
+
+
 class PeerTimerFired:
     """`Peer.deadline_ms` has come."""
 
@@ -141,6 +171,9 @@ PeerEvent = (
     | LogRefused
     | Truncated
     | Propose
+    | ConfirmLead
+    | Resign
+    | LogPurged
     | PeerTimerFired
 )
 
@@ -263,6 +296,15 @@ class StopServing:
         self.reason = reason
 
 
+class LeadConfirmed:
+    """When the `ConfirmLead` with this token came, no other leader was established."""
+
+    __slots__ = ("token",)
+
+    def __init__(self, token: Any) -> None:
+        self.token = token
+
+
 PeerEffect = (
     Notify
     | Dial
@@ -276,4 +318,5 @@ PeerEffect = (
     | ApplyUpTo
     | Serve
     | StopServing
+    | LeadConfirmed
 )

@@ -33,7 +33,7 @@ from zkserver.storage.recovery import DataDirectory
 from .client_link import Reply
 from .commands import BY_NAME, COMMANDS, Command, CommandRefused
 from .view import DirectorySizes, ServerView
-from .words import NOT_ALLOWED, WORDS, Word
+from .words import NOT_ALLOWED, NOT_SERVING, WORDS, Word
 
 _PREFIX: Final = "/commands"
 _JSON: Final = "application/json"
@@ -104,6 +104,8 @@ class Admin:
 
     def _text(self, known: Word, word: str, argument: bytes) -> str | None:
         """What a word is answered; None where it fails."""
+        if not self.view.mode and not known.always:
+            return NOT_SERVING
         try:
             return known.text(self.view, argument)
         except Exception as error:  # the end of a request: the answers behind it are still given

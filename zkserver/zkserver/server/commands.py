@@ -136,11 +136,15 @@ def last_snapshot(view: ServerView, _query: Mapping[str, str]) -> Values:
 
 
 def leader(view: ServerView, _query: Mapping[str, str]) -> Values:
-    """An ensemble of one leads itself."""
+    """Who leads; an ensemble of one leads itself."""
+    member, own_id = view.member, view.core_config.server_id
+    if member is None:
+        return {"is_leader": True, "leader_id": own_id, "leader_ip": view.config.host}
+    hosts = {each.server_id: each.host for each in view.config.members}
     return {
-        "is_leader": True,
-        "leader_id": view.core_config.server_id,
-        "leader_ip": view.config.host,
+        "is_leader": member.leader_id == own_id,
+        "leader_id": member.leader_id,
+        "leader_ip": hosts.get(member.leader_id, ""),
     }
 
 
@@ -149,9 +153,10 @@ def monitor_(view: ServerView, _query: Mapping[str, str]) -> Values:
     return {**monitor(view)}
 
 
-def observers(_view: ServerView, _query: Mapping[str, str]) -> Values:
-    """A standalone server has none."""
-    return {"synced_observers": 0, "observers": []}
+def observers(view: ServerView, _query: Mapping[str, str]) -> Values:
+    """How many observers follow; a standalone server has none."""
+    member = view.member
+    return {"synced_observers": 0 if member is None else member.synced_observers, "observers": []}
 
 
 def observer_connection_stat_reset(_view: ServerView, _query: Mapping[str, str]) -> Values:
@@ -179,7 +184,7 @@ def server_stats(view: ServerView, _query: Mapping[str, str]) -> Values:
             "data_dir_size": view.sizes.snapshots,
             "log_dir_size": view.sizes.logs,
             "provider_null": False,
-            "server_state": "standalone",
+            "server_state": view.mode,
             "last_processed_zxid": status.zxid,
             "outstanding_requests": status.outstanding,
             "avg_latency": latency.average,
@@ -226,9 +231,10 @@ def system_properties(view: ServerView, _query: Mapping[str, str]) -> Values:
     return {**view.environment(), **settings}
 
 
-def voting_view(_view: ServerView, _query: Mapping[str, str]) -> Values:
-    """A standalone server votes with nobody."""
-    return {"current_config": {}}
+def voting_view(view: ServerView, _query: Mapping[str, str]) -> Values:
+    """The participants; a standalone server votes with nobody."""
+    voters = [each for each in view.config.members if each.is_voter]
+    return {"current_config": {str(each.server_id): str(each) for each in voters}}
 
 
 def watches(view: ServerView, _query: Mapping[str, str]) -> Values:
@@ -253,9 +259,13 @@ def watch_summary(view: ServerView, _query: Mapping[str, str]) -> Values:
     }
 
 
-def zabstate(_view: ServerView, _query: Mapping[str, str]) -> Values:
+def zabstate(view: ServerView, _query: Mapping[str, str]) -> Values:
     """A standalone server takes part in no broadcast."""
-    return {"voting": False, "zabstate": ""}
+    member = view.member
+    if member is None:
+        return {"voting": False, "zabstate": ""}
+    phase = "election" if member.role == "looking" else "broadcast"
+    return {"voting": member.role in ("leader", "follower"), "zabstate": phase}
 
 
 COMMANDS: Final = (

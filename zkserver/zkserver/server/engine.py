@@ -161,6 +161,14 @@ class Engine(Stepper):
         super().step(event)
 
     @property
+    def mode(self) -> str:
+        """What operators call the role."""
+        return "standalone"
+
+    def member_status(self) -> None:
+        """It is no member of an ensemble."""
+
+    @property
     def idle(self) -> bool:
         """Nothing waits for the disk."""
         return not self._queue and not self._writing

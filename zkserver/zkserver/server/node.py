@@ -30,16 +30,23 @@ from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
+from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.events import Drained
+from zkserver.core.peer_config import PeerConfig
 from zkserver.security import load_auth, load_tls
+from zkserver.storage.epoch_files import read_identity
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
 from .admin import Admin
 from .client_link import ClientLinks, LinkLimits, take_jute, take_native
 from .engine import Engine, EngineOptions
+from .peer_links import PeerLinks
+from .replica import Replica
 from .view import LISTEN_BACKLOG, ServerView
 
+MAX_UNSENT_TO_PEER_BYTES: Final = 128 * 1024 * 1024
+"""A server that leaves more unread of what its leader tells it is dropped, and comes again."""
 HOLD_S: Final = 0.005
 """How long replies may wait for those of the writes behind them, to leave in one send: only when a
 disk that has just been quick hesitates do they wait so long."""
@@ -89,6 +96,11 @@ class Node:
         """The port it listens on, after `start`."""
         self.tls_port = config.tls_port
         """The port for TLS only that it listens on, after `start`; None where there is none."""
+        members = config.members
+        if members:
+            _check_place(config, core_config.server_id, files)
+        self._peer_links: PeerLinks | None = None
+        self._peer_rng = Random(rng.getrandbits(64))
         auth = load_auth(config, rng)
         self._tls = load_tls(config, clock, log)
         self._data = DataDirectory(
@@ -100,18 +112,34 @@ class Node:
             log_options=LogOptions(config.log_file_bytes, config.preallocate_bytes),
         )
         try:
-            self._engine = Engine(
-                ZkCore(core_config, rng, auth),
-                self._data,
-                disk=disk,
-                clock=clock,
-                rng=Random(rng.getrandbits(64)),
-                shell=self,
-                log=log,
-                options=EngineOptions(
-                    config.snap_count, config.snap_retain_count, config.fsync_warning_ms
-                ),
+            self._engine: Engine | Replica
+            options = EngineOptions(
+                config.snap_count, config.snap_retain_count, config.fsync_warning_ms
             )
+            own_rng = Random(rng.getrandbits(64))
+            if members:
+                self._engine = Replica(
+                    EnsembleCore(core_config, rng, auth),
+                    self._data,
+                    peer_config(config, core_config.server_id),
+                    disk=disk,
+                    clock=clock,
+                    rng=own_rng,
+                    shell=self,
+                    log=log,
+                    options=options,
+                )
+            else:
+                self._engine = Engine(
+                    ZkCore(core_config, rng, auth),
+                    self._data,
+                    disk=disk,
+                    clock=clock,
+                    rng=own_rng,
+                    shell=self,
+                    log=log,
+                    options=options,
+                )
             self._engine.recover()
         except BaseException:
             self._data.close()
@@ -166,15 +194,39 @@ class Node:
         self.port = await self._listen("port", config.port, plain)
         if config.tls_port is not None:
             self.tls_port = await self._listen("tls_port", config.tls_port, new_layer)
-        self._engine.start()
-        await self._until_idle()
-        if self.failure:
-            raise LogOfflineError(self.failure)
+        if isinstance(self._engine, Replica):
+            self._peer_links = await self._open_peer_links(self._engine)
+            self._engine.start()
+        else:
+            self._engine.start()
+            await self._until_idle()
+            if self.failure:
+                raise LogOfflineError(self.failure)
         self._admin.view.port, self._admin.view.tls_port = self.port, self.tls_port
         await self._admin.start()
         for server in self._servers:
             await server.start_serving()
         self._log.info("server_started", host=config.host, port=self.port, tls_port=self.tls_port)
+
+    async def _open_peer_links(self, replica: Replica) -> PeerLinks:
+        """Listen for the other servers. Raises ConfigError."""
+        config, server_id = self._config, self._core_config.server_id
+        assert self._loop is not None
+        links = PeerLinks(
+            self._loop,
+            server_id,
+            self._data.identity.ensemble_id,
+            {each.server_id: (each.host, each.peer_port) for each in config.members},
+            replica,
+            self._clock,
+            self._peer_rng,
+            self._log,
+            dial_timeout_ms=config.sync_limit_ms,
+            max_unsent_bytes=MAX_UNSENT_TO_PEER_BYTES,
+        )
+        replica.links = links
+        await links.start()
+        return links
 
     async def _listen(
         self, field: str, port: int, factory: Callable[[], asyncio.BaseProtocol]
@@ -203,6 +255,7 @@ class Node:
         """Clients are taken and answered."""
         return (
             bool(self._servers)
+            and self._engine.core.is_serving
             and all(server.is_serving() for server in self._servers)
             and not self.failure
         )
@@ -226,6 +279,8 @@ class Node:
                 self._timer.cancel()
             self._timer = None
             await self._admin.close()
+            if self._peer_links is not None:
+                await self._peer_links.close()
             await self._leave_disk()
         self._log.info("server_stopped")
 
@@ -302,6 +357,20 @@ class Node:
         self._links.abort_all()
         self._on_halt()
 
+    def drop_clients(self, reason: str) -> None:
+        """Close every client's connection: this server does not serve any more."""
+        self._links.close_all()
+
+    def call_later(self, delay_ms: int, callback: Callable[[], None]) -> None:
+        """Call back once, unless the server stops before."""
+
+        def run() -> None:
+            if self._servers:
+                callback()
+
+        assert self._loop is not None
+        self._loop.call_later(delay_ms / 1000, run)
+
     def _on_made(self, link: ServerLink) -> None:
         self._links.on_made(link)
         self.arm(self._engine.deadline_ms())
@@ -334,6 +403,29 @@ class Node:
         while not condition():
             self._progress.clear()
             await self._progress.wait()
+
+
+def peer_config(config: ServerConfig, server_id: int) -> PeerConfig:
+    """A server's place among the members of its ensemble."""
+    members = config.members
+    return PeerConfig(
+        server_id,
+        frozenset(each.server_id for each in members if each.is_voter),
+        frozenset(each.server_id for each in members if not each.is_voter),
+        init_limit_ms=config.init_limit_ms,
+        ping_interval_ms=config.ping_interval_ms,
+        sync_limit_ms=config.sync_limit_ms,
+    )
+
+
+def _check_place(config: ServerConfig, server_id: int, files: Files) -> None:
+    """Whether the server can be one of its ensemble. Raises ConfigError."""
+    if all(each.server_id != server_id for each in config.members):
+        rule = f"does not name server {server_id}, which this one is (server_id)"
+        raise ConfigError("servers", ",".join(config.servers), rule)
+    if not config.ensemble_id and read_identity(files, config.data_directory) is None:
+        rule = "must be given for a new server of an ensemble: any number, the same for all of them"
+        raise ConfigError("ensemble_id", 0, rule)
 
 
 def _nothing() -> None:

@@ -61,11 +61,18 @@ class PeerDiskOwner(Protocol):
         The last part may be empty.
         """
 
+    def history_gone(self, link: Any) -> None:
+        """What a `SendHistory` asked for is in the log no more: the link is of no use."""
+
     def retry_disk(self, delay_ms: int) -> None:
         """Call `PeerDisk.retry` in so many milliseconds."""
 
     def halt_for_disk(self, error: BaseException) -> None:
         """The disk failed: stop the server. No event follows."""
+
+
+class _HistoryGone(Exception):
+    """The log was purged since it was asked for."""
 
 
 class _History:
@@ -95,12 +102,16 @@ class PeerDisk:
         *,
         max_group_bytes: int = MAX_GROUP_BYTES,
         max_part_bytes: int = MAX_PART_BYTES,
+        rebuild: Callable[[int], None] | None = None,
     ) -> None:
+        """`rebuild` is called in the disk executor once the log ends at a zxid that it did not end
+        at before, ahead of the event that says so: to build the state anew."""
         self._data = data
         self._disk = disk
         self._owner = owner
         self._max_group_bytes = max_group_bytes
         self._max_part_bytes = max_part_bytes
+        self._rebuild = rebuild
         self._queue: deque[EpochOrCut | AppendRecords | _History] = deque()
         self._is_working = False
         self._waits_for_space: EpochOrCut | None = None
@@ -111,6 +122,11 @@ class PeerDisk:
     def idle(self) -> bool:
         """Nothing is asked for that is not done."""
         return not self._queue and not self._is_working
+
+    @property
+    def sends_history(self) -> bool:
+        """Some of the log is being read for a learner: nothing of it may be deleted."""
+        return bool(self._histories)
 
     def put(self, effect: EpochOrCut | AppendRecords | SendHistory) -> None:
         """Do this behind everything that was put before."""
@@ -232,7 +248,7 @@ class PeerDisk:
                 work, event = partial(self._data.epochs.adopt, epoch), EpochAdopted(epoch)
             case TruncateLog(zxid=zxid):
                 assert not any(each.records for each in self._histories.values()), "is being read"
-                work, event = partial(self._data.log.truncate_to, zxid), Truncated(zxid)
+                work, event = partial(self._truncate, zxid), Truncated(zxid)
 
         def done(_: None, error: BaseException | None) -> None:
             if error is None:
@@ -245,6 +261,12 @@ class PeerDisk:
 
         return work, done
 
+    def _truncate(self, zxid: int) -> None:
+        """In the disk thread."""
+        self._data.truncate_to(zxid)
+        if self._rebuild is not None:
+            self._rebuild(zxid)
+
     # ---- history --------------------------------------------------------------------------------
 
     def _read(self, history: _History) -> tuple[list[bytes], bool]:
@@ -252,6 +274,8 @@ class PeerDisk:
         log = self._data.log
         if history.records is None:
             assert history.last_zxid <= log.durable_zxid, (history.last_zxid, log.durable_zxid)
+            if history.after_zxid < log.first_zxid_before:
+                raise _HistoryGone
             history.records = log.read_from(history.after_zxid)
         records: list[bytes] = []
         size = 0
@@ -268,6 +292,13 @@ class PeerDisk:
         self, history: _History, part: tuple[list[bytes], bool] | None, error: BaseException | None
     ) -> None:
         history.is_reading = False
+        if isinstance(error, _HistoryGone):
+            self._is_working = False
+            if history.is_wanted:
+                del self._histories[history.link]
+                self._owner.history_gone(history.link)
+            self._go_on()
+            return
         if error is not None:
             _close(history)
             self._halt(error)

@@ -58,7 +58,11 @@ class Snapshotting:
         halt: Callable[[str, BaseException], None],
         snap_count: int,
         retain_count: int,
+        on_purged: Callable[[int], None] | None = None,
+        may_purge: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`may_purge` is asked in the disk thread; if not, the next snapshot's purge does it.
+        `on_purged` hears after which zxid the log begins, once something of it was deleted."""
         assert snap_count >= 2, snap_count
         self._data = data
         self._disk = disk
@@ -68,6 +72,8 @@ class Snapshotting:
         self._stats = stats
         self._begun_ms = 0
         self._begin = begin
+        self._on_purged = on_purged
+        self._may_purge = may_purge
         self._halt = halt
         self._snap_count = snap_count
         self._retain_count = retain_count
@@ -187,6 +193,8 @@ class Snapshotting:
 
     def _purge(self) -> None:
         """In the disk thread. A failure is harmless: the next purge deletes what is left."""
+        if not self._may_purge():
+            return
         try:
             self._purged = self._data.purge(self._retain_count)
         except OSError as error:
@@ -200,6 +208,8 @@ class Snapshotting:
             self._log.warning("purge_failed", reason=str(purged))
         elif purged:
             self._log.info("files_purged", names=purged)
+            if self._on_purged is not None:
+                self._on_purged(self._data.log.first_zxid_before)
 
     def _give_up(self) -> None:
         view, self._view = self._view, None

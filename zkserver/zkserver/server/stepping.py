@@ -93,7 +93,7 @@ class Stepper:
         self.halted = ""
         """Why the server stopped, or empty; then nothing happens any more."""
 
-    def step(self, event: Event) -> None:
+    def step(self, event: Any) -> None:
         """Feed the core one event and perform what it decides."""
         if self.halted:
             return
@@ -106,19 +106,25 @@ class Stepper:
         """Step an event, and then those that its effects brought."""
         self._stepping = True
         try:
-            self._now_ms = self._clock.now_ms()
-            effects = self.core.step(event, self._now_ms)
-            if before_effects is not None:
-                before_effects()
-            self._perform(effects)
-            while self._events and not self.halted:
+            if before_effects is None:
+                self._one(event)
+            else:
                 self._now_ms = self._clock.now_ms()
-                self._perform(self.core.step(self._events.popleft(), self._now_ms))
+                effects = self.core.step(event, self._now_ms)
+                before_effects()
+                self._perform(effects)
+            while self._events and not self.halted:
+                self._one(self._events.popleft())
         except Exception as error:  # the state may be half changed: nothing after this is safe
             self._log.error("step_failed", exc_info=error)
             self.halt(f"the core failed: {error!r}")
         finally:
             self._stepping = False
+
+    def _one(self, event: Any) -> None:
+        """Step one event, with its effects."""
+        self._now_ms = self._clock.now_ms()
+        self._perform(self.core.step(event, self._now_ms))
 
     def halt(self, reason: str) -> None:
         """Stop for good: no effect is performed and no event taken any more. Idempotent."""

@@ -20,11 +20,12 @@ from duolog_runtime.tls import TlsLayer
 from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
-from zkserver.core.status import Status
+from zkserver.core.status import MemberStatus, Status
 from zkserver.core.views import Views, views_of
 
 from .client_link import ClientLinks
 from .engine import Engine
+from .replica import Replica
 from .stats import DiskStats, ServerStats
 
 VERSION_TEXT: Final = "3.9.0-duolog-{version}, built on 2026-11-24 00:00 GMT"
@@ -46,7 +47,7 @@ class ServerView:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | Replica,
         links: ClientLinks,
         config: ServerConfig,
         core_config: CoreConfig,
@@ -75,6 +76,16 @@ class ServerView:
     def status(self) -> Status:
         """The core at this moment."""
         return self._engine.core.status()
+
+    @property
+    def mode(self) -> str:
+        """standalone, leader, follower or observer; empty: clients are not served."""
+        return self._engine.mode
+
+    @property
+    def member(self) -> MemberStatus | None:
+        """This server among those of its ensemble; None: it stands alone."""
+        return self._engine.member_status()
 
     @property
     def views(self) -> Views:

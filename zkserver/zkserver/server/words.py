@@ -21,6 +21,7 @@ from .stats import ConnectionStats
 from .view import LISTEN_BACKLOG, ServerView, unsigned_hex
 
 NOT_ALLOWED: Final = "{word} is not executed because it is not in the whitelist.\n"
+NOT_SERVING: Final = "This ZooKeeper instance is not currently serving requests\n"
 CUT_SHORT: Final = "(more is not shown)"
 
 
@@ -31,6 +32,8 @@ class Word(NamedTuple):
     argument_bytes: int = 0
     measured: bool = False
     """It shows sizes of files: the disk is asked first."""
+    always: bool = False
+    """It is answered also while the server waits for its ensemble."""
 
 
 def conf(view: ServerView, _argument: bytes) -> str:
@@ -120,9 +123,9 @@ def ruok(_view: ServerView, _argument: bytes) -> str:
     return "imok"
 
 
-def isro(_view: ServerView, _argument: bytes) -> str:
-    """A standalone server writes whenever it serves."""
-    return "rw"
+def isro(view: ServerView, _argument: bytes) -> str:
+    """Whoever serves takes writes."""
+    return "rw" if view.mode else "null"
 
 
 def srst(view: ServerView, _argument: bytes) -> str:
@@ -186,16 +189,16 @@ WORDS: Final[dict[str, Word]] = {
     "crst": Word(crst),
     "dirs": Word(dirs, measured=True),
     "dump": Word(dump),
-    "envi": Word(envi),
-    "gtmk": Word(gtmk),
+    "envi": Word(envi, always=True),
+    "gtmk": Word(gtmk, always=True),
     "hash": Word(hash_),
-    "isro": Word(isro),
+    "isro": Word(isro, always=True),
     "mntr": Word(mntr),
-    "ruok": Word(ruok),
+    "ruok": Word(ruok, always=True),
     "srst": Word(srst),
     "srvr": Word(srvr),
     "stat": Word(stat),
-    "stmk": Word(stmk, argument_bytes=8),
+    "stmk": Word(stmk, argument_bytes=8, always=True),
     "wchc": Word(wchc),
     "wchp": Word(wchp),
     "wchs": Word(wchs),
@@ -212,7 +215,7 @@ def _server_lines(view: ServerView) -> str:
         f"Connections: {view.connection_count}\n"
         f"Outstanding: {status.outstanding}\n"
         f"Zxid: {status.zxid:#x}\n"
-        "Mode: standalone\n"
+        f"Mode: {view.mode}\n"
         f"Node count: {status.node_count}\n"
     )
 

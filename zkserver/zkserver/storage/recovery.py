@@ -127,6 +127,29 @@ class DataDirectory:
             removed += self.log.purge(kept[0])
         return removed
 
+    def newest_snapshot(self) -> tuple[int, Iterator[bytes]]:
+        """The newest snapshot that can be read, as it is now: its zxid and chunks; 0 and none.
+
+        Raises DataDirectoryError, OSError; the chunks as `read_snapshot`.
+        """
+        found = newest_valid(self.files, self.path, self.identity)
+        if found.zxid == 0:
+            return 0, iter(())
+        return found.zxid, read_snapshot(self.files, self.path, self.identity, found.zxid)
+
+    def truncate_to(self, zxid: int) -> None:
+        """Forget every record after `zxid`, and every snapshot that has one of them, durably.
+
+        Snapshots go first: after a crash in between, the log still holds all that it did. Raises
+        as `TxnLog.truncate_to`, OSError.
+        """
+        newer = [each for each in snapshot_files(self.files, self.path) if each > zxid]
+        for each in newer:
+            self.files.unlink(f"{self.path}/{snapshot_name(each)}")
+        if newer:
+            self.files.sync_dir(self.path)
+        self.log.truncate_to(zxid)
+
     def sizes(self) -> tuple[int, int]:
         """Bytes of all snapshots and of all log files, as far as they can be read. Blocks."""
         snapshots = [snapshot_name(zxid) for zxid in snapshot_files(self.files, self.path)]

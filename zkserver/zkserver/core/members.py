@@ -1,0 +1,89 @@
+"""The members of an ensemble, as people write them and as `/zookeeper/config` shows them.
+
+    ID=HOST:PEER_PORT[:participant|:observer][;[CLIENT_HOST:]CLIENT_PORT]
+
+It is ZooKeeper's `server.ID=...` with one port for other servers instead of two, so that the lines
+of `/zookeeper/config`, which programs parse, name it twice. A host that is an IPv6 address stands
+in brackets. Source: ZooKeeper `QuorumPeer.QuorumServer`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from duolog_protocol.quorum_messages import SERVER_ID_LAST
+
+MAX_MEMBERS: Final = 32
+_HOST: Final = r"\[[0-9A-Fa-f:.%]+\]|[^\s:;,\[\]=]+"
+_MEMBER: Final = re.compile(
+    rf"(?:server\.)?(?P<id>\d{{1,3}})=(?P<host>{_HOST}):(?P<port>\d{{1,5}})(?::\d{{1,5}})?"
+    rf"(?::(?P<role>participant|observer))?(?:;(?:(?P<client_host>{_HOST}):)?(?P<client>\d{{1,5}}))?"
+)
+_PORT_LAST: Final = 65_535
+
+
+class Member(NamedTuple):
+    """One server of an ensemble."""
+
+    server_id: int
+    host: str
+    peer_port: int
+    is_voter: bool = True
+    client_host: str = ""
+    """Where its clients reach it; empty: at `host`."""
+    client_port: int = 0
+    """0: not told."""
+
+    def __str__(self) -> str:
+        """A line of `/zookeeper/config`."""
+        host = _bracketed(self.host)
+        role = "participant" if self.is_voter else "observer"
+        text = f"server.{self.server_id}={host}:{self.peer_port}:{self.peer_port}:{role}"
+        if self.client_port:
+            text += f";{_bracketed(self.client_host or self.host)}:{self.client_port}"
+        return text
+
+
+def parse_member(text: str) -> Member:
+    """The member that a text describes. Raises ValueError, which says what is wrong."""
+    found = _MEMBER.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(
+            f"{text!r} must be ID=HOST:PEER_PORT[:participant|:observer][;[HOST:]CLIENT_PORT]"
+        )
+    server_id, port, client = int(found["id"]), int(found["port"]), int(found["client"] or 0)
+    if not 1 <= server_id <= SERVER_ID_LAST:
+        raise ValueError(f"{text!r}: the id must be in [1, {SERVER_ID_LAST}]")
+    if not 1 <= port <= _PORT_LAST or client > _PORT_LAST:
+        raise ValueError(f"{text!r}: a port must be in [1, {_PORT_LAST}]")
+    is_voter = found["role"] != "observer"
+    client_host = (found["client_host"] or "").strip("[]")
+    return Member(server_id, found["host"].strip("[]"), port, is_voter, client_host, client)
+
+
+def parse_members(texts: Iterable[str]) -> tuple[Member, ...]:
+    """All members, by ascending id. Raises ValueError."""
+    members = sorted(map(parse_member, texts))
+    ids = [each.server_id for each in members]
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"an id is there twice: {ids}")
+    addresses = [(each.host, each.peer_port) for each in members]
+    if len(set(addresses)) != len(addresses):
+        raise ValueError("two members have one address")
+    if len(members) > MAX_MEMBERS:
+        raise ValueError(f"{len(members)} members are more than {MAX_MEMBERS}")
+    if members and not any(each.is_voter for each in members):
+        raise ValueError("nobody is a participant")
+    return tuple(members)
+
+
+def config_data(members: Iterable[Member], version: int) -> bytes:
+    """What `/zookeeper/config` holds. `version`: the zxid of the change that made it; first 0."""
+    lines = [*map(str, members), f"version={version:x}"]
+    return "\n".join(lines).encode()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,558 @@
+"""One server of an ensemble between its parts: the peer that elects and replicates, the core that
+serves clients, the disk, and the links to the other servers.
+
+    other servers ── PeerLinks ──► Peer ──► PeerDisk ──► log
+                         ▲           │ ApplyUpTo, Serve, StopServing
+                         │           ▼
+    clients ── ClientLinks ──► EnsembleCore ── Append ──► Propose (one a loop turn)
+                                     └── TellLeader, TellLearner, Confirm
+
+Owns what is logged and not yet applied, and what waits for a link that is still being sent history.
+It has no loop, no socket and no thread: all of them are given, as to `Engine`, its counterpart of a
+standalone server.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Any, Final, Protocol
+
+from duolog_protocol.errors import StorageError
+from duolog_protocol.quorum_codec import proposals_of
+from duolog_protocol.quorum_messages import (
+    Answers,
+    LeaderMessage,
+    LeaderService,
+    LearnerMessage,
+    LearnerService,
+    Notification,
+    PeerMessage,
+    PeerState,
+    Ping,
+    Requests,
+    SessionsHeard,
+    SessionTaken,
+)
+from duolog_protocol.txns import decode_txn
+from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
+from duolog_runtime.logs import Logger
+from zkserver.core.ensemble_core import EnsembleCore
+from zkserver.core.ensemble_events import (
+    ClientsHeard,
+    Committed,
+    Confirm,
+    Confirmed,
+    DropLearner,
+    LeaderAnswered,
+    LearnerGone,
+    RequestsForwarded,
+    SessionMoved,
+    StepDown,
+    TellLeader,
+    TellLearner,
+)
+from zkserver.core.epoch_ends import EpochEnds
+from zkserver.core.events import Append, Durable, Effect, TimerFired
+from zkserver.core.peer import Peer
+from zkserver.core.peer_config import PeerConfig
+from zkserver.core.peer_events import (
+    AcceptEpoch,
+    AdoptEpoch,
+    AppendRecords,
+    ApplyUpTo,
+    CloseLink,
+    ConfirmLead,
+    Dial,
+    DialFailed,
+    LeadConfirmed,
+    LinkLost,
+    LinkOpened,
+    LogPurged,
+    LogRefused,
+    MessageReceived,
+    NotificationReceived,
+    Notify,
+    PeerEffect,
+    PeerEvent,
+    PeerTimerFired,
+    Propose,
+    Resign,
+    SendHistory,
+    Serve,
+    StopServing,
+    Tell,
+    Truncated,
+    TruncateLog,
+)
+from zkserver.core.snapshot_loading import load_snapshot
+from zkserver.core.state import ReplicatedState
+from zkserver.core.status import MemberStatus
+from zkserver.storage.recovery import DataDirectory
+
+from .engine import EngineOptions
+from .peer_disk import PeerDisk
+from .snapshotting import Snapshotting
+from .stats import DiskStats
+from .stepping import Shell, Stepper
+
+_PEER_EVENTS: Final = frozenset(PeerEvent.__args__)
+
+
+class Links(Protocol):
+    """The links to the other servers, as the replica uses them."""
+
+    def dial(self, server_id: int) -> None:
+        """Open a learner's link; ends with `link_opened` or `dial_failed`."""
+
+    def notify(self, server_id: int, notification: Notification) -> None:
+        """Tell a server of an election; a newer one replaces what waits."""
+
+    def tell(self, link: Any, message: PeerMessage, context: int = 0) -> None:
+        """Send over a link, if it is still there."""
+
+    def when_drained(self, link: Any, callback: Callable[[], None]) -> None:
+        """Call once the link has taken most of what was told."""
+
+    def close_link(self, link: Any, reason: str) -> None:
+        """End a link."""
+
+
+class ReplicaShell(Shell, Protocol):
+    """What a replica needs beside what an engine does."""
+
+    def drop_clients(self, reason: str) -> None:
+        """Close every client's connection."""
+
+    def call_later(self, delay_ms: int, callback: Callable[[], None]) -> None:
+        """Call back once."""
+
+
+class Replica(Stepper):
+    """Drives the peer and the core of one server."""
+
+    core: EnsembleCore
+    _shell: ReplicaShell
+
+    def __init__(
+        self,
+        core: EnsembleCore,
+        data: DataDirectory,
+        config: PeerConfig,
+        *,
+        disk: DiskExecutor,
+        clock: Clock,
+        rng: Random,
+        shell: ReplicaShell,
+        log: Logger,
+        options: EngineOptions | None = None,
+    ) -> None:
+        """`links` is set before `start`."""
+        super().__init__(core, data, clock=clock, shell=shell, log=log)
+        self._config = config
+        self._disk = disk
+        self._rng = rng
+        self.links: Links
+        self.peer: Peer
+        """From `recover` on."""
+        options = options or EngineOptions()
+        self.stats: Final = DiskStats()
+        self._snapshotting = Snapshotting(
+            data,
+            disk,
+            rng,
+            log,
+            clock,
+            self.stats,
+            begin=core.begin_snapshot,
+            halt=self._halt_for_disk,
+            on_purged=self._on_purged,
+            may_purge=lambda: not self._peer_disk.sends_history,
+            snap_count=options.snap_count,
+            retain_count=options.snap_retain_count,
+        )
+        self._peer_disk = PeerDisk(data, disk, self, rebuild=self._rebuild)
+        self._rebuilt: ReplicatedState | None = None
+        """What the disk thread has built, until the loop hears of it."""
+        self._unapplied: deque[AppendRecords] = deque()
+        """Logged, or on their way, and not applied."""
+        self._new: list[Append] = []
+        """What the core has logged as leader in this loop turn."""
+        self._held: dict[Any, list[LeaderMessage]] = {}
+        """Links that are still being sent history, and what waits behind it."""
+        self._turn_scheduled = False
+
+    # ---- start and end --------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Bring the core to the state that the disk holds. Blocks; before `start`.
+
+        All of the log is applied, although its end may not be committed: that may have to go again
+        (`TruncateLog`), and nobody is served before it is known. Raises as `Engine.recover`.
+        """
+        data, now_ms = self._data, self._clock.now_ms
+        begun_ms = now_ms()
+        for error in data.damaged_snapshots:
+            self._log.warning("snapshot_damaged", reason=str(error))
+        if data.snapshot_zxid:
+            self.core.load_snapshot(data.snapshot_chunks())
+        self.stats.last_snapshot_zxid = data.snapshot_zxid
+        self.stats.snapshot_load_time.add(now_ms() - begun_ms)
+        ends = EpochEnds(data.snapshot_zxid)
+        count = 0
+        replay = self.core.replay
+        for record in data.records(may_be_half=True):
+            zxid = replay(record)
+            ends.append(zxid, zxid)
+            count += 1
+        self.stats.records_loaded.add(count)
+        self.stats.init_time.add(now_ms() - begun_ms)
+        self._snapshotting.count(count)
+        self.peer = Peer(
+            self._config,
+            data.epochs.accepted_epoch,
+            data.epochs.current_epoch,
+            ends,
+            self._rng,
+            applied_zxid=self.core.last_applied_zxid,
+        )
+        self._log.info(
+            "state_recovered",
+            snapshot_zxid=f"{data.snapshot_zxid:#x}",
+            zxid=f"{ends.last_zxid:#x}",
+            records=count,
+        )
+
+    def start(self) -> None:
+        """Look for a leader."""
+        self._now_ms = self._clock.now_ms()
+        self._perform_peer(self.peer.start(self._now_ms))
+        self._arm()
+
+    def close(self) -> None:
+        """Give up a snapshot that is under way; the directory's owner closes that."""
+        self._snapshotting.close()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits for the disk."""
+        return not self._new and self._peer_disk.idle
+
+    @property
+    def mode(self) -> str:
+        """What operators call the role; empty while nobody is served."""
+        return _MODES[self.peer.role] if self.core.is_serving else ""
+
+    def member_status(self) -> MemberStatus:
+        """This server among the others."""
+        peer = self.peer
+        counts = peer.learner_counts()
+        return MemberStatus(
+            self.mode or "looking",
+            peer.epoch,
+            peer.leader_id,
+            peer.last_logged_zxid,
+            peer.last_durable_zxid,
+            peer.last_committed_zxid,
+            *counts,
+        )
+
+    @property
+    def last_durable_zxid(self) -> int:
+        """The last zxid on disk."""
+        return self.peer.last_durable_zxid
+
+    # ---- events ---------------------------------------------------------------------------------
+
+    def _one(self, event: Any) -> None:
+        """Step one event, of the peer or of the core, with its effects."""
+        self._now_ms = self._clock.now_ms()
+        if type(event) not in _PEER_EVENTS:
+            self._perform(self.core.step(event, self._now_ms))
+            return
+        if type(event) is Truncated and self._rebuilt is not None:
+            state, self._rebuilt = self._rebuilt, None
+            self.core.replace_state(state)
+        elif type(event) is LogRefused:
+            self._forget_from(event.first_zxid)
+        self._perform_peer(self.peer.step(event, self._now_ms))
+
+    def step(self, event: Any) -> None:
+        """Take an event and perform what it brings."""
+        super().step(event)
+        if type(event) in _PEER_EVENTS:
+            self._arm()
+
+    def deadline_ms(self) -> int | None:
+        """When to call `fire_timer` if nothing else happens."""
+        if self.halted:
+            return None
+        core_ms, peer_ms = self.core.deadline_ms(), self.peer.deadline_ms()
+        if core_ms is None or peer_ms is None:
+            return peer_ms if core_ms is None else core_ms
+        return min(core_ms, peer_ms)
+
+    def fire_timer(self) -> None:
+        """A deadline has come."""
+        now_ms = self._clock.now_ms()
+        core_ms = self.core.deadline_ms()
+        if core_ms is not None and core_ms <= now_ms:
+            self.step(TimerFired(self._clock.wall_ms()))
+        peer_ms = self.peer.deadline_ms()
+        if peer_ms is not None and peer_ms <= now_ms:
+            self.step(PeerTimerFired())
+
+    def _arm(self) -> None:
+        if not self.halted:
+            self._shell.arm(self.deadline_ms())
+
+    def end_turn(self) -> None:
+        """The loop turn ends: what the leader's clients have written is proposed."""
+        self._turn_scheduled = False
+        new, self._new = self._new, []
+        if not new or self.halted:
+            return
+        records = new[0].records if len(new) == 1 else [r for each in new for r in each.records]
+        self.step(Propose(records, new[0].first_zxid, new[-1].last_zxid))
+
+    def begin_snapshot(self) -> int | None:
+        """Take a snapshot now; None while one is under way, or what is applied may go again."""
+        if self.halted or not self.core.is_serving:
+            return None
+        return self._snapshotting.begin()
+
+    # ---- the core's effects ---------------------------------------------------------------------
+
+    def _enqueue(self, append: Append) -> None:
+        self._new.append(append)
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._shell.call_soon()
+
+    def _perform_rare(self, effect: Effect | Any) -> None:
+        match effect:
+            case TellLeader(message=message):
+                link = self.peer.leader_link
+                if link is not None:
+                    self.links.tell(link, message, self.peer.last_committed_zxid)
+            case TellLearner(link=link, message=message):
+                self._tell(link, message)
+            case Confirm(go_on=go_on):
+                self.step(ConfirmLead(go_on))
+            case DropLearner(link=link, reason=reason):
+                self._log.warning("learner_dropped", reason=reason)
+                self.links.close_link(link, reason)
+                self._peer_disk.forget(link)
+                self.step(LinkLost(link))
+            case StepDown(reason=reason):
+                self.step(Resign(reason))
+            case _:
+                super()._perform_rare(effect)
+
+    # ---- the peer's effects ---------------------------------------------------------------------
+
+    def _perform_peer(self, effects: Iterable[PeerEffect]) -> None:
+        for effect in effects:
+            if self.halted:
+                return
+            kind = type(effect)
+            if kind is Tell:
+                self._tell(effect.link, effect.message)  # type: ignore[union-attr]
+            elif kind is AppendRecords:
+                self._unapplied.append(effect)  # type: ignore[arg-type]
+                self._peer_disk.put(effect)  # type: ignore[arg-type]
+            elif kind is ApplyUpTo:
+                self._apply_up_to(effect.zxid)  # type: ignore[union-attr]
+            else:
+                self._perform_rare_peer(effect)
+
+    def _perform_rare_peer(self, effect: PeerEffect) -> None:
+        match effect:
+            case Notify(server_id=server_id, notification=notification):
+                self.links.notify(server_id, notification)
+            case Dial(server_id=server_id):
+                self.links.dial(server_id)
+            case CloseLink(link=link, reason=reason):
+                self._log.info("peer_link_closed", reason=reason)
+                self._forget_link(link)
+                self.links.close_link(link, reason)
+            case SendHistory(link=link):
+                self._held[link] = []
+                self._peer_disk.put(effect)
+            case AcceptEpoch() | AdoptEpoch():
+                self._peer_disk.put(effect)
+            case TruncateLog(zxid=zxid):
+                self._log.warning("log_truncated", zxid=f"{zxid:#x}")
+                self._forget_from(zxid + 1)
+                self._peer_disk.put(effect)
+            case Serve(epoch=epoch, leader_id=leader_id):
+                self._serve(epoch, leader_id)
+            case StopServing(reason=reason):
+                self._stop_serving(reason)
+            case LeadConfirmed(token=go_on):
+                self._perform(self.core.step(Confirmed(go_on), self._now_ms))
+            case _:
+                raise AssertionError(f"unknown effect {effect!r}")
+
+    def _serve(self, epoch: int, leader_id: int) -> None:
+        self._log.info("serving", epoch=epoch, leader=leader_id, mode=_MODES[self.peer.role])
+        if leader_id == self._config.server_id:
+            wall_ms = self._clock.wall_ms()
+            self._perform(self.core.lead(epoch, self._now_ms, wall_ms))
+        else:
+            self.core.follow(self._now_ms)
+
+    def _stop_serving(self, reason: str) -> None:
+        self._log.warning("not_serving", reason=reason)
+        self._new.clear()
+        if self.core.is_serving:
+            self._perform(self.core.leave(reason))
+        self._shell.drop_clients(reason)
+
+    def _apply_up_to(self, zxid: int) -> None:
+        leads = self.core.is_serving and self.peer.role == PeerState.LEADING
+        records: list[bytes] = []
+        count = 0
+        unapplied = self._unapplied
+        while unapplied and unapplied[0].first_zxid <= zxid:
+            first = unapplied[0]
+            if first.last_zxid > zxid:
+                taken = first.records[: zxid - first.first_zxid + 1]
+                rest = first.records[len(taken) :]
+                unapplied[0] = AppendRecords(rest, zxid + 1, first.last_zxid)
+            else:
+                taken = first.records
+                unapplied.popleft()
+            count += len(taken)
+            if not leads:
+                records += taken
+        event: Any = Durable(zxid) if leads else Committed(records)
+        self._perform(self.core.step(event, self._now_ms))
+        self._snapshotting.count(count)
+        if self.core.is_serving:
+            self._snapshotting.maybe_begin()
+
+    def _forget_from(self, zxid: int) -> None:
+        """Nothing from `zxid` on is in the log any more."""
+        unapplied = self._unapplied
+        while unapplied and unapplied[-1].last_zxid >= zxid:
+            last = unapplied.pop()
+            if last.first_zxid < zxid:
+                kept = last.records[: zxid - last.first_zxid]
+                unapplied.append(AppendRecords(kept, last.first_zxid, zxid - 1))
+
+    def _rebuild(self, zxid: int) -> None:
+        """In the disk thread: the log ends at `zxid` now; build what it holds, where that is less
+        than what is applied."""
+        if zxid < self.core.last_applied_zxid:
+            self._rebuilt = state_on_disk(self._data)
+
+    # ---- the disk's owner -----------------------------------------------------------------------
+
+    def history_read(self, link: Any, records: list[bytes], is_last: bool) -> None:
+        """See PeerDiskOwner."""
+        if link not in self._held:
+            return
+        for proposal in proposals_of(records):
+            self.links.tell(link, proposal, self.peer.last_committed_zxid)
+        if not is_last:
+            self.links.when_drained(link, lambda: self._peer_disk.read_on(link))
+            return
+        for message in self._held.pop(link):
+            self._tell(link, message)
+
+    def history_gone(self, link: Any) -> None:
+        """See PeerDiskOwner."""
+        self._forget_link(link)
+        self.links.close_link(link, "the history was deleted meanwhile")
+        self.step(LinkLost(link))
+
+    def retry_disk(self, delay_ms: int) -> None:
+        """See PeerDiskOwner."""
+        self._shell.call_later(delay_ms, self._peer_disk.retry)
+
+    def halt_for_disk(self, error: BaseException) -> None:
+        """See PeerDiskOwner."""
+        self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
+
+    def _on_purged(self, first_zxid_before: int) -> None:
+        self.step(LogPurged(first_zxid_before))
+
+    # ---- the links' owner -----------------------------------------------------------------------
+
+    def link_opened(self, link: Any, server_id: int) -> None:
+        """See PeerLinksOwner."""
+        self.step(LinkOpened(link, server_id))
+
+    def dial_failed(self, server_id: int) -> None:
+        """See PeerLinksOwner."""
+        self.step(DialFailed(server_id))
+
+    def link_lost(self, link: Any) -> None:
+        """See PeerLinksOwner."""
+        self._forget_link(link)
+        self.step(LinkLost(link))
+
+    def notification_received(self, sender_id: int, notification: Notification) -> None:
+        """See PeerLinksOwner."""
+        self.step(NotificationReceived(sender_id, notification))
+
+    def messages_received(self, link: Any, received: list[tuple[PeerMessage, int]]) -> None:
+        """See PeerLinksOwner."""
+        for message, _ in received:
+            match message:
+                case Requests():
+                    if self.peer.server_id_of(link):
+                        wall_ms = self._clock.wall_ms()
+                        self.step(RequestsForwarded(link, message, wall_ms))
+                case SessionsHeard(session_ids):
+                    if self.peer.server_id_of(link):
+                        self.step(ClientsHeard(session_ids))
+                case Answers():
+                    if self.peer.leader_link is link:
+                        self.step(LeaderAnswered(message))
+                case SessionTaken(session_id):
+                    if self.peer.leader_link is link:
+                        self.step(SessionMoved(session_id))
+                case _:
+                    self.step(MessageReceived(link, message))  # type: ignore[arg-type]
+                    if type(message) is Ping and self.peer.leader_link is link:
+                        for heard in self.core.take_sessions_heard():
+                            self.links.tell(link, heard)
+
+    def _forget_link(self, link: Any) -> None:
+        self._held.pop(link, None)
+        self._peer_disk.forget(link)
+        if self.core.is_serving:
+            self.step(LearnerGone(link))
+
+    def _tell(
+        self, link: Any, message: LeaderMessage | LearnerMessage | LeaderService | LearnerService
+    ) -> None:
+        held = self._held.get(link)
+        if held is None:
+            self.links.tell(link, message, self.peer.last_committed_zxid)
+        else:
+            held.append(message)  # type: ignore[arg-type]
+
+
+def state_on_disk(data: DataDirectory) -> ReplicatedState:
+    """What snapshot and log hold at this moment. Blocks. Raises StorageError, OSError."""
+    zxid, chunks = data.newest_snapshot()
+    state = load_snapshot(chunks) if zxid else ReplicatedState()
+    for record in data.log.read_from(zxid):
+        state.replay(decode_txn(record))
+        state.changes.clear()
+    if state.last_applied_zxid != data.log.last_zxid:
+        raise StorageError("the state that was built anew does not end where the log does")
+    return state
+
+
+_MODES: Final = {
+    PeerState.LEADING: "leader",
+    PeerState.FOLLOWING: "follower",
+    PeerState.OBSERVING: "observer",
+    PeerState.LOOKING: "",
+}
