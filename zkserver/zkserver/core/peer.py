@@ -201,7 +201,8 @@ class Peer:
                 if isinstance(self._role, Leader):
                     raise GaveUp(reason)
             case LogPurged(first_zxid_before=zxid):
-                self._ledger.log.forget_before(zxid)
+                if zxid > self._ledger.log.first_zxid_before:
+                    self._ledger.log.forget_before(zxid)
             case NotificationReceived():
                 self._on_notification(event.sender_id, event.notification)
             case PeerTimerFired():

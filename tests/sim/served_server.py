@@ -1,0 +1,332 @@
+"""One process of a served ensemble: the real Replica over a simulated disk and network.
+
+It is the replica's shell and its links to the other servers. Whatever the daemon has a loop or a
+thread for is stepped by the scheduler.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from duolog_cluster.sim.disk import SimDisk
+from duolog_cluster.sim.network import Link
+from duolog_protocol.codec import Piece
+from duolog_protocol.frames import frame_at
+from duolog_protocol.quorum_codec import MAX_PEER_FRAME_BYTES, decode_message, encode_message
+from duolog_protocol.quorum_messages import Notification, PeerMessage
+from duolog_runtime.logs import RecordingLogger
+from zkserver.core.config import CoreConfig
+from zkserver.core.connection import Connection
+from zkserver.core.ensemble_core import EnsembleCore
+from zkserver.core.peer_config import PeerConfig
+from zkserver.server.engine import EngineOptions
+from zkserver.server.replica import Replica
+from zkserver.storage.recovery import DataDirectory
+from zkserver.storage.txnlog import LogOptions
+
+from .violation import Violation
+
+if TYPE_CHECKING:
+    from .served_world import ServedWorld
+
+DIRECTORY: Final = "/zk"
+ENSEMBLE_ID: Final = 7
+
+
+class Machine:
+    """A disk, and the process that runs now."""
+
+    def __init__(self, world: ServedWorld, config: PeerConfig) -> None:
+        self.world = world
+        self.config = config
+        self.server_id = config.server_id
+        self.disk = SimDisk(random.Random(f"{world.seed} disk {config.server_id}"))
+        self.life: Life | None = None
+        self.life_count = 0
+
+    def boot(self) -> None:
+        """Start the process."""
+        assert self.life is None, self.server_id
+        self.life_count += 1
+        self.life = Life(self)
+        self.life.start()
+
+
+class Executor:
+    """A `DiskExecutor`: one piece of work after the other, each with a delay before and behind."""
+
+    def __init__(self, life: Life, rng: random.Random) -> None:
+        self._life = life
+        self._rng = rng
+        self._jobs: deque[tuple[Callable[[], Any], Callable[..., None]]] = deque()
+        self.pending = 0
+
+    def submit(self, work: Callable[[], Any], done: Callable[..., None]) -> None:
+        """See DiskExecutor."""
+        self._jobs.append((work, done))
+        self.pending += 1
+        if self.pending == 1:
+            self._life.after(self._delay_us(), self._work)
+
+    def close(self) -> None:
+        """See DiskExecutor."""
+
+    def _delay_us(self) -> int:
+        return int(self._rng.expovariate(1) * self._life.world.mean_disk_us)
+
+    def _work(self) -> None:
+        work, done = self._jobs.popleft()
+        result, failure = None, None
+        try:
+            result = work()
+        except OSError as error:
+            failure = error
+
+        def notice() -> None:
+            self.pending -= 1
+            if self._jobs:
+                self._life.after(self._delay_us(), self._work)
+            done(result, failure)
+
+        self._life.after(self._delay_us() // 4, notice)
+
+
+class Clock:
+    """The scheduler's time, as the server reads it."""
+
+    def __init__(self, world: ServedWorld) -> None:
+        self._world = world
+
+    def now_ms(self) -> int:
+        """Monotonic."""
+        return self._world.scheduler.now_ms
+
+    def wall_ms(self) -> int:
+        """Since 1970."""
+        return 1_700_000_000_000 + self._world.scheduler.now_ms
+
+
+class Life:
+    """A process, from its start to its crash."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.world = machine.world
+        self.server_id = machine.server_id
+        self.is_over = False
+        self.is_paused = False
+        self.log = RecordingLogger()
+        self._inbox: list[Callable[[], None]] = []
+        """What came while it was paused."""
+        self._known: set[Link] = set()
+        self._timer_us = 0
+        self._rng = random.Random(f"{self.world.seed} life {self.server_id} {machine.life_count}")
+        self.replica: Replica
+
+    def start(self) -> None:
+        """Recover and look for a leader."""
+        world, rng = self.world, self._rng
+        data = DataDirectory(
+            self.machine.disk,
+            DIRECTORY,
+            self.server_id,
+            rng,
+            ensemble_id=ENSEMBLE_ID,
+            log_options=LogOptions(world.log_file_bytes, 512),
+        )
+        self.replica = Replica(
+            EnsembleCore(CoreConfig(server_id=self.server_id, tick_ms=world.tick_ms), rng),
+            data,
+            self.machine.config,
+            disk=Executor(self, rng),
+            clock=Clock(world),
+            rng=rng,
+            shell=self,
+            log=self.log,
+            options=EngineOptions(world.snap_count, 3),
+        )
+        self.replica.links = self
+        self._watch_commits(data)
+        self.replica.recover()
+        world.network.attach(self.server_id, self)
+        self.replica.start()
+
+    def _watch_commits(self, data: DataDirectory) -> None:
+        """Tell the world what is committed: what is applied, and all that a new leader has."""
+        replica, world = self.replica, self.world
+        apply_up_to, serve = replica._apply_up_to, replica._serve
+
+        def watched_apply(zxid: int) -> None:
+            for each in list(replica._unapplied):
+                world.committed(r for r in each.records if int.from_bytes(r[:8], "big") <= zxid)
+            apply_up_to(zxid)
+
+        def watched_serve(epoch: int, leader_id: int) -> None:
+            if leader_id == self.server_id:
+                world.committed(data.log.read_from(data.log.first_zxid_before))
+            serve(epoch, leader_id)
+
+        replica._apply_up_to = watched_apply  # type: ignore[method-assign]
+        replica._serve = watched_serve  # type: ignore[method-assign]
+
+    def end(self, *, power_lost: bool) -> None:
+        """The process is gone."""
+        self.is_over = True
+        self.world.network.detach(self.server_id, power_lost=power_lost)
+        self._inbox.clear()
+
+    def resume(self) -> None:
+        """SIGCONT: what has come meanwhile comes now."""
+        if self.is_paused and not self.is_over:
+            self.is_paused = False
+            inbox, self._inbox = self._inbox, []
+            for callback in inbox:
+                self.run(callback)
+            self._fire_timer()
+
+    def run(self, callback: Callable[[], None]) -> None:
+        """Call it, now or once the process runs on; never after its end."""
+        if self.is_over:
+            return
+        if self.is_paused:
+            self._inbox.append(callback)
+        else:
+            callback()
+            if self.replica.halted:
+                raise Violation(f"server {self.server_id} has halted: {self.replica.halted}")
+
+    def after(self, delay_us: int, callback: Callable[[], None]) -> None:
+        """As `run`, later."""
+        self.world.scheduler.after(delay_us, lambda: self.run(callback))
+
+    # ---- the network's endpoint -----------------------------------------------------------------
+
+    def link_opened(self, link: Link, dialled: bool) -> None:
+        """See Endpoint."""
+
+        def take() -> None:
+            self._known.add(link)
+            self.replica.link_opened(link, link.peer_address if dialled else 0)
+
+        self.run(take)
+
+    def dial_failed(self, target: int) -> None:
+        """See Endpoint."""
+        self.run(lambda: self.replica.dial_failed(target))
+
+    def message_received(self, link: Link, message: bytes) -> None:
+        """See Endpoint."""
+        self.run(lambda: self._take_bytes(link, message))
+
+    def _take_bytes(self, link: Link, message: bytes) -> None:
+        if link not in self._known:
+            return
+        position, received = 0, []
+        while (frame := frame_at(message, position, MAX_PEER_FRAME_BYTES)) is not None:
+            received.append(decode_message(frame))
+            position = frame[3]
+        assert position == len(message), "half a frame"
+        self.replica.messages_received(link, received)
+
+    def link_lost(self, link: Link) -> None:
+        """See Endpoint."""
+
+        def take() -> None:
+            if link in self._known:
+                self._known.discard(link)
+                self.replica.link_lost(link)
+
+        self.run(take)
+
+    def datagram_received(self, source: int, message: Notification) -> None:
+        """See Endpoint."""
+        self.run(lambda: self.replica.notification_received(source, message))
+
+    # ---- the replica's links --------------------------------------------------------------------
+
+    def dial(self, server_id: int) -> None:
+        """See Links."""
+        self.world.network.dial(self.server_id, server_id)
+
+    def notify(self, server_id: int, notification: Notification) -> None:
+        """See Links."""
+        self.world.network.send_datagram(self.server_id, server_id, notification)
+
+    def tell(self, link: Link, message: PeerMessage, context: int = 0) -> None:
+        """See Links."""
+        if link in self._known:
+            link.send(b"".join(encode_message(message, context)))
+
+    def when_drained(self, link: Link, callback: Callable[[], None]) -> None:
+        """See Links."""
+        self.after(self._rng.randrange(2_000), lambda: link in self._known and callback())
+
+    def close_link(self, link: Link, reason: str) -> None:
+        """See Links."""
+        if link in self._known:
+            self._known.discard(link)
+            link.close()
+
+    # ---- the replica's shell --------------------------------------------------------------------
+
+    def send(
+        self, connection: Connection, pieces: list[Piece], more: bool, zxid: int, now_ms: int
+    ) -> None:
+        """See Shell."""
+        self.world.tell_client(connection, b"".join(map(bytes, pieces)))
+
+    def session_attached(self, connection: Connection) -> None:
+        """See Shell."""
+
+    def close(self, connection: Connection, reason: str) -> None:
+        """See Shell."""
+        self.world.tell_client(connection, b"")
+
+    def drop_clients(self, reason: str) -> None:
+        """See ReplicaShell."""
+        self.world.drop_clients(self)
+
+    def pause_reading(self, connection: Connection) -> None:
+        """See Shell."""
+
+    def resume_reading(self, connection: Connection) -> None:
+        """See Shell."""
+
+    def await_drain(self, connection: Connection) -> None:
+        """See Shell."""
+
+    def call_soon(self) -> None:
+        """See Shell."""
+        self.after(self._rng.randrange(200), self.replica.end_turn)
+
+    def call_later(self, delay_ms: int, callback: Callable[[], None]) -> None:
+        """See ReplicaShell."""
+        self.after(delay_ms * 1_000, callback)
+
+    def arm(self, deadline_ms: int | None) -> None:
+        """See Shell."""
+        if deadline_ms is None:
+            return
+        moment = max(deadline_ms * 1_000, self.world.scheduler.now_us)
+        if self._timer_us and self._timer_us <= moment:
+            return
+        self._timer_us = moment
+
+        def fire() -> None:
+            if self._timer_us == moment and not self.is_over:
+                self._timer_us = 0
+                if not self.is_paused:
+                    self.run(self._fire_timer)
+
+        self.world.scheduler.at(moment, fire)
+
+    def _fire_timer(self) -> None:
+        self.replica.fire_timer()
+        self._timer_us = 0
+        self.arm(self.replica.deadline_ms())
+
+    def halt(self, reason: str) -> None:
+        """See Shell."""

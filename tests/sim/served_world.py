@@ -1,0 +1,286 @@
+"""An ensemble of whole servers and its clients, in one process: what clients see must be a history.
+
+Jute clients, each at one server and then at another, speak to real replicas: forwarded writes,
+sessions that move, syncs, watches. Servers crash, stand still, are cut off. At the end everything
+is healed, one log is read, and `checkers.zk_history` compares all that anybody was told with it.
+
+    Progress     a healed ensemble serves every client
+    SameCommit   no two servers commit two records at one zxid
+    SameLog      every server's log holds the same
+    SameTree     every server's tree is the same
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Final
+
+from duolog_cluster.sim.network import Network
+from duolog_cluster.sim.scheduler import Scheduler
+from duolog_protocol.jute_codec import JuteCodec
+from duolog_protocol.jute_decoder import JuteDecoder
+from tests.oracle import jute
+from tests.oracle.workload import Workload
+from zkserver.core.connection import Connection
+from zkserver.core.events import ConnectionLost, Received
+from zkserver.core.peer_config import PeerConfig
+
+from .checkers.zk_history import check_history
+from .served_server import Life, Machine
+from .violation import Violation
+from .zk_history_world import (
+    CLIENTS,
+    TIMEOUT_MS,
+    XIDS_OF_A_CONNECTION,
+    Client,
+    HistoryWorld,
+    logged,
+)
+
+OPERATIONS: Final = 300
+PROGRESS_LIMIT_MS: Final = 30_000
+
+
+class ServedClient(Client):
+    """A client, and the process that it is connected to."""
+
+    life: Life | None = None
+
+
+class ServedWorld(HistoryWorld):
+    """One history; `run` raises Violation."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(f"{seed} served")
+        self.scheduler = Scheduler()
+        self.network = Network(self.scheduler, random.Random(f"{seed} network"))
+        self.clients: list[Any] = [
+            ServedClient(Workload(f"{seed}.{number}")) for number in range(CLIENTS)
+        ]
+        self.now = 0
+        self.log = []
+        self.connection_count = 0
+        self._committed: dict[int, bytes] = {}
+        self.marks: dict[str, int] = {}
+        self.mean_disk_us = rng.choice((100, 500, 3_000))
+        self.log_file_bytes = rng.choice((2_048, 65_536))
+        self.snap_count = rng.choice((20, 1_000_000))
+        self.tick_ms = rng.choice((50, 200, 2_000))
+        self.trouble = rng.choice((0.0, 0.01, 0.03, 0.08))
+        voters = frozenset((1, 2, 3))
+        observers = frozenset((4,)) if rng.random() < 0.3 else frozenset()
+        self.machines = [
+            Machine(self, PeerConfig(server_id, voters, observers))
+            for server_id in sorted(voters | observers)
+        ]
+
+    async def run_history(self) -> None:
+        """As `run`, and the history is checked."""
+
+    def live(self, operations: int = OPERATIONS) -> None:
+        """Live through the seed's history. Raises Violation."""
+        for machine in self.machines:
+            self.scheduler.after(self.rng.randrange(20_000), partial(self._start, machine))
+        self.scheduler.run_for(200)
+        actions = [self._request] * 10 + [self._pass] * 6 + [self._hear] * 8 + [self._cut]
+        while sum(len(client.tape.calls) for client in self.clients) < operations:
+            self.rng.choice(actions)()
+            if self.rng.random() < self.trouble:
+                self._trouble()
+        self._heal()
+        for client in self.clients:
+            self._settle(client)
+        self._read_everything()
+        self._compare_servers()
+        report = check_history(self.history())
+        if report.violations:
+            raise Violation("\n".join(map(str, report.violations[:5])))
+
+    def _read_everything(self) -> None:
+        reader = self.clients[0]
+        assert reader.life is not None
+        for path in sorted(reader.life.replica.core.state.tree.nodes):
+            if not path.startswith("/zookeeper"):
+                self._send(reader, "get_data", (path, False))
+                self._send(reader, "get_children2", (path, False))
+        self._settle(reader)
+
+    def _compare_servers(self) -> None:
+        """Nobody writes any more: let everybody come to the same."""
+        self._await("SameLog", lambda: len({self._last_of(each) for each in self._lives()}) == 1)
+        trees = []
+        for life in self._lives():
+            core = life.replica.core
+            core.state.check_invariants()
+            chunks = (
+                b"".join(core.begin_snapshot().chunks(1 << 20)) if self._may_look(life) else b""
+            )
+            trees.append(chunks)
+        if len({each for each in trees if each}) > 1:
+            raise Violation("SameTree: the servers' trees differ")
+        logs = [
+            list(life.replica._data.log.read_from(life.replica._data.log.first_zxid_before))
+            for life in self._lives()
+        ]
+        longest = max(logs, key=len)
+        for each in logs:
+            if each != longest[len(longest) - len(each) :]:
+                raise Violation("SameLog: the servers' logs differ")
+        self.committed(longest)
+        self.log = [logged(self._committed[zxid]) for zxid in sorted(self._committed)]
+
+    def committed(self, records: Iterable[bytes]) -> None:
+        """A server has these as committed. Raises Violation if another has something else."""
+        for record in records:
+            zxid = int.from_bytes(record[:8], "big")
+            if self._committed.setdefault(zxid, record) != record:
+                raise Violation(f"SameCommit: two records are committed at {zxid:#x}")
+
+    def _may_look(self, life: Life) -> bool:
+        return life.replica.core.state.tree.snapshot is None
+
+    def _last_of(self, life: Life) -> tuple[int, int, bool]:
+        peer = life.replica.peer
+        return peer.last_durable_zxid, life.replica.core.last_applied_zxid, peer.is_established
+
+    def _lives(self) -> list[Life]:
+        return [each.life for each in self.machines if each.life is not None]
+
+    def _mark(self, name: str) -> None:
+        self.marks[name] = self.marks.get(name, 0) + 1
+
+    # ---- trouble --------------------------------------------------------------------------------
+
+    def _trouble(self) -> None:
+        rng = self.rng
+        machine = rng.choice(self.machines)
+        leaders = [life.machine for life in self._lives() if life.replica.mode == "leader"]
+        if leaders and rng.random() < 0.5:
+            machine = rng.choice(leaders)
+        match rng.choice(("crash", "crash", "pause", "cut", "cut")):
+            case "crash":
+                self._crash(machine)
+            case "pause":
+                life = machine.life
+                if life is not None and not life.is_paused:
+                    self._mark("pause")
+                    life.is_paused = True
+                    self.scheduler.after(rng.randrange(4_000_000), life.resume)
+            case "cut":
+                self._mark("cut")
+                others = [each.server_id for each in self.machines if each is not machine]
+                ways = [(machine.server_id, each) for each in others]
+                ways += [(target, source) for source, target in ways]
+                for way in ways:
+                    self.network.cut(*way)
+
+                def heal() -> None:
+                    for way in ways:
+                        self.network.heal(*way)
+
+                self.scheduler.after(rng.randrange(4_000_000), heal)
+
+    def _crash(self, machine: Machine) -> None:
+        life = machine.life
+        if life is None:
+            return
+        self._mark("crash")
+        power_lost = self.rng.random() < 0.5
+        life.end(power_lost=power_lost)
+        self.drop_clients(life)
+        machine.life = None
+        if power_lost:
+            machine.disk.crash(lose_unsynced=self.rng.random() < 0.3)
+        else:
+            machine.disk.kill()
+        self.scheduler.after(self.rng.randrange(2_000_000), partial(self._start, machine))
+
+    def _start(self, machine: Machine) -> None:
+        if machine.life is None:
+            machine.boot()
+
+    def _heal(self) -> None:
+        self.trouble = 0.0
+        self.network.heal_all()
+        for machine in self.machines:
+            if machine.life is None:
+                machine.boot()
+            else:
+                machine.life.resume()
+        self._await("Progress", lambda: all(each.replica.mode for each in self._lives()))
+
+    def _await(self, name: str, holds: Any) -> None:
+        deadline_us = self.scheduler.now_us + PROGRESS_LIMIT_MS * 1_000
+        while not holds():
+            if self.scheduler.now_us >= deadline_us:
+                states = [(each.server_id, each.replica.member_status()) for each in self._lives()]
+                raise Violation(f"{name}: not within {PROGRESS_LIMIT_MS} ms: {states}")
+            self.scheduler.run_for(20)
+
+    # ---- what servers say -----------------------------------------------------------------------
+
+    def tell_client(self, connection: Connection, piece: bytes) -> None:
+        """A server sends; nothing: it closes."""
+        client = connection.link
+        if client.connection is connection:
+            client.unheard.append(piece)
+
+    def drop_clients(self, life: Life) -> None:
+        """A server's connections end."""
+        for client in self.clients:
+            if client.life is life and client.connection is not None:
+                client.unheard.append(b"")
+
+    # ---- clients --------------------------------------------------------------------------------
+
+    def _pass(self) -> None:
+        """Let time pass: messages and disks move on."""
+        self.scheduler.run_for(self.rng.choice((0, 0, 1, 1, 1, 3, 20, 100)))
+
+    def _durable(self) -> None:
+        self.scheduler.run_for(self.rng.choice((1, 5)))
+
+    def _connect(self, client: Any) -> None:
+        lives = [each for each in self._lives() if not each.is_paused]
+        if not lives:
+            self._pass()
+            return
+        client.life = self.rng.choice(lives)
+        self.connection_count += 1
+        self.now += 1
+        client.decoder = JuteDecoder(1 << 20, memoryview(bytearray(1 << 16)))
+        client.connection = Connection(
+            JuteCodec(client.decoder), "127.0.0.1:1", client, (("ip", "127.0.0.1"),)
+        )
+        client.received.clear()
+        client.unheard.clear()
+        client.last_xid = self.connection_count * XIDS_OF_A_CONNECTION
+        session_id, password = client.session
+        seen = client.tape.last_zxid if session_id else 0
+        client.connecting = self.connection_count, self.now, seen
+        self._bytes(
+            client,
+            jute.encode_connect(seen, TIMEOUT_MS, session_id, password, read_only=False),
+        )
+
+    def _bytes(self, client: Any, data: bytes) -> None:
+        assert client.decoder is not None and client.connection is not None
+        buffer = client.decoder.get_buffer()
+        buffer[: len(data)] = data
+        requests = client.decoder.buffer_updated(len(data))
+        life, connection = client.life, client.connection
+        wall_ms = 1_700_000_000_000 + self.scheduler.now_ms
+        life.run(lambda: life.replica.step(Received(connection, requests, wall_ms)))
+
+    def _lose(self, client: Any) -> None:
+        connection, client.connection = client.connection, None
+        life, client.life = client.life, None
+        assert connection is not None
+        client.tape.cut()
+        client.connecting = None
+        client.unheard.clear()
+        client.received.clear()
+        life.run(lambda: life.replica.step(ConnectionLost(connection)))
