@@ -8,7 +8,8 @@ only a server's newest one counts. Not ZooKeeper's bytes, but its protocol: refe
     who is dialled      PeerWelcome, PeerRefusal
     anybody             Notification
     learner -> leader   FollowerInfo, AckEpoch, NewLeaderAck, Ack, Pong
-    leader -> learner   LeaderInfo, Truncate, Proposal, NewLeader, UpToDate, Commit, Ping
+    leader -> learner   LeaderInfo, Truncate, Proposal, NewLeader, UpToDate, Commit, Ping,
+                        SnapshotBegin, SnapshotChunk, SnapshotEnd (answered by ChunkStored)
     learner -> leader   Requests, SessionsHeard           of its clients, once it has adopted the
     leader -> learner   Answers, SessionTaken             leader's epoch
 
@@ -48,6 +49,8 @@ MAX_PROPOSAL_BYTES: Final = MAX_TXN_BYTES + 64 * 1024
 """All records of a Proposal together. The longest Txn that any setting allows must fit, with room
 for what adds to it: what was accepted can always be replicated (ZOOKEEPER-3496)."""
 MAX_REFUSAL_BYTES: Final = 512
+MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
+"""Of a snapshot."""
 MAX_REQUESTS: Final = 1_000
 """Requests of one client that are forwarded, or answered, at once."""
 MAX_REQUESTS_BYTES: Final = MAX_FRAME_BYTES + 64 * 1024
@@ -220,6 +223,32 @@ class Pong(NamedTuple):
     """Of the Ping that this answers."""
 
 
+class SnapshotBegin(NamedTuple):
+    """The leader's log does not reach back to where the learner's ends: what follows is the state
+    at `zxid`, in chunks; then the history goes on from there."""
+
+    zxid: int
+
+
+class SnapshotChunk(NamedTuple):
+    """The next piece of a snapshot, as it stands in the leader's file."""
+
+    data: bytes
+
+
+class SnapshotEnd(NamedTuple):
+    """All of it was sent."""
+
+    zxid: int
+    chunk_count: int
+    crc: int
+    """CRC-32C of all chunks, one after the other."""
+
+
+class ChunkStored(NamedTuple):
+    """The learner has written a chunk, and takes the next one."""
+
+
 class Identity(NamedTuple):
     """Who a client is, as its server knows it."""
 
@@ -277,8 +306,19 @@ class SessionTaken(NamedTuple):
     session_id: int
 
 
-LearnerMessage = FollowerInfo | AckEpoch | NewLeaderAck | Ack | Pong
-LeaderMessage = LeaderInfo | Truncate | Proposal | NewLeader | UpToDate | Commit | Ping
+LearnerMessage = FollowerInfo | AckEpoch | NewLeaderAck | Ack | Pong | ChunkStored
+LeaderMessage = (
+    LeaderInfo
+    | Truncate
+    | Proposal
+    | NewLeader
+    | UpToDate
+    | Commit
+    | Ping
+    | SnapshotBegin
+    | SnapshotChunk
+    | SnapshotEnd
+)
 LearnerService = Requests | SessionsHeard
 """What a learner says for its clients; the state machine of the learner's role knows none of it."""
 LeaderService = Answers | SessionTaken
@@ -374,6 +414,10 @@ PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
         ),
         (2019, Schema(SessionsHeard, array(INT64, MAX_SESSIONS_HEARD))),
         (2020, Schema(SessionTaken, INT64)),
+        (2021, Schema(SnapshotBegin, ZXID)),
+        (2022, Schema(SnapshotChunk, data(MAX_CHUNK_BYTES))),
+        (2023, Schema(SnapshotEnd, ZXID, _COUNT, integer(0, (1 << 32) - 1))),
+        (2024, Schema(ChunkStored)),
     )
 }
 """Class -> number and schema."""

@@ -290,6 +290,10 @@ class Life:
         """See PeerDiskOwner."""
         raise Violation(f"HistoryIsThere: {self} has nothing for a learner")
 
+    def snapshot_read(self, link: Link, message: Any) -> None:
+        """See PeerDiskOwner."""
+        raise Violation(f"HistoryIsThere: {self} sends a snapshot")
+
     def retry_disk(self, delay_ms: int) -> None:
         """See PeerDiskOwner."""
         self.world.scheduler.after(

@@ -252,4 +252,8 @@ PEER_SAMPLES: list[quorum.PeerMessage] = [
     quorum.Answers(7, (_ZXID, _ZXID), (quorum.RequestFailure(1, False, -112, "no", -1, 0),)),
     quorum.SessionsHeard((0x1_0000_0002,)),
     quorum.SessionTaken(0x1_0000_0002),
+    quorum.SnapshotBegin(_ZXID),
+    quorum.SnapshotChunk(b"chunk"),
+    quorum.SnapshotEnd(_ZXID, 1, 0xE3069283),
+    quorum.ChunkStored(),
 ]

@@ -40,6 +40,7 @@ from zkserver.core.peer_events import (
     PeerTimerFired,
     Propose,
     SendHistory,
+    SendSnapshot,
     Serve,
     StopServing,
     Tell,
@@ -104,6 +105,8 @@ class Server:
         self.told: list[tuple[int, Any]] = []
         """(to whom, message), of this life."""
         self.notified: list[Notification] = []
+        self.snapshots: list[SendSnapshot] = []
+        """What it was to send of its newest snapshot."""
         self.reasons: list[str] = []
         """Why it closed links and stopped serving."""
 
@@ -191,7 +194,9 @@ class Server:
             match effect:
                 case Tell(link=link, message=message):
                     self._tell(link, message)
-                case SendHistory(link=link, after_zxid=after, last_zxid=last):
+                case SendSnapshot():
+                self.snapshots.append(effect)
+            case SendHistory(link=link, after_zxid=after, last_zxid=last):
                     for record in self.log:
                         if after < zxid_of(record) <= last:
                             self._tell(link, proposal(record))

@@ -183,8 +183,8 @@ def test_a_learner_whose_link_breaks_while_it_truncates_finishes_that_first() ->
     assert ensemble[1].applied == LOG
 
 
-def test_a_learner_that_only_a_snapshot_could_help_loses_its_link() -> None:
-    """Its log is not touched, and the leader goes on."""
+def test_a_learner_that_only_a_snapshot_can_help_is_sent_one_and_all_that_comes_after_it() -> None:
+    """SNAP, up to what is durable; then the proposals that are not, and NEWLEADER."""
     ensemble = Ensemble()
     ensemble[3].holds(b"1.0 a", accepted=1, current=1)
     ensemble.start(2, 3)
@@ -197,8 +197,10 @@ def test_a_learner_that_only_a_snapshot_could_help_loses_its_link() -> None:
     ensemble.deliver(3, 1)
     ensemble[1].do_disk()
     ensemble.deliver(1, 3)
-    assert "does not reach back" in ensemble[3].reasons[0]
-    assert 3 not in ensemble.link_of(1, 3).open and ensemble[3].serving == (2, 3)
+    (snapshot,) = ensemble[3].snapshots
+    assert snapshot.link is ensemble.link_of(1, 3)
+    assert snapshot.last_zxid == ensemble[3].peer.last_durable_zxid
+    assert ensemble[3].told[-1] == (1, NewLeader(2)) and ensemble[3].serving == (2, 3)
 
 
 # --- While the leader proposes --------------------------------------------------------------------

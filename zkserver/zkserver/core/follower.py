@@ -20,6 +20,7 @@ from duolog_protocol.errors import RemoteProtocolError
 from duolog_protocol.quorum_messages import (
     Ack,
     AckEpoch,
+    ChunkStored,
     Commit,
     FollowerInfo,
     LeaderInfo,
@@ -30,6 +31,9 @@ from duolog_protocol.quorum_messages import (
     Ping,
     Pong,
     Proposal,
+    SnapshotBegin,
+    SnapshotChunk,
+    SnapshotEnd,
     Truncate,
     UpToDate,
 )
@@ -37,7 +41,7 @@ from duolog_protocol.types import epoch_of
 
 from .ledger import Ledger
 from .peer_config import PeerConfig
-from .peer_events import CloseLink, Dial, Serve, Tell
+from .peer_events import CloseLink, Dial, DropSnapshot, Serve, Tell
 from .roles import GaveUp, expect
 
 
@@ -69,6 +73,8 @@ class Follower:
         self.link: Any = None
         """To the leader, once it is reached."""
         self._serves = False
+        self._snapshot_zxid = 0
+        """Of the leader's snapshot that is being received; 0: none is."""
         self._heard_ms = now_ms
         self._limit_ms = now_ms + config.init_limit_ms
         ledger.effects.append(Dial(leader_id))
@@ -113,6 +119,8 @@ class Follower:
 
     def close(self, reason: str) -> None:
         """The term ends."""
+        if self._snapshot_zxid:
+            self._ledger.effects.append(DropSnapshot())
         if self.link is not None:
             self._ledger.effects.append(CloseLink(self.link, reason))
             self.link = None
@@ -122,7 +130,7 @@ class Follower:
         if link is not self.link:
             return  # of a term that is over
         self._heard_ms = now_ms
-        if self._phase is Phase.SYNCHRONIZATION:
+        if self._phase in (Phase.SYNCHRONIZATION, Phase.ADOPTING):
             self._limit_ms = now_ms + self._config.init_limit_ms  # a long history takes its time
         try:
             self._take(message)
@@ -137,6 +145,13 @@ class Follower:
                 self._on_commit(zxid)
             case Ping(number):
                 self._tell(Pong(number))
+            case SnapshotBegin(zxid):
+                self._on_snapshot_begin(zxid)
+            case SnapshotChunk(data):
+                expect(self._snapshot_zxid != 0, "a piece of no snapshot")
+                self._ledger.store_chunk(data)
+            case SnapshotEnd():
+                self._on_snapshot_end(message)
             case LeaderInfo(epoch):
                 self._on_leader_info(epoch)
             case Truncate(zxid):
@@ -185,16 +200,41 @@ class Follower:
         expect(ledger.is_settled, "truncated after history has come", zxid)
         ledger.truncate_to(zxid)
 
+    def _on_snapshot_begin(self, zxid: int) -> None:
+        ledger = self._ledger
+        expect(self._phase is Phase.SYNCHRONIZATION, "SNAP out of its phase", zxid)
+        expect(ledger.is_settled and not self._snapshot_zxid, "SNAP behind something else", zxid)
+        expect(zxid > ledger.log.last_zxid, "a snapshot of what is here", zxid)
+        expect(epoch_of(zxid) <= self.epoch, "of a later epoch", zxid)
+        self._snapshot_zxid = zxid
+        ledger.receive_snapshot(zxid)
+
+    def on_chunk_written(self) -> None:
+        """The leader may send the next piece, and no sooner."""
+        self._tell(ChunkStored())
+
+    def _on_snapshot_end(self, message: SnapshotEnd) -> None:
+        zxid, chunk_count, crc = message
+        expect(zxid == self._snapshot_zxid != 0, "the end of another snapshot", zxid)
+        self._snapshot_zxid = 0
+        self._ledger.install_snapshot(zxid, chunk_count, crc)
+
+    def on_snapshot_refused(self, reason: str) -> None:
+        """It cannot be stored. Raises GaveUp."""
+        raise GaveUp(f"the leader's snapshot is of no use: {reason}")
+
     def _on_proposal(self, message: Proposal) -> None:
         log = self._ledger.log
         phases = (Phase.SYNCHRONIZATION, Phase.ADOPTING, Phase.ADOPTED, Phase.BROADCAST)
         expect(self._phase in phases, "a proposal out of its phase", message.first_zxid)
+        expect(not self._snapshot_zxid, "a proposal inside a snapshot", message.first_zxid)
         expect(log.follows(message.first_zxid), "a gap", log.last_zxid, message.first_zxid)
         expect(epoch_of(message.last_zxid) <= self.epoch, "of a later epoch", message.last_zxid)
         self._ledger.append(message.records, message.first_zxid, message.last_zxid)
 
     def _on_new_leader(self, epoch: int) -> None:
         expect(self._phase is Phase.SYNCHRONIZATION, "NEWLEADER out of its phase", epoch)
+        expect(not self._snapshot_zxid, "NEWLEADER inside a snapshot", epoch)
         expect(epoch == self.epoch, "another epoch", epoch, self.epoch)
         self._phase = Phase.ADOPTING
         self._ledger.adopt_epoch(epoch)  # behind the history, in the order of the disk

@@ -21,6 +21,7 @@ from duolog_protocol.errors import RemoteProtocolError
 from duolog_protocol.quorum_messages import (
     Ack,
     AckEpoch,
+    ChunkStored,
     Commit,
     FollowerInfo,
     LeaderInfo,
@@ -39,10 +40,13 @@ from duolog_protocol.types import ZXID_EPOCH_LAST, epoch_of
 from .broadcast import Broadcast
 from .ledger import Ledger
 from .peer_config import PeerConfig
-from .peer_events import CloseLink, LeadConfirmed, SendHistory, Serve, Tell
+from .peer_events import CloseLink, LeadConfirmed, ReadOn, SendHistory, SendSnapshot, Serve, Tell
 from .quorum import Quorums
 from .roles import MAX_CALLERS_PER_SERVER, GaveUp, expect
 from .synchronization import plan_sync
+
+_LONGEST_SYNC: Final = 24
+"""Times `init_limit_ms` that a leader waits for learners that are taking over its history."""
 
 
 class LearnerStage(IntEnum):
@@ -115,6 +119,8 @@ class Leader:
         that was."""
         self._ping_ms = now_ms + config.ping_interval_ms
         self._limit_ms = now_ms + config.init_limit_ms
+        self._last_limit_ms = now_ms + _LONGEST_SYNC * config.init_limit_ms
+        """However long the history is that a quorum needs."""
         self._introduce(config.server_id, ledger.accepted_epoch)
 
     @property
@@ -160,6 +166,8 @@ class Leader:
         if learner is None:
             return  # it was dropped, and did not know when it said that
         learner.heard_ms = now_ms
+        if learner.stage == LearnerStage.SYNCING and not self.is_established:
+            self._limit_ms = min(now_ms + self._config.init_limit_ms, self._last_limit_ms)
         try:
             self._take(learner, message)
         except RemoteProtocolError as error:
@@ -169,6 +177,9 @@ class Leader:
         match message:
             case Ack(zxid):
                 self._on_ack(learner, zxid)
+            case ChunkStored():
+                expect(learner.stage == LearnerStage.SYNCING, "no snapshot was sent")
+                self._ledger.effects.append(ReadOn(learner.link))
             case Pong(number):
                 expect(number <= self._round, "a round that has not begun", number)
                 learner.round = max(learner.round, number)
@@ -257,14 +268,19 @@ class Leader:
         """Tell a learner what its log lacks; from now on it is told what we propose, too."""
         plan = plan_sync(learner.last_zxid, self._ledger.log)
         if plan is None:
-            self._drop(learner, f"our log does not reach back to {learner.last_zxid:#x}")
+            self._ledger.effects.append(SendSnapshot(learner.link, self._ledger.durable_zxid))
+            self._tell_in_flight(learner, self._ledger.durable_zxid)
             return
         if plan.truncate_to is not None:
             self._tell(learner, Truncate(plan.truncate_to))
         after, durable = plan.after_zxid, self._ledger.durable_zxid
         if after < durable:
             self._ledger.effects.append(SendHistory(learner.link, after, durable))
-        for proposal in self._broadcast.in_flight_after(max(after, durable)):
+        self._tell_in_flight(learner, max(after, durable))
+
+    def _tell_in_flight(self, learner: Learner, zxid: int) -> None:
+        """What is not on our disk yet, and comes after `zxid`; then that this is all."""
+        for proposal in self._broadcast.in_flight_after(zxid):
             self._tell(learner, proposal)
         learner.synced_zxid = self._broadcast.proposed_zxid
         learner.stage = LearnerStage.SYNCING

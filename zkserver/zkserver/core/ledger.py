@@ -23,7 +23,10 @@ from .peer_events import (
     AdoptEpoch,
     AppendRecords,
     ApplyUpTo,
+    InstallSnapshot,
     PeerEffect,
+    ReceiveSnapshot,
+    StoreChunk,
     TruncateLog,
 )
 
@@ -54,6 +57,8 @@ class Ledger:
         """What the shell has to do, in order; the owner takes them."""
         self._asked_epoch = accepted_epoch
         """The highest epoch that was asked to be made durable."""
+        self._replaced_log: EpochEnds | None = None
+        """What the log was, while a snapshot is being installed in its place."""
         self._jobs = 0
         """Pieces of disk work that have not ended, without the appends."""
         self._appends: deque[int] = deque()
@@ -100,6 +105,22 @@ class Ledger:
         self.applied_zxid = min(self.applied_zxid, zxid)
         self._do(TruncateLog(zxid))
 
+    def receive_snapshot(self, zxid: int) -> None:
+        """A leader's snapshot comes; `store_chunk`s and `install_snapshot` follow."""
+        assert self.is_settled, "a snapshot comes while the log is written"
+        assert zxid > self.log.last_zxid, (f"{zxid:#x}", f"{self.log.last_zxid:#x}")
+        self.effects.append(ReceiveSnapshot(zxid))
+
+    def store_chunk(self, data: bytes) -> None:
+        """The next piece of it; `on_chunk_written` or `on_snapshot_refused` follows."""
+        self._do(StoreChunk(data))
+
+    def install_snapshot(self, zxid: int, chunk_count: int, crc: int) -> None:
+        """It is complete: the log goes on after it. `on_snapshot_installed` or `..._refused`."""
+        assert zxid > self.log.last_zxid, (f"{zxid:#x}", f"{self.log.last_zxid:#x}")
+        self._replaced_log, self.log = self.log, EpochEnds(zxid)
+        self._do(InstallSnapshot(zxid, chunk_count, crc))
+
     def commit(self, zxid: int) -> None:
         """Everything up to `zxid`, which is logged here, is durable on a quorum."""
         assert zxid <= self.log.last_zxid, (f"{zxid:#x}", f"{self.log.last_zxid:#x}")
@@ -138,12 +159,35 @@ class Ledger:
         self.log.truncate_to(self.durable_zxid)
         self.committed_zxid = min(self.committed_zxid, self.durable_zxid)
 
+    def on_chunk_written(self) -> None:
+        """A piece of a snapshot is written."""
+        self._ended()
+
+    def on_snapshot_installed(self, zxid: int) -> None:
+        """State and log are what the leader had at `zxid`, which is committed."""
+        self._ended()
+        assert zxid == self.log.first_zxid_before, (zxid, self.log.first_zxid_before)
+        assert zxid > max(self.durable_zxid, self.committed_zxid), (zxid, self.durable_zxid)
+        self._replaced_log = None
+        self.durable_zxid = self.applied_zxid = self.committed_zxid = zxid
+
+    def on_snapshot_refused(self) -> None:
+        """It is not stored, nor is anything done that was asked for behind it."""
+        self._appends.clear()
+        self._jobs = 0
+        self._asked_epoch = self.accepted_epoch
+        if self._replaced_log is not None:
+            self.log, self._replaced_log = self._replaced_log, None
+        assert self.log.last_zxid == self.durable_zxid, (self.log.last_zxid, self.durable_zxid)
+
     def on_truncated(self, zxid: int) -> None:
         """The log ends at `zxid`."""
         self._ended()
         assert zxid == self.durable_zxid, (zxid, self.durable_zxid)
 
-    def _do(self, work: AcceptEpoch | AdoptEpoch | TruncateLog) -> None:
+    def _do(
+        self, work: AcceptEpoch | AdoptEpoch | TruncateLog | StoreChunk | InstallSnapshot
+    ) -> None:
         self._jobs += 1
         self.effects.append(work)
 

@@ -25,6 +25,7 @@ from .ledger import Ledger
 from .looking import Decision, Looking, reply_to_looking
 from .peer_config import PeerConfig
 from .peer_events import (
+    ChunkWritten,
     CloseLink,
     ConfirmLead,
     DialFailed,
@@ -42,6 +43,8 @@ from .peer_events import (
     PeerTimerFired,
     Propose,
     Resign,
+    SnapshotInstalled,
+    SnapshotRefused,
     StopServing,
     Truncated,
 )
@@ -228,6 +231,16 @@ class Peer:
                     self._role.on_epoch_adopted(epoch)
             case Truncated(zxid=zxid):
                 self._ledger.on_truncated(zxid)
+            case ChunkWritten():
+                self._ledger.on_chunk_written()
+                if isinstance(self._role, Follower):
+                    self._role.on_chunk_written()
+            case SnapshotInstalled(zxid=zxid):
+                self._ledger.on_snapshot_installed(zxid)
+            case SnapshotRefused(reason=reason):
+                self._ledger.on_snapshot_refused()
+                if isinstance(self._role, Follower):
+                    self._role.on_snapshot_refused(reason)
             case LogRefused(first_zxid=first_zxid):
                 self._on_log_refused(first_zxid)
 

@@ -112,6 +112,33 @@ class Truncated:
         self.zxid = zxid
 
 
+class ChunkWritten:
+    """A piece of a leader's snapshot is written: `StoreChunk` has ended."""
+
+    __slots__ = ()
+
+
+class SnapshotInstalled:
+    """The state is the leader's at `zxid`, durably; the log is empty and goes on from there."""
+
+    __slots__ = ("zxid",)
+
+    def __init__(self, zxid: int) -> None:
+        self.zxid = zxid
+
+
+class SnapshotRefused:
+    """A leader's snapshot could not be stored, for want of space or because it is damaged.
+
+    All is as before it began. Nothing that was asked for behind it is done; it ends with this.
+    """
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
 class Propose:
     """The server's requests made these records; only while it serves as leader."""
 
@@ -170,6 +197,9 @@ PeerEvent = (
     | Logged
     | LogRefused
     | Truncated
+    | ChunkWritten
+    | SnapshotInstalled
+    | SnapshotRefused
     | Propose
     | ConfirmLead
     | Resign
@@ -217,6 +247,26 @@ class SendHistory:
         self.link = link
         self.after_zxid = after_zxid
         self.last_zxid = last_zxid
+
+
+class SendSnapshot:
+    """Send the newest snapshot over a link, chunk by chunk, each once `ReadOn` says so; then the
+    durable records after it up to `last_zxid`, as `SendHistory` does."""
+
+    __slots__ = ("last_zxid", "link")
+
+    def __init__(self, link: Any, last_zxid: int) -> None:
+        self.link = link
+        self.last_zxid = last_zxid
+
+
+class ReadOn:
+    """A learner takes the next chunk of its snapshot."""
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: Any) -> None:
+        self.link = link
 
 
 class CloseLink:
@@ -268,6 +318,43 @@ class TruncateLog:
         self.zxid = zxid
 
 
+class ReceiveSnapshot:
+    """Make room for a leader's snapshot at `zxid`; without an event of its own, as `StoreChunk` is
+    behind it. One that was begun before, and not installed, is thrown away."""
+
+    __slots__ = ("zxid",)
+
+    def __init__(self, zxid: int) -> None:
+        self.zxid = zxid
+
+
+class StoreChunk:
+    """Write a piece of it; ends with `ChunkWritten` or `SnapshotRefused`."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class InstallSnapshot:
+    """It is complete: let it take the place of state and log; ends with `SnapshotInstalled` or
+    `SnapshotRefused`."""
+
+    __slots__ = ("chunk_count", "crc", "zxid")
+
+    def __init__(self, zxid: int, chunk_count: int, crc: int) -> None:
+        self.zxid = zxid
+        self.chunk_count = chunk_count
+        self.crc = crc
+
+
+class DropSnapshot:
+    """It will not be completed: throw away what there is of it; without an event."""
+
+    __slots__ = ()
+
+
 class ApplyUpTo:
     """Everything up to `zxid` is committed, and durable here: apply it."""
 
@@ -310,11 +397,17 @@ PeerEffect = (
     | Dial
     | Tell
     | SendHistory
+    | SendSnapshot
+    | ReadOn
     | CloseLink
     | AcceptEpoch
     | AdoptEpoch
     | AppendRecords
     | TruncateLog
+    | ReceiveSnapshot
+    | StoreChunk
+    | InstallSnapshot
+    | DropSnapshot
     | ApplyUpTo
     | Serve
     | StopServing

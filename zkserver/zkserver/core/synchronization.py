@@ -2,7 +2,7 @@
 
     the learner's end is in our log       DIFF: what comes after it
     it is not, a common point is          TRUNC to the last zxid that both logs hold, then DIFF
-    our log does not reach back so far    SNAP
+    our log does not reach back so far    SNAP: our newest snapshot, then what comes after it
 
 Equal zxids mean equal records and equal histories before them (`epoch_ends`), so that the choice
 needs no record of either log. ZooKeeper decides by a window of the latest 500 proposals (A.5).

@@ -7,6 +7,9 @@ Owns the order: one job at a time, as it was asked for. Appends that stand behin
 a group and a sync. A full disk refuses appends, and what was asked for behind them, with one event;
 an epoch file is written again until there is space. Whatever else fails stops the server.
 
+A leader's snapshot is written chunk by chunk. Only when it is complete, and a state was built of
+it, does it take the place of what is here.
+
 What a learner lacks is read here, too, part by part and each part in its turn, so that no write
 waits for all of it, and no more of it is in memory than its link can take.
 
@@ -20,22 +23,39 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, Protocol
 
-from duolog_protocol.errors import DiskFullError
+from duolog_protocol.checksums import crc32c
+from duolog_protocol.errors import DiskFullError, StorageError
+from duolog_protocol.quorum_messages import (
+    LeaderMessage,
+    SnapshotBegin,
+    SnapshotChunk,
+    SnapshotEnd,
+)
 from duolog_runtime.disk import DiskClosedError, DiskExecutor, DiskQueueFullError
 from zkserver.core.peer_events import (
     AcceptEpoch,
     AdoptEpoch,
     AppendRecords,
+    ChunkWritten,
+    DropSnapshot,
     EpochAccepted,
     EpochAdopted,
+    InstallSnapshot,
     Logged,
     LogRefused,
     PeerEvent,
+    ReceiveSnapshot,
     SendHistory,
+    SendSnapshot,
+    SnapshotInstalled,
+    SnapshotRefused,
+    StoreChunk,
     Truncated,
     TruncateLog,
 )
+from zkserver.storage.epoch_files import NO_SPACE
 from zkserver.storage.recovery import DataDirectory
+from zkserver.storage.snapshot import SnapshotWriter
 
 MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 """Records that one job takes at most, so that nobody waits long for what others wrote."""
@@ -44,6 +64,9 @@ MAX_PART_BYTES: Final = 1024 * 1024
 RETRY_MS: Final = 100
 """An epoch file is tried again after so long where there was no space for it."""
 
+_SNAPSHOT_FIRST: Final = -1
+
+SnapshotWork = ReceiveSnapshot | StoreChunk | InstallSnapshot | DropSnapshot
 EpochOrCut = AcceptEpoch | AdoptEpoch | TruncateLog
 _Job = tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]
 """Work for the disk executor, and what to call at its end."""
@@ -64,11 +87,30 @@ class PeerDiskOwner(Protocol):
     def history_gone(self, link: Any) -> None:
         """What a `SendHistory` asked for is in the log no more: the link is of no use."""
 
+    def snapshot_read(self, link: Any, message: LeaderMessage) -> None:
+        """The next message of the snapshot that a `SendSnapshot` asked for. After a chunk call
+        `read_on`; what follows comes by itself else, at last the history behind it."""
+
     def retry_disk(self, delay_ms: int) -> None:
         """Call `PeerDisk.retry` in so many milliseconds."""
 
     def halt_for_disk(self, error: BaseException) -> None:
         """The disk failed: stop the server. No event follows."""
+
+
+class StateBuilder(Protocol):
+    """Who builds the state anew when the log changes otherwise than by growing; called in the disk
+    executor, ahead of the event that tells of it."""
+
+    def on_truncated(self, zxid: int) -> None:
+        """The log now ends at `zxid`."""
+
+    def on_received(self, zxid: int, chunks: Iterator[bytes]) -> None:
+        """A leader's snapshot, to be installed next. Raises StorageError: it is not."""
+
+
+class _SnapshotDamaged(Exception):
+    """What a leader has sent is no snapshot."""
 
 
 class _HistoryGone(Exception):
@@ -78,12 +120,19 @@ class _HistoryGone(Exception):
 class _History:
     """What one learner is to be sent."""
 
-    __slots__ = ("after_zxid", "is_reading", "is_wanted", "last_zxid", "link", "records")
+    __slots__ = (
+        *("after_zxid", "chunk_count", "chunks", "crc", "is_reading", "is_wanted"),
+        *("last_zxid", "link", "records", "snapshot_zxid"),
+    )
 
-    def __init__(self, effect: SendHistory) -> None:
+    def __init__(self, effect: SendHistory | SendSnapshot) -> None:
         self.link = effect.link
-        self.after_zxid = effect.after_zxid
+        self.after_zxid = effect.after_zxid if isinstance(effect, SendHistory) else _SNAPSHOT_FIRST
+        """Of the records; `_SNAPSHOT_FIRST` until it is known which snapshot goes ahead of them."""
         self.last_zxid = effect.last_zxid
+        self.chunks: Iterator[bytes] | None = None
+        """Of the snapshot, while it is being read."""
+        self.chunk_count = self.crc = self.snapshot_zxid = 0
         self.records: Iterator[bytes] | None = None
         """What is left to be read, once reading has begun."""
         self.is_reading = False
@@ -102,17 +151,19 @@ class PeerDisk:
         *,
         max_group_bytes: int = MAX_GROUP_BYTES,
         max_part_bytes: int = MAX_PART_BYTES,
-        rebuild: Callable[[int], None] | None = None,
+        builder: StateBuilder | None = None,
     ) -> None:
-        """`rebuild` is called in the disk executor once the log ends at a zxid that it did not end
-        at before, ahead of the event that says so: to build the state anew."""
         self._data = data
         self._disk = disk
         self._owner = owner
         self._max_group_bytes = max_group_bytes
         self._max_part_bytes = max_part_bytes
-        self._rebuild = rebuild
-        self._queue: deque[EpochOrCut | AppendRecords | _History] = deque()
+        self._builder = builder
+        self._writer: SnapshotWriter | None = None
+        """Of a leader's snapshot that is being received; used in the disk executor only."""
+        self._written = [0, 0]
+        """Its chunks so far, and their checksum."""
+        self._queue: deque[EpochOrCut | AppendRecords | SnapshotWork | _History] = deque()
         self._is_working = False
         self._waits_for_space: EpochOrCut | None = None
         self._histories: dict[Any, _History] = {}
@@ -128,9 +179,11 @@ class PeerDisk:
         """Some of the log is being read for a learner: nothing of it may be deleted."""
         return bool(self._histories)
 
-    def put(self, effect: EpochOrCut | AppendRecords | SendHistory) -> None:
+    def put(
+        self, effect: EpochOrCut | AppendRecords | SnapshotWork | SendHistory | SendSnapshot
+    ) -> None:
         """Do this behind everything that was put before."""
-        if isinstance(effect, SendHistory):
+        if isinstance(effect, SendHistory | SendSnapshot):
             assert effect.link not in self._histories, "history is sent twice"
             history = self._histories[effect.link] = _History(effect)
             self._queue.append(history)
@@ -171,7 +224,17 @@ class PeerDisk:
                 case _History():
                     if job.is_wanted:
                         job.is_reading = True
-                        self._start(partial(self._read, job), partial(self._history_read, job))
+                        if job.after_zxid == _SNAPSHOT_FIRST:
+                            self._start(
+                                partial(self._read_snapshot, job),
+                                partial(self._snapshot_read, job),
+                            )
+                        else:
+                            self._start(partial(self._read, job), partial(self._history_read, job))
+                case ReceiveSnapshot() | StoreChunk() | InstallSnapshot() | DropSnapshot():
+                    self._start(
+                        partial(self._do_snapshot_work, job), partial(self._snapshot_work_done, job)
+                    )
                 case _:
                     self._start(*self._epoch_or_cut(job))
 
@@ -264,8 +327,105 @@ class PeerDisk:
     def _truncate(self, zxid: int) -> None:
         """In the disk thread."""
         self._data.truncate_to(zxid)
-        if self._rebuild is not None:
-            self._rebuild(zxid)
+        if self._builder is not None:
+            self._builder.on_truncated(zxid)
+
+    # ---- a leader's snapshot --------------------------------------------------------------------
+
+    def _do_snapshot_work(self, job: SnapshotWork) -> None:
+        """In the disk executor."""
+        match job:
+            case ReceiveSnapshot(zxid=zxid):
+                self._abort_writer()
+                self._written = [0, 0]
+                self._writer = self._data.receive_snapshot(zxid)
+            case StoreChunk(data=data):
+                assert self._writer is not None, "a chunk of no snapshot"
+                self._writer.write(data)
+                self._written[0] += 1
+                self._written[1] = crc32c(data, self._written[1])
+            case InstallSnapshot(zxid=zxid):
+                writer, self._writer = self._writer, None
+                assert writer is not None, "no snapshot to install"
+                if self._written != [job.chunk_count, job.crc]:
+                    writer.abort()
+                    raise _SnapshotDamaged("not all that was sent has come")
+                writer.finish()
+                if self._builder is not None:
+                    try:
+                        self._builder.on_received(zxid, self._data.received_chunks(zxid))
+                    except StorageError as error:
+                        self._data.discard_received(zxid)
+                        raise _SnapshotDamaged(str(error)) from error
+                self._data.install(zxid)
+            case DropSnapshot():
+                self._abort_writer()
+
+    def _abort_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abort()
+
+    def _snapshot_work_done(self, job: SnapshotWork, _: None, error: BaseException | None) -> None:
+        if error is None:
+            match job:
+                case StoreChunk():
+                    self._ended(ChunkWritten())
+                case InstallSnapshot(zxid=zxid):
+                    self._ended(SnapshotInstalled(zxid))
+                case _:
+                    self._ended(None)
+            return
+        no_space = isinstance(error, OSError) and error.errno in NO_SPACE
+        if not isinstance(error, _SnapshotDamaged | DiskFullError) and not no_space:
+            self._halt(error)
+            return
+        self._queue = deque(job for job in self._queue if isinstance(job, _History))
+        self._queue.appendleft(DropSnapshot())
+        self._ended(SnapshotRefused(str(error)))
+
+    # ---- a snapshot and history for a learner ---------------------------------------------------
+
+    def _read_snapshot(self, history: _History) -> list[LeaderMessage]:
+        """In the disk thread: the next chunk, with what begins or ends it all."""
+        messages: list[LeaderMessage] = []
+        if history.chunks is None:
+            zxid, history.chunks = self._data.newest_snapshot()
+            log = self._data.log
+            if not log.first_zxid_before <= zxid <= history.last_zxid or zxid == 0:
+                raise _HistoryGone  # newer than what is asked for: the learner asks again
+            history.records = None
+            history.snapshot_zxid = zxid
+            messages.append(SnapshotBegin(zxid))
+        chunk = next(history.chunks, None)
+        if chunk is None:
+            zxid = history.snapshot_zxid
+            history.after_zxid = zxid
+            messages.append(SnapshotEnd(zxid, history.chunk_count, history.crc))
+        else:
+            history.chunk_count += 1
+            history.crc = crc32c(chunk, history.crc)
+            messages.append(SnapshotChunk(chunk))
+        return messages
+
+    def _snapshot_read(
+        self, history: _History, messages: list[LeaderMessage] | None, error: BaseException | None
+    ) -> None:
+        if error is not None:
+            self._history_read(history, None, error)
+            return
+        assert messages is not None
+        history.is_reading = False
+        self._is_working = False
+        if history.is_wanted:
+            for message in messages:
+                self._owner.snapshot_read(history.link, message)
+            if history.after_zxid != _SNAPSHOT_FIRST and history.is_wanted:
+                history.chunks = None
+                self._queue.append(history)  # now the records behind it
+        else:
+            _close(history)
+        self._go_on()
 
     # ---- history --------------------------------------------------------------------------------
 
@@ -316,6 +476,9 @@ class PeerDisk:
 
 
 def _close(history: _History) -> None:
+    chunks, history.chunks = history.chunks, None
+    if chunks is not None and hasattr(chunks, "close"):
+        chunks.close()
     records, history.records = history.records, None
     if records is not None:
         records.close()  # type: ignore[attr-defined]  # a generator, which has a file open

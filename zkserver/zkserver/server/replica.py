@@ -15,7 +15,7 @@ standalone server.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -67,6 +67,8 @@ from zkserver.core.peer_events import (
     ConfirmLead,
     Dial,
     DialFailed,
+    DropSnapshot,
+    InstallSnapshot,
     LeadConfirmed,
     LinkLost,
     LinkOpened,
@@ -79,10 +81,15 @@ from zkserver.core.peer_events import (
     PeerEvent,
     PeerTimerFired,
     Propose,
+    ReadOn,
+    ReceiveSnapshot,
     Resign,
     SendHistory,
+    SendSnapshot,
     Serve,
+    SnapshotInstalled,
     StopServing,
+    StoreChunk,
     Tell,
     Truncated,
     TruncateLog,
@@ -173,7 +180,7 @@ class Replica(Stepper):
             snap_count=options.snap_count,
             retain_count=options.snap_retain_count,
         )
-        self._peer_disk = PeerDisk(data, disk, self, rebuild=self._rebuild)
+        self._peer_disk = PeerDisk(data, disk, self, builder=self)
         self._rebuilt: ReplicatedState | None = None
         """What the disk thread has built, until the loop hears of it."""
         self._unapplied: deque[AppendRecords] = deque()
@@ -272,9 +279,11 @@ class Replica(Stepper):
         if type(event) not in _PEER_EVENTS:
             self._perform(self.core.step(event, self._now_ms))
             return
-        if type(event) is Truncated and self._rebuilt is not None:
+        if type(event) in (Truncated, SnapshotInstalled) and self._rebuilt is not None:
             state, self._rebuilt = self._rebuilt, None
             self.core.replace_state(state)
+            while self._unapplied and self._unapplied[0].last_zxid <= state.last_applied_zxid:
+                self._unapplied.popleft()  # of before the snapshot
         elif type(event) is LogRefused:
             self._forget_from(event.first_zxid)
         self._perform_peer(self.peer.step(event, self._now_ms))
@@ -378,10 +387,15 @@ class Replica(Stepper):
                 self._log.info("peer_link_closed", reason=reason)
                 self._forget_link(link)
                 self.links.close_link(link, reason)
-            case SendHistory(link=link):
+            case SendHistory(link=link) | SendSnapshot(link=link):
                 self._held[link] = []
                 self._peer_disk.put(effect)
-            case AcceptEpoch() | AdoptEpoch():
+            case ReadOn(link=link):
+                self.links.when_drained(link, lambda: self._peer_disk.read_on(link))
+            case AcceptEpoch() | AdoptEpoch() | StoreChunk() | DropSnapshot():
+                self._peer_disk.put(effect)
+            case ReceiveSnapshot(zxid=zxid) | InstallSnapshot(zxid=zxid):
+                self._log.info(_SNAPSHOT_STEPS[type(effect)], zxid=f"{zxid:#x}")
                 self._peer_disk.put(effect)
             case TruncateLog(zxid=zxid):
                 self._log.warning("log_truncated", zxid=f"{zxid:#x}")
@@ -443,11 +457,19 @@ class Replica(Stepper):
                 kept = last.records[: zxid - last.first_zxid]
                 unapplied.append(AppendRecords(kept, last.first_zxid, zxid - 1))
 
-    def _rebuild(self, zxid: int) -> None:
-        """In the disk thread: the log ends at `zxid` now; build what it holds, where that is less
-        than what is applied."""
+    # ---- the disk's builder of states, in the disk thread ---------------------------------------
+
+    def on_truncated(self, zxid: int) -> None:
+        """See StateBuilder: only where less is left than what is applied."""
         if zxid < self.core.last_applied_zxid:
             self._rebuilt = state_on_disk(self._data)
+
+    def on_received(self, zxid: int, chunks: Iterator[bytes]) -> None:
+        """See StateBuilder."""
+        state = load_snapshot(chunks)
+        if state.last_applied_zxid != zxid:
+            raise StorageError(f"a snapshot of {zxid:#x} stands at {state.last_applied_zxid:#x}")
+        self._rebuilt = state
 
     # ---- the disk's owner -----------------------------------------------------------------------
 
@@ -468,6 +490,11 @@ class Replica(Stepper):
         self._forget_link(link)
         self.links.close_link(link, "the history was deleted meanwhile")
         self.step(LinkLost(link))
+
+    def snapshot_read(self, link: Any, message: LeaderMessage) -> None:
+        """See PeerDiskOwner."""
+        if link in self._held:
+            self.links.tell(link, message, self.peer.last_committed_zxid)
 
     def retry_disk(self, delay_ms: int) -> None:
         """See PeerDiskOwner."""
@@ -532,7 +559,7 @@ class Replica(Stepper):
         self, link: Any, message: LeaderMessage | LearnerMessage | LeaderService | LearnerService
     ) -> None:
         held = self._held.get(link)
-        if held is None:
+        if held is None or type(message) is Ping:  # a sign of life, wherever it comes
             self.links.tell(link, message, self.peer.last_committed_zxid)
         else:
             held.append(message)  # type: ignore[arg-type]
@@ -550,6 +577,10 @@ def state_on_disk(data: DataDirectory) -> ReplicatedState:
     return state
 
 
+_SNAPSHOT_STEPS: Final = {
+    ReceiveSnapshot: "snapshot_comes",
+    InstallSnapshot: "snapshot_received",
+}
 _MODES: Final = {
     PeerState.LEADING: "leader",
     PeerState.FOLLOWING: "follower",

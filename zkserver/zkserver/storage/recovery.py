@@ -19,8 +19,16 @@ from duolog_runtime.files import File, Files
 
 from .epoch_files import EpochFiles, read_identity, write_identity
 from .file_header import HEADER_BYTES, Identity
-from .snapshot import newest_valid, read_snapshot, snapshot_files, snapshot_name
-from .txnlog import LogOptions, TxnLog, log_files, log_name
+from .snapshot import (
+    SnapshotWriter,
+    newest_valid,
+    read_snapshot,
+    received_files,
+    received_name,
+    snapshot_files,
+    snapshot_name,
+)
+from .txnlog import LogOptions, TxnLog, log_files, log_name, replace_logs
 
 LOCK: Final = "lock"
 FAILED_SYNC_FILE: Final = "sync-failed"
@@ -61,6 +69,9 @@ class DataDirectory:
             # A killed process may have renamed what a power loss would still take back: what is
             # read from here on is relied on.
             files.sync_dir(self.path)
+            for zxid in received_files(files, self.path):
+                replace_logs(files, self.path, self.identity, rng, zxid)
+                self._adopt_received(zxid)
             self.epochs = EpochFiles(files, self.path, self.identity)
             found = newest_valid(files, self.path, self.identity)
             self.snapshot_zxid = found.zxid
@@ -136,6 +147,39 @@ class DataDirectory:
         if found.zxid == 0:
             return 0, iter(())
         return found.zxid, read_snapshot(self.files, self.path, self.identity, found.zxid)
+
+    def receive_snapshot(self, zxid: int) -> SnapshotWriter:
+        """Begin to take a leader's snapshot; finished, it waits for `install`. Raises OSError."""
+        return SnapshotWriter(self.files, self.path, self.identity, zxid, received_name(zxid))
+
+    def received_chunks(self, zxid: int) -> Iterator[bytes]:
+        """The chunks of a snapshot that was received, and is not installed. As `read_snapshot`."""
+        return read_snapshot(self.files, self.path, self.identity, zxid, received_name(zxid))
+
+    def discard_received(self, zxid: int) -> None:
+        """It is of no use. Raises OSError."""
+        self.files.unlink(f"{self.path}/{received_name(zxid)}")
+        self.files.sync_dir(self.path)
+
+    def install(self, zxid: int) -> None:
+        """A snapshot that was received takes the place of everything that is here, durably.
+
+        It is complete and durable, and goes beyond the end of the log. While its name says
+        that it was received, every start installs it, so that a crash on the way does no harm.
+        Raises LogOfflineError, OSError.
+        """
+        assert zxid > self.log.last_zxid, (f"{zxid:#x}", f"{self.log.last_zxid:#x}")
+        self.log.restart_at(zxid)
+        self._adopt_received(zxid)
+        self.snapshot_zxid = zxid
+
+    def _adopt_received(self, zxid: int) -> None:
+        for each in snapshot_files(self.files, self.path):
+            self.files.unlink(f"{self.path}/{snapshot_name(each)}")
+        self.files.rename(
+            f"{self.path}/{received_name(zxid)}", f"{self.path}/{snapshot_name(zxid)}"
+        )
+        self.files.sync_dir(self.path)
 
     def truncate_to(self, zxid: int) -> None:
         """Forget every record after `zxid`, and every snapshot that has one of them, durably.

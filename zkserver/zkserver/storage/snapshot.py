@@ -15,16 +15,17 @@ from typing import Final, NamedTuple
 
 from duolog_protocol.checksums import crc32c
 from duolog_protocol.errors import CorruptRecordError, StorageError
+from duolog_protocol.quorum_messages import MAX_CHUNK_BYTES
 from duolog_runtime.files import Files
 
 from .file_header import HEADER_BYTES, Identity, encode_header, read_header
 from .txnlog import numbered
 
 SNAPSHOT_MAGIC: Final = b"DUOZKSNP"
-MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
 SYNC_EVERY_BYTES: Final = 16 * 1024 * 1024
 """The final sync must not keep the log, which shares the disk, waiting for long."""
 _PREFIX: Final = "snapshot."
+_RECEIVED_PREFIX: Final = "received."
 _CHUNK: Final = struct.Struct(">II")
 _FOOTER: Final = struct.Struct(">IQQI")
 _CRC: Final = struct.Struct(">I")
@@ -36,6 +37,16 @@ def snapshot_name(zxid: int) -> str:
     return f"{_PREFIX}{zxid:016x}"
 
 
+def received_name(zxid: int) -> str:
+    """The name of a leader's snapshot that is complete, and not installed yet."""
+    return f"{_RECEIVED_PREFIX}{zxid:016x}"
+
+
+def received_files(files: Files, directory: str) -> list[int]:
+    """The zxids of the snapshots that were received and not installed, ascending."""
+    return numbered(files, directory, _RECEIVED_PREFIX)
+
+
 def snapshot_files(files: Files, directory: str) -> list[int]:
     """The zxids of the snapshots of a directory, ascending."""
     return numbered(files, directory, _PREFIX)
@@ -44,10 +55,13 @@ def snapshot_files(files: Files, directory: str) -> list[int]:
 class SnapshotWriter:
     """Writes one snapshot; it exists only once `finish` has returned. Raises OSError."""
 
-    def __init__(self, files: Files, directory: str, identity: Identity, zxid: int) -> None:
+    def __init__(
+        self, files: Files, directory: str, identity: Identity, zxid: int, name: str = ""
+    ) -> None:
+        """`name`: where it is not to be a snapshot of this server yet."""
         self._files = files
         self._directory = directory
-        self._path = f"{directory}/{snapshot_name(zxid)}"
+        self._path = f"{directory}/{name or snapshot_name(zxid)}"
         self._file = files.open(self._path + ".tmp", create=True)
         self._count = 0
         self._bytes = 0
@@ -88,13 +102,15 @@ class SnapshotWriter:
             self._files.unlink(self._path + ".tmp")
 
 
-def read_snapshot(files: Files, directory: str, identity: Identity, zxid: int) -> Iterator[bytes]:
+def read_snapshot(
+    files: Files, directory: str, identity: Identity, zxid: int, name: str = ""
+) -> Iterator[bytes]:
     """The chunks of a snapshot, each verified before it is yielded.
 
     Only when the iteration has ended is the whole known to be right. Raises CorruptRecordError,
     DataDirectoryError, OSError.
     """
-    path = f"{directory}/{snapshot_name(zxid)}"
+    path = f"{directory}/{name or snapshot_name(zxid)}"
     file = files.open(path)
     try:
         _, number, _ = read_header(file, SNAPSHOT_MAGIC, identity)

@@ -64,6 +64,14 @@ def log_files(files: Files, directory: str) -> list[int]:
     return numbered(files, directory, _PREFIX)
 
 
+def replace_logs(files: Files, directory: str, identity: Identity, rng: Random, zxid: int) -> None:
+    """Delete all log files, then make an empty one that begins after `zxid`. Raises OSError."""
+    for base in log_files(files, directory):
+        files.unlink(f"{directory}/{log_name(base)}")
+    files.sync_dir(directory)
+    TxnLog.create(files, directory, identity, rng, zxid)
+
+
 class TxnLog:
     """The log of one server."""
 
@@ -332,6 +340,25 @@ class TxnLog:
             self._cut_file(self._bases[-1], zxid)
         except OSError as error:
             raise self._fail("cannot truncate", path, error) from error
+
+    def restart_at(self, zxid: int) -> None:
+        """Forget everything, and go on after `zxid`: a durable snapshot holds what is before.
+
+        Raises LogOfflineError.
+        """
+        self._check_usable()
+        file = self._file
+        assert file is not None
+        file.close()
+        self._file = None
+        try:
+            replace_logs(self._files, self._directory, self._identity, self._rng, zxid)
+            fresh, marker = self._open(zxid)
+        except OSError as error:
+            raise self._fail("cannot restart", log_name(zxid), error) from error
+        self._bases = [zxid]
+        self.last_zxid = self.durable_zxid = zxid
+        self._start_at(fresh, marker, HEADER_BYTES)
 
     def purge(self, before_zxid: int) -> list[str]:
         """Delete the files that hold nothing after `before_zxid`; return their names.
