@@ -195,8 +195,8 @@ class Server:
                 case Tell(link=link, message=message):
                     self._tell(link, message)
                 case SendSnapshot():
-                self.snapshots.append(effect)
-            case SendHistory(link=link, after_zxid=after, last_zxid=last):
+                    self.snapshots.append(effect)
+                case SendHistory(link=link, after_zxid=after, last_zxid=last):
                     for record in self.log:
                         if after < zxid_of(record) <= last:
                             self._tell(link, proposal(record))
