@@ -138,7 +138,11 @@ class Life:
             log_options=LogOptions(world.log_file_bytes, 512),
         )
         self.replica = Replica(
-            EnsembleCore(CoreConfig(server_id=self.server_id, tick_ms=world.tick_ms), rng),
+            EnsembleCore(
+                CoreConfig(server_id=self.server_id, tick_ms=world.tick_ms),
+                rng,
+                members_shown=b"the members",
+            ),
             data,
             self.machine.config,
             disk=Executor(self, rng),

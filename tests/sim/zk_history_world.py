@@ -46,7 +46,7 @@ _KINDS: Final = {
 def logged(record: bytes) -> Logged:
     """A record of zkserver's log, for a history."""
     txn = decode_txn(record)
-    kind = _KINDS.get(txn.body[0], "write")
+    kind = _KINDS.get(txn.body[0], "write" if txn.session_id else "other")
     return Logged(txn.zxid, txn.session_id, txn.correlation_id, kind)
 
 

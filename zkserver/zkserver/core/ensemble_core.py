@@ -51,9 +51,15 @@ class EnsembleCore(ZkCore):
     """One server of an ensemble, as its clients see it."""
 
     def __init__(
-        self, config: CoreConfig, rng: random.Random, auth: AuthProviders | None = None
+        self,
+        config: CoreConfig,
+        rng: random.Random,
+        auth: AuthProviders | None = None,
+        members_shown: bytes = b"",
     ) -> None:
+        """`members_shown`: what `/zookeeper/config` is to hold, if anything."""
         super().__init__(config, rng, auth)
+        self._members_shown = members_shown
         self._following: Following | None = None
         """While it follows."""
         self._delegation: Delegation | None = None
@@ -69,6 +75,10 @@ class EnsembleCore(ZkCore):
         )
         self._sessions.begin_term(on_taken_over=self._delegation.taken_here)
         self._open_epoch(epoch, now_ms, wall_ms)
+        if self._members_shown:
+            body = self._preparer.show_members(self._members_shown)
+            if body is not None:
+                self._proposals.add(self._proposals.next_zxid(), 0, body)
         return self._effects()
 
     def follow(self, now_ms: int) -> None:

@@ -33,6 +33,7 @@ from .config import MAX_ACL_BYTES, CoreConfig
 from .connection import Connection
 from .datatree import (
     ADMIN,
+    CONFIG_PATH,
     CREATE,
     DELETE,
     READ,
@@ -203,6 +204,15 @@ class Preparer:
         """A standalone server has no members to change; the attempt takes a zxid all the same."""
         text = "a standalone server has no members to change"
         raise Rejected(ZkErrorCode.RECONFIG_DISABLED, text)
+
+    def show_members(self, data: bytes) -> Body | None:
+        """Note what `/zookeeper/config` shows, where it shows something else."""
+        node = self._state.tree.nodes[CONFIG_PATH]
+        if node.data == data:
+            return None
+        body = (_SET_DATA, CONFIG_PATH, data, next_version(node.version))
+        self.outstanding.note(0, body)
+        return body
 
     def close_session(self, session: Session, reason: int) -> Body:
         """Note the end of a session, with all ephemerals it will have had by then."""

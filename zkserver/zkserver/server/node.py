@@ -32,6 +32,7 @@ from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
 from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.events import Drained
+from zkserver.core.members import config_data
 from zkserver.core.peer_config import PeerConfig
 from zkserver.security import load_auth, load_tls
 from zkserver.storage.epoch_files import read_identity
@@ -119,7 +120,7 @@ class Node:
             own_rng = Random(rng.getrandbits(64))
             if members:
                 self._engine = Replica(
-                    EnsembleCore(core_config, rng, auth),
+                    EnsembleCore(core_config, rng, auth, config_data(members, 0)),
                     self._data,
                     peer_config(config, core_config.server_id),
                     disk=disk,
