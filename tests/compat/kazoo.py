@@ -74,9 +74,10 @@ def environment() -> Path:
 class Runs:
     """Runs of pytest over kazoo's suite, all in one temporary directory."""
 
-    def __init__(self, python: Path, server: str, directory: Path) -> None:
+    def __init__(self, python: Path, server: str, servers: int, directory: Path) -> None:
         self._python = python
         self._server = server
+        self._servers = servers
         self._directory = directory
         self._count = 0
         (directory / "pytest.ini").write_text("[pytest]\n")
@@ -90,7 +91,8 @@ class Runs:
             *(str(self._python), "-m", "pytest", "-p", "tests.compat.kazoo_plugin"),
             *("-c", str(self._directory / "pytest.ini"), "--rootdir", str(self._directory)),
             *("-q", "--tb=short", "--disable-warnings", "--timeout", str(TEST_SECONDS)),
-            *("--server", self._server, "--outcomes", str(outcomes)),
+            *("--server", self._server, "--servers", str(self._servers)),
+            *("--outcomes", str(outcomes)),
             *("--pyargs", "kazoo.tests", *arguments),
         ]
         if names is not None:
@@ -110,6 +112,7 @@ def main(arguments: list[str]) -> int:
     """Run the suite and say whether every test passed that must."""
     parser = argparse.ArgumentParser(prog="python -m tests.compat.kazoo")
     parser.add_argument("--server", choices=servers.KINDS, default="ours")
+    parser.add_argument("--servers", type=int, default=1, help="an ensemble of so many")
     parser.add_argument("--quick", action="store_true", help="a part that takes a minute or two")
     parser.add_argument("-k", metavar="EXPR", help="pytest's selection among the tests")
     parser.add_argument("--all", action="store_true", help="run also what is not expected to pass")
@@ -123,7 +126,7 @@ def main(arguments: list[str]) -> int:
     wanted = None if options.all else expected_names()
     excused = {} if options.all else exceptions()
     with tempfile.TemporaryDirectory(prefix="compat-kazoo-") as directory:
-        runs = Runs(environment(), options.server, Path(directory))
+        runs = Runs(environment(), options.server, options.servers, Path(directory))
         outcomes = runs.run(wanted, ["-k", selection] if selection else [])
         again = sorted(name for name, outcome in outcomes.items() if outcome == "failed")
         second = runs.run(again, []) if again else {}

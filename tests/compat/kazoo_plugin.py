@@ -1,10 +1,10 @@
 """A pytest plugin that gives kazoo's own suite one of our servers in place of its Java cluster.
 
-    pytest -p tests.compat.kazoo_plugin --server ours --outcomes FILE --pyargs kazoo.tests
+    pytest -p tests.compat.kazoo_plugin --servers 3 --outcomes FILE --pyargs kazoo.tests
 
 kazoo's harness asks `kazoo.testing.harness.get_global_cluster()` for a list of servers, which it
-starts and stops; this module answers with one standalone server. The settings are those of kazoo's
-harness. It runs in the environment that kazoo is installed into.
+starts and stops; this module answers with one standalone server, or an ensemble. The settings are
+those of kazoo's harness. It runs in the environment that kazoo is installed into.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from .servers import TLS_FILES, Server, Settings, server
+from .servers import TLS_FILES, Server, Settings, ensemble, server
 
 # kazoo.testing.common makes its certificates with these two; ours are files.
 for _name in ("OpenSSL", "jks"):
@@ -33,7 +33,9 @@ class Cluster(list[Server]):
     def start(self) -> None:
         """Start the members that are down."""
         for each in self:
-            each.run()
+            each.launch()
+        for each in self:
+            each.wait()
 
     def stop(self) -> None:
         """Stop every member."""
@@ -46,7 +48,8 @@ class Cluster(list[Server]):
     def reset(self) -> None:
         """Begin again with no data."""
         for each in self:
-            each.reset()
+            each.forget()
+        self.start()
 
     def get_logs(self) -> list[str]:
         """Last lines of every member."""
@@ -89,13 +92,15 @@ def short_name(node_id: str) -> str:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("compat")
     group.addoption("--server", choices=("ours", "apache"), default="ours")
+    group.addoption("--servers", type=int, default=1, help="1: a standalone one")
     group.addoption("--outcomes", type=Path, help="file to write one line per test to")
     group.addoption("--only", type=Path, help="file of test names; nothing else runs")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings = Settings(tls=True, sasl=True)
-    cluster = Cluster([server(config.getoption("--server"), settings)])
+    kind, count = config.getoption("--server"), config.getoption("--servers")
+    cluster = Cluster([server(kind, settings)] if count == 1 else ensemble(kind, count, settings))
 
     def get_global_cluster() -> Any:
         return cluster

@@ -1,6 +1,7 @@
-"""One coordination server as a child process: Apache ZooKeeper of the Debian package, or zkserver.
+"""Coordination servers as child processes: Apache ZooKeeper of the Debian package, or zkserver.
 
-Everything that compares the two starts them here, with the same settings, on loopback. It runs in
+Everything that compares the two starts them here, with the same settings, on loopback, alone or as
+an ensemble. It runs in
 the project's Python and in the one that kazoo is installed into, so it needs nothing but the
 standard library.
 """
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS: Final = ("protocol", "runtime", "client", "zkserver", "kbroker", "cluster")
@@ -79,6 +80,15 @@ def ask(port: int, word: str, timeout: float = 5.0) -> str:
     return answer.decode(errors="replace")
 
 
+class Place(NamedTuple):
+    """A server's place in an ensemble."""
+
+    server_id: int
+    peer_ports: tuple[int, int]
+    """zkserver has one, Apache ZooKeeper another one for elections."""
+    is_observer: bool = False
+
+
 class Server:
     """A server process with its own data directory; `run` after `stop` finds the data again."""
 
@@ -86,6 +96,9 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.place = Place(1, (0, 0))
+        self.ensemble: list[Server] = []
+        """All members, this one among them; empty: it stands alone."""
         self.directory = Path(tempfile.mkdtemp(prefix=f"compat-{self.kind}-"))
         self.client_port = free_port()
         self.secure_port = free_port()
@@ -119,6 +132,22 @@ class Server:
 
     def run(self) -> None:
         """Start it and wait until it serves clients. Raises ServerFailedError."""
+        self.launch()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it serves clients. Raises ServerFailedError."""
+        assert self._process is not None, f"{self.kind} is not started"
+        wait_while_running(self._process, lambda: bool(self.mode), self.get_logs)
+
+    @property
+    def mode(self) -> str:
+        """leader, follower, observer, standalone; empty while it does not serve."""
+        _, mark, rest = ask(self.client_port, "srvr").partition("Mode: ")
+        return rest.split()[0] if mark else ""
+
+    def launch(self) -> None:
+        """Start it, if it does not run."""
         if self.running:
             return
         arguments, environment = self.command()
@@ -132,9 +161,6 @@ class Server:
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
-        wait_while_running(
-            self._process, lambda: "Mode:" in ask(self.client_port, "srvr"), self.get_logs
-        )
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the process and keep its data."""
@@ -154,10 +180,14 @@ class Server:
         self.stop(signal.SIGKILL)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def reset(self) -> None:
-        """End the process and begin again with no data."""
+    def forget(self) -> None:
+        """End the process and remove its data."""
         self.stop()
         shutil.rmtree(self.directory / "data", ignore_errors=True)
+
+    def reset(self) -> None:
+        """End the process and begin again with no data."""
+        self.forget()
         self.run()
 
     def get_logs(self, num_lines: int = 100) -> list[str]:
@@ -218,6 +248,17 @@ class Apache(Server):
             jaas = self.directory / "jaas.conf"
             jaas.write_text(f"Server {{\n    {module} required\n{users};\n}};\n")
             properties.append(f"-Djava.security.auth.login.config={jaas}")
+        if self.ensemble:
+            (data / "myid").write_text(f"{self.place.server_id}\n")
+            lines += ["initLimit=10", "syncLimit=5"]
+            lines += ["reconfigEnabled=true", "standaloneEnabled=false"]
+            for each in self.ensemble:
+                server_id, (peer_port, election_port), is_observer = each.place
+                role = "observer" if is_observer else "participant"
+                lines.append(
+                    f"server.{server_id}=127.0.0.1:{peer_port}:{election_port}:{role}"
+                    f";127.0.0.1:{each.client_port}"
+                )
         (self.directory / "zoo.cfg").write_text("\n".join(lines) + "\n")
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
         config = str(self.directory / "zoo.cfg")
@@ -253,6 +294,17 @@ class Ours(Server):
             users.touch(mode=0o600)
             users.write_text("".join(f"{name}={word}\n" for name, word in SASL_USERS.items()))
             arguments += ["--sasl-users-file", str(users)]
+        if self.ensemble:
+            members = [
+                f"{each.place.server_id}=127.0.0.1:{each.place.peer_ports[0]}"
+                f":{'observer' if each.place.is_observer else 'participant'}"
+                f";127.0.0.1:{each.client_port}"
+                for each in self.ensemble
+            ]
+            arguments += [
+                *("--server-id", str(self.place.server_id), "--ensemble-id", "1"),
+                *("--servers", ",".join(members)),
+            ]
         path = os.pathsep.join(str(ROOT / each) for each in SOURCE_ROOTS)
         return arguments, {"PYTHONPATH": path}
 
@@ -261,6 +313,17 @@ def server(kind: str, settings: Settings | None = None) -> Server:
     """The server of that kind, not yet started."""
     assert kind in KINDS, kind
     return (Ours if kind == "ours" else Apache)(settings or Settings())
+
+
+def ensemble(
+    kind: str, count: int, settings: Settings | None = None, observers: int = 0
+) -> list[Server]:
+    """An ensemble, not yet started: voters, then observers. Launch all before you wait for one."""
+    members = [server(kind, settings) for _ in range(count + observers)]
+    for server_id, each in enumerate(members, 1):
+        each.place = Place(server_id, (free_port(), free_port()), server_id > count)
+        each.ensemble = members
+    return members
 
 
 def key_store(directory: Path, name: str) -> Path:
