@@ -1,10 +1,11 @@
 """One connection to another server: the end that dials, and the end that is dialled.
 
-    who dials         CONNECTING ─► SHAKING ─► OPEN ─► closed
-                           └───────────┴─► failed: refused, not reached, or not in time
+    who dials         CONNECTING ─► (SECURING ─►) SHAKING ─► OPEN ─► closed
+                           └─────────────┴───────────┴─► failed: refused, not reached, not in time
     who is dialled    a stranger ─► a caller, who has said hello and was welcome ─► closed
                            └─► refused
 
+SECURING is the handshake of TLS, which an accepted link begins when its first byte asks for that.
 Owns that way, for both. That the other server has gone is heard with the last thing that its socket
 says, whatever is still to be sent to it: the next election begins there. Source: ZooKeeper
 `QuorumCnxManager`, `Learner.connectToLeader`, `LearnerHandler`.
@@ -25,9 +26,11 @@ from duolog_protocol.preamble import PREAMBLE
 from duolog_protocol.quorum_codec import encode_message
 from duolog_protocol.quorum_messages import PeerHello, PeerPurpose, PeerRefusal, PeerWelcome
 from duolog_runtime.connection import Link, ServerLink
+from duolog_runtime.tls import TlsLayer
+from duolog_runtime.tls_context import PeerTls
 
 
-class Caller(NamedTuple):
+class PeerCaller(NamedTuple):
     """Who has dialled us, and what for."""
 
     server_id: int
@@ -40,6 +43,7 @@ class DialledLink(Link):
 
     __slots__ = (
         "_decoder",
+        "_has_said_hello",
         "_hello",
         "_on_closed",
         "_on_failed",
@@ -47,6 +51,7 @@ class DialledLink(Link):
         "_on_open",
         "_task",
         "_timer",
+        "_tls",
         "is_open",
         "server_id",
     )
@@ -63,6 +68,7 @@ class DialledLink(Link):
         on_closed: Callable[[DialledLink], None],
         max_unsent_bytes: int,
         scratch: memoryview,
+        tls: PeerTls | None,
     ) -> None:
         super().__init__(loop, max_unsent_bytes)
         self.server_id = server_id
@@ -75,6 +81,8 @@ class DialledLink(Link):
         self._on_failed = on_failed
         self._on_messages = on_messages
         self._on_closed = on_closed
+        self._tls = tls
+        self._has_said_hello = False
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -93,11 +101,18 @@ class DialledLink(Link):
 
     async def _connect(self, host: str, port: int) -> None:
         try:
-            await self._loop.create_connection(lambda: self, host, port)
+            await self._loop.create_connection(self._protocol, host, port)
         except (OSError, ValueError) as error:  # ValueError: no host has such a name
             self._fail(error)
         finally:
             self._task = None
+
+    def _protocol(self) -> asyncio.BaseProtocol:
+        tls = self._tls
+        if tls is None:
+            return self
+        context = tls.current().dialling
+        return TlsLayer(self, context, DialledLink._say_hello, tls.scratch, is_server=False)
 
     def _on_late(self, timeout_ms: int) -> None:
         self._timer = None
@@ -133,6 +148,11 @@ class DialledLink(Link):
         if self.closed:  # given up while it was being connected
             self.abort()
             return
+        if self._tls is None:
+            self._say_hello()
+
+    def _say_hello(self) -> None:
+        self._has_said_hello = True
         self.write_now([PREAMBLE, *encode_message(self._hello, 0)])
 
     def get_buffer(self, sizehint: int) -> memoryview | bytearray:
@@ -174,15 +194,23 @@ class DialledLink(Link):
             self._forget_owner()
             closed(self)
         else:
-            self._fail(reason or ConnectionLostError("closed without an answer"))
+            self._fail(self._why(reason))
+
+    def _why(self, reason: BaseException | None) -> BaseException:
+        """Why there was no answer. A server without TLS just closes, one way or the other."""
+        if self._tls is None or self._has_said_hello or isinstance(reason, RemoteProtocolError):
+            return reason or ConnectionLostError("closed without an answer")
+        return ConnectionLostError(
+            "closed in the handshake of TLS: is peer_tls_certificate_file set there, too?"
+        )
 
 
 class AcceptedLink(ServerLink):
-    """A link that another server has dialled. `context` is its `Caller`, None for a stranger."""
+    """A link that somebody has dialled. `context` is its `PeerCaller`, None for a stranger."""
 
     __slots__ = ("_is_over",)
 
-    context: Caller | None
+    context: PeerCaller | None
 
     def __init__(
         self,
@@ -208,7 +236,17 @@ class AcceptedLink(ServerLink):
         )
         self._is_over = False
 
-    def welcome(self, caller: Caller, answer: PeerWelcome) -> None:
+    @property
+    def is_secure(self) -> bool:
+        """It is inside TLS: the other server has shown a certificate of the ensemble."""
+        return isinstance(self.transport, TlsLayer)
+
+    def secure(self, tls: PeerTls) -> None:
+        """The stranger has begun TLS: go on inside it, where it is a stranger still."""
+        layer = TlsLayer(self, tls.current().accepting, _nothing, tls.scratch)
+        layer.take_over(self.endpoint.start_over())
+
+    def welcome(self, caller: PeerCaller, answer: PeerWelcome) -> None:
         """The stranger has said hello: it is a caller from now on."""
         decoder = self.endpoint.decoder
         assert isinstance(decoder, PeerDecoder), decoder

@@ -24,6 +24,7 @@ from duolog_protocol.codec import Piece
 from duolog_protocol.errors import ConfigError, RemoteProtocolError
 from duolog_protocol.peer_decoder import Received
 from duolog_protocol.peer_handshake import answer_hello
+from duolog_protocol.preamble import Caller
 from duolog_protocol.quorum_codec import encode_message
 from duolog_protocol.quorum_messages import (
     PEER_VERSION,
@@ -32,13 +33,16 @@ from duolog_protocol.quorum_messages import (
     PeerMessage,
     PeerPurpose,
     PeerRefusal,
+    PeerWelcome,
+    RefusalReason,
 )
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import Link, new_scratch
 from duolog_runtime.logs import Logger
+from duolog_runtime.tls_context import PeerTls
 
 from .peer_complaints import PeerComplaints
-from .peer_link import AcceptedLink, Caller, DialledLink
+from .peer_link import AcceptedLink, DialledLink, PeerCaller
 
 MAX_STRANGERS: Final = 64
 """Connections that have not said who they are; beyond it the oldest of them is dropped."""
@@ -108,8 +112,10 @@ class PeerLinks:
         *,
         dial_timeout_ms: int,
         max_unsent_bytes: int,
+        tls: PeerTls | None = None,
     ) -> None:
-        """`addresses`: server id -> (host, port), our own among them."""
+        """`addresses`: server id -> (host, port), our own among them. With `tls` nothing else is
+        spoken, and only to servers with a certificate of its authority."""
         self._loop = loop
         self._server_id = server_id
         self._ensemble_id = ensemble_id
@@ -119,6 +125,7 @@ class PeerLinks:
         self._log = log
         self._dial_timeout_ms = dial_timeout_ms
         self._max_unsent_bytes = max_unsent_bytes
+        self._tls = tls
         self._complaints = PeerComplaints(clock, log)
         self._scratch = new_scratch()
         self._server: asyncio.Server | None = None
@@ -128,7 +135,7 @@ class PeerLinks:
         """All that have not ended, also those that only have something left to send."""
         self._strangers: dict[AcceptedLink, asyncio.TimerHandle] = {}
         """Those that have not said hello, oldest first."""
-        self._calls: dict[Caller, list[AcceptedLink]] = {}
+        self._calls: dict[PeerCaller, list[AcceptedLink]] = {}
         """Those that have, oldest first."""
         self._dialled: set[DialledLink] = set()
         """All that we have dialled and that have not ended."""
@@ -278,6 +285,7 @@ class PeerLinks:
             on_closed=on_closed,
             max_unsent_bytes=self._max_unsent_bytes,
             scratch=self._scratch,
+            tls=self._tls,
         )
         self._dialled.add(link)
         link.dial(*self._addresses[server_id], self._dial_timeout_ms)
@@ -361,8 +369,17 @@ class PeerLinks:
         )
 
     def _on_foreign(self, link: AcceptedLink) -> None:
-        if link in self._strangers:
-            self._drop_stranger(link, f"the caller is {link.endpoint.caller.value}")
+        if link not in self._strangers:
+            return
+        caller = link.endpoint.caller
+        if caller is not Caller.TLS or link.is_secure:
+            self._drop_stranger(link, f"the caller is {caller.value}")
+        elif self._tls is None:
+            self._drop_stranger(
+                link, "it speaks TLS, and here peer_tls_certificate_file is not set"
+            )
+        else:
+            link.secure(self._tls)
 
     def _drop_stranger(self, link: AcceptedLink, reason: str) -> None:
         self._refused(link, 0, RemoteProtocolError(reason))
@@ -389,14 +406,19 @@ class PeerLinks:
         """Who says hello is welcome, or hears why not."""
         hello = received[0][0]
         assert isinstance(hello, PeerHello), hello
-        answer = answer_hello(hello, self._server_id, self._ensemble_id, self._addresses)
+        answer: PeerWelcome | PeerRefusal
+        if self._tls is not None and not link.is_secure:
+            text = f"server {self._server_id} takes only TLS: peer_tls_certificate_file is not set"
+            answer = PeerRefusal(RefusalReason.NO_TLS, f"{text} at the caller")
+        else:
+            answer = answer_hello(hello, self._server_id, self._ensemble_id, self._addresses)
         if isinstance(answer, PeerRefusal):
             known_id = hello.server_id if hello.server_id in self._addresses else 0
             self._refused(link, known_id, RemoteProtocolError(answer.message))
             link.turn_away(answer)
             return
         self._strangers.pop(link).cancel()
-        caller = Caller(hello.server_id, PeerPurpose(hello.purpose))
+        caller = PeerCaller(hello.server_id, PeerPurpose(hello.purpose))
         link.welcome(caller, answer)
         calls = self._calls.setdefault(caller, [])
         calls.append(link)
