@@ -447,6 +447,7 @@ async def test_who_says_nothing_is_dropped_in_time(monkeypatch: pytest.MonkeyPat
             assert await stranger.rest() == b""
         assert server.reasons == ["no hello within 0.01 s"]
         assert not server.links._strangers
+        monkeypatch.undo()
         stranger = await Hand.dial(server, hello(2, LEARNER))
         await stranger.welcomed()
         await until(lambda: bool(server.opened))
