@@ -81,6 +81,8 @@ class RefusalReason(IntEnum):
     """The ensemble has no server with this id."""
     SAME_ID = 4
     """The server that was dialled has this id itself."""
+    NO_TLS = 5
+    """The server that was dialled takes nothing but TLS."""
 
 
 class PeerHello(NamedTuple):

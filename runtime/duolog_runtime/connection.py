@@ -12,6 +12,8 @@ raise close the link. uvloop's traps that shaped this: its low-water mark is 16 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -37,6 +39,8 @@ WRITE_LOW_BYTES: Final = 256 * 1024
 CLOSE_SECONDS: Final = 30.0
 """A peer that has not read what was left for it so long after the close is dropped."""
 _JOIN_BYTES: Final = 64 * 1024
+USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
+"""The option of a socket behind `Link.drop_unreceived`; None where the system has none."""
 
 
 def new_scratch() -> memoryview:
@@ -158,6 +162,19 @@ class Link(asyncio.BufferedProtocol):
     def writing_paused(self) -> bool:
         """The transport holds more than its high-water mark."""
         return self._writing_paused
+
+    def drop_unreceived(self, after_ms: int) -> None:
+        """End it when the other machine has not received what was sent so long ago, as far as the
+        system can tell.
+
+        For a link on which nobody answers: once a partition is over it would wait as long again,
+        since TCP tries ever more rarely.
+        """
+        assert self.transport is not None, self
+        found = self.transport.get_extra_info("socket")
+        if USER_TIMEOUT is not None and found is not None:
+            with contextlib.suppress(OSError):  # the connection may have ended by now
+                found.setsockopt(socket.IPPROTO_TCP, USER_TIMEOUT, after_ms)
 
     async def drain(self) -> None:
         """Wait until the transport wants more. Cancelling is safe. Raises ConnectionLostError."""
@@ -305,7 +322,7 @@ class ServerLink(Link):
         try:
             frames = self.endpoint.buffer_updated(nbytes)
         except RemoteProtocolError as error:
-            self.abort(error)
+            self.refuse(error)
             return
         if frames:
             # What is answered on the spot leaves on the spot: no extra turn of the loop.
@@ -318,6 +335,10 @@ class ServerLink(Link):
                 self._flush_scheduled = scheduled
         elif self.endpoint.state is ServerState.FOREIGN:
             self._on_foreign(self)
+
+    def refuse(self, error: RemoteProtocolError) -> None:
+        """What came makes no sense: end it. A subclass may say why before."""
+        self.abort(error)
 
     def pause_reading(self) -> None:
         """Stop reading: the peer's sends back up in its socket. Idempotent."""

@@ -19,13 +19,14 @@ import contextlib
 import ssl
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import RemoteProtocolError
 from duolog_protocol.preamble import Caller, classify
 
-from .connection import ServerLink
+from .connection import Link
 
 MAX_HANDSHAKE_BYTES: Final = 64 * 1024
 """What a peer may send until the handshake is over; a chain of certificates takes a few KiB."""
@@ -33,6 +34,9 @@ _SLICE_BYTES: Final = 4096
 """So much is handed to OpenSSL at a time until the handshake is over."""
 _JOIN_BYTES: Final = 16 * 1024
 """Pieces shorter than this are joined: a record takes that much."""
+
+
+L = TypeVar("L", bound=Link)
 
 
 class TlsState(Enum):
@@ -44,11 +48,13 @@ class TlsState(Enum):
 
 
 class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
-    """One server's end. It is the protocol of a socket's transport and the transport of a link."""
+    """One end of a connection. It is the protocol of a socket's transport and the transport of a
+    link."""
 
     __slots__ = (
         "_handshake_bytes",
         "_incoming",
+        "_is_server",
         "_link",
         "_on_secured",
         "_outgoing",
@@ -61,24 +67,29 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
 
     def __init__(
         self,
-        link: ServerLink,
+        link: L,
         context: ssl.SSLContext,
-        on_secured: Callable[[ServerLink], None],
+        on_secured: Callable[[L], None],
         scratch: memoryview,
+        *,
+        is_server: bool = True,
     ) -> None:
-        """`on_secured` is called when the handshake is over, before the link gets any data.
+        """`on_secured` is called when the handshake is over, before the link gets any data; until
+        then the link must not write. Who is no server begins the handshake; in TLS 1.3 it is over
+        for it before the server has judged its certificate.
 
         As the protocol of a new connection it makes the link known when the loop makes it known;
         on one that is open already, `take_over` puts it in between. All layers of a loop may share
         `scratch`, where encrypted bytes arrive.
         """
         super().__init__()
-        self._link = link
-        self._on_secured = on_secured
+        self._link: Link = link
+        self._on_secured = partial(on_secured, link)
+        self._is_server = is_server
         self._scratch = scratch
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=is_server)
         self._state = TlsState.HANDSHAKE
         self._handshake_bytes = 0
         self._peer_ended = False
@@ -122,6 +133,11 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
         """Called by the loop."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
         self._link.connection_made(self)
+        if not self._is_server and self._state is TlsState.HANDSHAKE:
+            try:
+                self._ssl.do_handshake()
+            except ssl.SSLWantReadError:
+                self._send()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Called by the loop."""
@@ -130,6 +146,10 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Called by the loop."""
         self._receive(self._scratch[:nbytes])
+
+    def eof_received(self) -> bool | None:
+        """Called by the loop: the peer sends no more; what the link makes of that counts."""
+        return self._link.eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the loop, once."""
@@ -155,7 +175,7 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
         """Encrypt and send, in one write."""
         if self._state is TlsState.CLOSED:
             return
-        assert self._state is TlsState.OPEN, "a server does not speak before its client"
+        assert self._state is TlsState.OPEN, "written before the handshake was over"
         try:
             short: list[Piece] = []
             for piece in list_of_data:
@@ -233,7 +253,11 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
 
     def _shake_hands(self, data: memoryview) -> memoryview:
         """Go on with the handshake; the result is what came behind it."""
-        if self._handshake_bytes == 0 and classify(bytes(data[:1])) is not Caller.TLS:
+        if (
+            self._is_server
+            and self._handshake_bytes == 0
+            and classify(bytes(data[:1])) is not Caller.TLS
+        ):
             self._link.close(RemoteProtocolError("TLS: the client does not speak it"))
             return data
         while data:
@@ -252,7 +276,7 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
                 self._send()
                 self._state = TlsState.OPEN
                 rest = bytes(data)  # the callback may use the buffer
-                self._on_secured(self._link)
+                self._on_secured()
                 return memoryview(rest)
         return data
 
@@ -260,11 +284,11 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
         """Hand the link what can be decrypted, as much at a time as it has room for."""
         link = self._link
         while self._state is TlsState.OPEN:
-            count = self._decrypt_into(link.get_buffer(0))
+            count = self._decrypt_into(cast(bytearray, link.get_buffer(0)))
             if not count:
                 break
             link.buffer_updated(count)
-        if self._peer_ended and self._state is TlsState.OPEN:
+        if self._peer_ended and self._state is TlsState.OPEN and not link.eof_received():
             link.close()
 
     def _decrypt_into(self, buffer: memoryview | bytearray) -> int:
@@ -302,4 +326,6 @@ class TlsLayer(asyncio.Transport, asyncio.BufferedProtocol):
         self._send()
         self._state = TlsState.CLOSED
         text = (error.reason or str(error)).replace("_", " ").lower()
+        if isinstance(error, ssl.SSLCertVerificationError):
+            text += f": {error.verify_message}"
         self._link.close(RemoteProtocolError(f"TLS: {text}"))

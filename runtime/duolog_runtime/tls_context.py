@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from duolog_protocol.errors import ConfigError
 from duolog_protocol.stream_decoder import READ_BYTES
@@ -40,8 +41,11 @@ _Signature = tuple[tuple[int, int, int] | None, ...]
 """(modification time in ns, size, inode) of each file, None for one that is not there."""
 
 
+T = TypeVar("T")
+
+
 class TlsFiles(NamedTuple):
-    """Where a server's certificates are; all of them PEM. Settings have the prefix `tls_`."""
+    """Where a server's certificates are; all of them PEM."""
 
     certificate_file: str
     """The server's certificate, and after it those between it and the authority."""
@@ -52,28 +56,33 @@ class TlsFiles(NamedTuple):
     ca_file: str = ""
     """The authorities that clients' certificates must come from."""
     client_auth: ClientAuth = "none"
+    prefix: str = "tls_"
+    """What the names of these settings begin with, in complaints."""
 
 
-class ServerTls:
-    """The context that new connections get; it follows the files.
+class FollowedFiles(Generic[T]):
+    """What is made of the files for new connections; it follows them.
 
-    A renewal that cannot be loaded is logged, and the old context stays until the files change
-    again. Connections that are open keep the one that they began with.
+    A renewal that cannot be loaded is logged, and the old one stays until the files change again.
+    Connections that are open keep the one that they began with.
     """
 
-    def __init__(self, files: TlsFiles, clock: Clock, log: Logger) -> None:
+    def __init__(
+        self, files: TlsFiles, clock: Clock, log: Logger, load: Callable[[TlsFiles], T]
+    ) -> None:
         """Load the files. Raises ConfigError."""
         self.scratch = memoryview(bytearray(READ_BYTES))
         """Where the encrypted bytes of all connections of one loop arrive."""
         self._files = files
         self._clock = clock
         self._log = log
+        self._load = load
         self._signature = _signature(files)
-        self._context = server_tls_context(files)
+        self._loaded = load(files)
         self._looked_ms = clock.now_ms()
 
-    def context(self) -> ssl.SSLContext:
-        """The context for a connection that begins now."""
+    def current(self) -> T:
+        """What a connection is made with that begins now."""
         now_ms = self._clock.now_ms()
         if now_ms - self._looked_ms >= LOOK_INTERVAL_MS:
             self._looked_ms = now_ms
@@ -81,35 +90,94 @@ class ServerTls:
             if signature != self._signature:
                 self._signature = signature
                 self._renew()
-        return self._context
+        return self._loaded
 
     def _renew(self) -> None:
         try:
-            self._context = server_tls_context(self._files)
+            self._loaded = self._load(self._files)
         except ConfigError as error:
             self._log.warning("tls_renewal_failed", reason=str(error))
         else:
             self._log.info("tls_renewed", certificate=self._files.certificate_file)
 
 
+class ServerTls(FollowedFiles[ssl.SSLContext]):
+    """The context that a server's new connections get."""
+
+    def __init__(self, files: TlsFiles, clock: Clock, log: Logger) -> None:
+        """Load the files. Raises ConfigError."""
+        super().__init__(files, clock, log, server_tls_context)
+
+    def context(self) -> ssl.SSLContext:
+        """The context for a connection that begins now."""
+        return self.current()
+
+
+class PeerContexts(NamedTuple):
+    """The two contexts of a server among servers of its kind."""
+
+    accepting: ssl.SSLContext
+    dialling: ssl.SSLContext
+
+
+class PeerTls(FollowedFiles[PeerContexts]):
+    """The contexts of connections between servers that trust one authority, and no name.
+
+    Both ends show a certificate, and TLS 1.3 is spoken. Whoever has a certificate of the authority
+    is one of them: it must be an authority for these servers alone.
+    """
+
+    def __init__(self, files: TlsFiles, clock: Clock, log: Logger) -> None:
+        """Load the files. Raises ConfigError."""
+        super().__init__(files, clock, log, peer_tls_contexts)
+
+
+def peer_tls_contexts(files: TlsFiles) -> PeerContexts:
+    """The contexts from the files; `client_auth` must be need. Raises ConfigError."""
+    assert files.client_auth == "need", files
+    accepting = server_tls_context(files)
+    dialling = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    dialling.check_hostname = False
+    _load_own(dialling, files)
+    _load_authorities(dialling, files.ca_file, f"{files.prefix}ca_file")
+    for each in (accepting, dialling):
+        each.minimum_version = ssl.TLSVersion.TLSv1_3
+    return PeerContexts(accepting, dialling)
+
+
 def server_tls_context(files: TlsFiles) -> ssl.SSLContext:
     """A server's context from its files. Raises ConfigError, which names the setting."""
-    key_field, key_file = "tls_key_file", files.key_file
-    certificate = _read("tls_certificate_file", files.certificate_file)
-    if not key_file:
-        key_field, key_file = "tls_certificate_file", files.certificate_file
-    key = _read(key_field, key_file, private=True)
-    _require_pem("tls_certificate_file", files.certificate_file, certificate, "CERTIFICATE")
-    _require_pem(key_field, key_file, key, "PRIVATE KEY")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
+    _load_own(context, files)
+    context.verify_mode = _VERIFY[files.client_auth]
+    if files.client_auth != "none":
+        ca_field = f"{files.prefix}ca_file"
+        if not files.ca_file:
+            rule = f"is needed to check the certificates that {files.prefix}client_auth asks for"
+            raise ConfigError(ca_field, "", rule)
+        _load_authorities(context, files.ca_file, ca_field)
+    return context
+
+
+def _load_own(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Load the certificate and its key. Raises ConfigError."""
+    certificate_field = f"{files.prefix}certificate_file"
+    password_field = f"{files.prefix}key_password_file"
+    key_field, key_file = f"{files.prefix}key_file", files.key_file
+    certificate = _read(certificate_field, files.certificate_file)
+    if not key_file:
+        key_field, key_file = certificate_field, files.certificate_file
+    key = _read(key_field, key_file, private=True)
+    _require_pem(certificate_field, files.certificate_file, certificate, "CERTIFICATE")
+    _require_pem(key_field, key_file, key, "PRIVATE KEY")
 
     def password() -> bytes:
         if not files.key_password_file:
-            raise ConfigError(key_field, key_file, "is encrypted: set tls_key_password_file")
-        text = _read("tls_key_password_file", files.key_password_file, private=True)
+            raise ConfigError(key_field, key_file, f"is encrypted: set {password_field}")
+        text = _read(password_field, files.key_password_file, private=True)
         return text.split(b"\n", 1)[0].rstrip(b"\r")
 
     try:
@@ -124,13 +192,6 @@ def server_tls_context(files: TlsFiles) -> ssl.SSLContext:
         raise ConfigError(key_field, key_file, rule) from error
     except (OSError, ValueError) as error:
         raise ConfigError(key_field, key_file, f"cannot be loaded: {error}") from error
-    context.verify_mode = _VERIFY[files.client_auth]
-    if files.client_auth != "none":
-        if not files.ca_file:
-            rule = "is needed to check the certificates that tls_client_auth asks for"
-            raise ConfigError("tls_ca_file", "", rule)
-        _load_authorities(context, files.ca_file)
-    return context
 
 
 def client_tls_context(
@@ -161,13 +222,13 @@ def client_tls_context(
     return context
 
 
-def _load_authorities(context: ssl.SSLContext, path: str) -> None:
-    authorities = _read("tls_ca_file", path)
-    _require_pem("tls_ca_file", path, authorities, "CERTIFICATE")
+def _load_authorities(context: ssl.SSLContext, path: str, field: str = "tls_ca_file") -> None:
+    authorities = _read(field, path)
+    _require_pem(field, path, authorities, "CERTIFICATE")
     try:
         context.load_verify_locations(cadata=authorities.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError, TypeError) as error:
-        raise ConfigError("tls_ca_file", path, f"cannot be loaded: {error}") from error
+        raise ConfigError(field, path, f"cannot be loaded: {error}") from error
 
 
 def _read(field: str, path: str, *, private: bool = False) -> bytes:

@@ -13,7 +13,7 @@ from typing import Final
 from duolog_protocol.errors import ConfigError
 from duolog_runtime.clocks import Clock
 from duolog_runtime.logs import Logger
-from duolog_runtime.tls_context import ServerTls, TlsFiles
+from duolog_runtime.tls_context import PeerTls, ServerTls, TlsFiles
 
 from .config import ServerConfig
 from .core.auth import AuthProviders, AuthSettings
@@ -50,6 +50,28 @@ def load_tls(config: ServerConfig, clock: Clock, log: Logger) -> ServerTls | Non
         config.tls_client_auth,
     )
     return ServerTls(files, clock, log)
+
+
+def load_peer_tls(
+    certificate_file: str, key_file: str, ca_file: str, clock: Clock, log: Logger
+) -> PeerTls | None:
+    """The certificates for connections between servers, of the settings `peer_tls_*`; None where
+    there are none. Raises ConfigError.
+
+    The certificate is shown to those that dial us and to those that we dial: where it says what
+    it is for, it must be for servers and for clients. `key_file` empty: in the certificate file.
+    """
+    if not certificate_file:
+        for name, value in (("key", key_file), ("ca", ca_file)):
+            if value:
+                rule = "is of no use without peer_tls_certificate_file"
+                raise ConfigError(f"peer_tls_{name}_file", value, rule)
+        return None
+    if not ca_file:
+        rule = "is needed: both sides of a connection between servers show a certificate"
+        raise ConfigError("peer_tls_ca_file", "", rule)
+    files = TlsFiles(certificate_file, key_file, "", ca_file, "need", "peer_tls_")
+    return PeerTls(files, clock, log)
 
 
 def read_users(path: str) -> dict[str, str]:

@@ -42,6 +42,12 @@ keyUsage = critical,digitalSignature
 extendedKeyUsage = clientAuth
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
+[peer]
+basicConstraints = critical,CA:FALSE
+keyUsage = critical,digitalSignature
+extendedKeyUsage = serverAuth,clientAuth
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
 CNF
 : > "$work/index"
 
@@ -65,6 +71,10 @@ certificate server "/C=XX/O=duolog/CN=localhost" ca server
 certificate server-renewed "/C=XX/O=duolog/OU=renewed/CN=localhost" ca server
 certificate client "/C=XX/O=duolog, inc./OU=clients/CN=alice/emailAddress=alice@example.org" ca client
 certificate stranger "/C=XX/O=duolog/CN=mallory" other-ca client
+authority peer-ca "/C=XX/O=duolog/CN=servers of a test ensemble"
+certificate peer "/C=XX/O=duolog/CN=a server of the ensemble" peer-ca peer
+certificate peer-renewed "/C=XX/O=duolog/OU=renewed/CN=a server of the ensemble" peer-ca peer
+certificate server-of-peers "/C=XX/O=duolog/CN=for servers only" peer-ca server
 printf 'open sesame\n' > server-encrypted.password
 openssl pkcs8 -topk8 -v2 aes-256-cbc -in server.key -passout file:server-encrypted.password \
     -out server-encrypted.key

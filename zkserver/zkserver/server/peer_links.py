@@ -4,11 +4,12 @@
                say; what it hears comes by those that the others have dialled
     LEARNER    a learner dials its leader; both speak
 
-Owns who may connect, the newest notification that waits for each server, and the bounds: on callers
-that have not said who they are, on how long a dial and a hello may take, on what a slow reader may
-leave unread. What the messages mean is the peer's. Callbacks to the owner come from the loop, never
-from inside a call of the owner's. Source: ZooKeeper `QuorumCnxManager`, `LearnerHandler`, which use
-a port for each purpose.
+One port takes both. Owns who may connect, the newest notification that waits for each server, and
+the bounds: on callers that have not said who they are, on those that have, on how long a dial and
+a hello may take, on what a slow reader may leave unread. What the messages mean is the peer's, and
+so is whether a silent learner is still there. Callbacks to the owner come from the loop, never from
+inside a call of the owner's, and none after `close`. Source: ZooKeeper `QuorumCnxManager`,
+`LearnerHandler`, which use a port for each purpose.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from random import Random
 from typing import Final, Protocol
 
 from duolog_protocol.codec import Piece
-from duolog_protocol.errors import ConfigError, Error, RemoteProtocolError
-from duolog_protocol.peer_decoder import PeerDecoder, Received
-from duolog_protocol.peer_handshake import answer_hello, refuse_stranger
+from duolog_protocol.errors import ConfigError, RemoteProtocolError
+from duolog_protocol.peer_decoder import Received
+from duolog_protocol.peer_handshake import answer_hello
+from duolog_protocol.preamble import Caller
 from duolog_protocol.quorum_codec import encode_message
 from duolog_protocol.quorum_messages import (
     PEER_VERSION,
@@ -31,39 +33,48 @@ from duolog_protocol.quorum_messages import (
     PeerMessage,
     PeerPurpose,
     PeerRefusal,
+    PeerWelcome,
+    RefusalReason,
 )
 from duolog_runtime.clocks import Clock
-from duolog_runtime.connection import Link, ServerLink, new_scratch
+from duolog_runtime.connection import Link, new_scratch
 from duolog_runtime.logs import Logger
+from duolog_runtime.tls_context import PeerTls
 
-from .peer_link import DialledLink
+from .peer_complaints import PeerComplaints
+from .peer_link import AcceptedLink, DialledLink, PeerCaller
 
 MAX_STRANGERS: Final = 64
 """Connections that have not said who they are; beyond it the oldest of them is dropped."""
+MAX_CALLS: Final = {PeerPurpose.ELECTION: 1, PeerPurpose.LEARNER: 4}
+"""Connections that one server has dialled; beyond it the oldest of them is dropped. A learner that
+dials again has its old connection ended by the leader, once the new one stands in its place: by
+then no quorum is lost."""
 HELLO_S: Final = 3.0
+"""Time from the connection to the hello."""
 FIRST_PAUSE_S: Final = 0.02
 LAST_PAUSE_S: Final = 1.0
 """Between two attempts to reach a server for which a notification waits; doubled in between."""
-LOG_EVERY_MS: Final = 5_000
-"""The same complaint about the same server is logged no more often."""
-MAX_COMPLAINTS: Final = 256
+
+PeerLink = DialledLink | AcceptedLink
+"""A link between learner and leader, as the owner is given it."""
 
 
 class PeerLinksOwner(Protocol):
     """Who hears what the other servers say."""
 
-    def link_opened(self, link: Link, server_id: int) -> None:
+    def link_opened(self, link: PeerLink, server_id: int) -> None:
         """A link between learner and leader: `server_id` is whom our dial has reached, 0 where a
         learner has dialled us."""
 
     def dial_failed(self, server_id: int) -> None:
         """A dial has come to nothing."""
 
-    def link_lost(self, link: Link) -> None:
+    def link_lost(self, link: PeerLink) -> None:
         """A link has ended; once, and not after `close_link`."""
 
-    def messages_received(self, link: Link, received: list[Received]) -> None:
-        """What one read has brought."""
+    def messages_received(self, link: PeerLink, received: list[Received]) -> None:
+        """What one read has brought, in order."""
 
     def notification_received(self, sender_id: int, notification: Notification) -> None:
         """A server speaks of an election."""
@@ -82,6 +93,7 @@ class _Speaker:
         """The newest one that could not be sent."""
         self.pause_s = FIRST_PAUSE_S
         self.timer: asyncio.TimerHandle | None = None
+        """Until the next attempt; there is no link then."""
 
 
 class PeerLinks:
@@ -100,30 +112,36 @@ class PeerLinks:
         *,
         dial_timeout_ms: int,
         max_unsent_bytes: int,
+        tls: PeerTls | None = None,
     ) -> None:
-        """`addresses`: server id -> (host, port), our own among them."""
+        """`addresses`: server id -> (host, port), our own among them. With `tls` nothing else is
+        spoken, and only to servers with a certificate of its authority."""
         self._loop = loop
         self._server_id = server_id
         self._ensemble_id = ensemble_id
         self._addresses = dict(addresses)
         self._owner = owner
-        self._clock = clock
         self._rng = rng
         self._log = log
-        self._dial_timeout_s = dial_timeout_ms / 1000
+        self._dial_timeout_ms = dial_timeout_ms
         self._max_unsent_bytes = max_unsent_bytes
+        self._tls = tls
+        self._complaints = PeerComplaints(clock, log)
         self._scratch = new_scratch()
         self._server: asyncio.Server | None = None
         self.port = 0
         """The one it listens on, after `start`."""
-        self._strangers: dict[ServerLink, asyncio.TimerHandle] = {}
-        self._hearing: dict[int, ServerLink] = {}
-        """Server id -> the connection by which it tells us of elections."""
+        self._accepted: set[AcceptedLink] = set()
+        """All that have not ended, also those that only have something left to send."""
+        self._strangers: dict[AcceptedLink, asyncio.TimerHandle] = {}
+        """Those that have not said hello, oldest first."""
+        self._calls: dict[PeerCaller, list[AcceptedLink]] = {}
+        """Those that have, oldest first."""
+        self._dialled: set[DialledLink] = set()
+        """All that we have dialled and that have not ended."""
         self._speakers: dict[int, _Speaker] = {}
-        self._open: dict[Link, int] = {}
-        """Links between learner and leader that the owner knows -> whom they reach."""
-        self._dialling: dict[DialledLink, None] = {}
-        self._complaints: dict[tuple[int, str], int] = {}
+        self._open: dict[PeerLink, None] = {}
+        """Links between learner and leader that the owner knows."""
         self._encoded: tuple[PeerMessage | None, int, list[Piece]] = (None, 0, [])
         """The last message, its context and its bytes: it often goes to several servers."""
         self._closed = False
@@ -146,84 +164,106 @@ class PeerLinks:
         for timer in self._strangers.values():
             timer.cancel()
         for speaker in self._speakers.values():
-            if speaker.timer is not None:
-                speaker.timer.cancel()
-            if speaker.link is not None:
-                speaker.link.give_up()
-        for dialled in list(self._dialling):
+            _stop_waiting(speaker)
+        self._open.clear()
+        for dialled in self._dialled:
             dialled.give_up()
-        for link in [*self._strangers, *self._hearing.values(), *self._open]:
+        self._dialled.clear()
+        for link in list(self._accepted):
             link.abort()
+        await asyncio.sleep(0)  # their ends come with the next turn of the loop
 
     def set_addresses(self, addresses: Mapping[int, tuple[str, int]]) -> None:
-        """The members have changed; links to those that have gone end by themselves."""
-        self._addresses = dict(addresses)
+        """The members have changed. What we have to say goes to their new addresses, and nobody
+        else is listened to; links between learner and leader are the owner's to close. The port
+        that we listen on stays."""
+        old, self._addresses = self._addresses, dict(addresses)
+        for server_id, speaker in list(self._speakers.items()):
+            if old.get(server_id) != addresses.get(server_id):
+                self._move(speaker)
+        for caller, links in list(self._calls.items()):
+            if caller.purpose is PeerPurpose.ELECTION and caller.server_id not in addresses:
+                for link in list(links):
+                    link.abort(RemoteProtocolError("it is no member any more"))
 
     # ---- elections ------------------------------------------------------------------------------
 
     def notify(self, server_id: int, notification: Notification) -> None:
         """Tell a server; what waits for it already is replaced."""
-        if self._closed:
+        if self._closed or server_id not in self._addresses:
             return
         speaker = self._speakers.get(server_id)
         if speaker is None:
             speaker = self._speakers[server_id] = _Speaker(server_id)
         link = speaker.link
-        if link is not None and link in self._dialling:
-            speaker.waiting = notification
-        elif link is not None:
+        if link is not None and link.is_open:
             link.write(encode_message(notification, 0))
-        else:
-            speaker.waiting = notification
-            if speaker.timer is None:
-                self._reach(speaker)
+            return
+        speaker.waiting = notification
+        if link is None and speaker.timer is None:
+            self._reach(speaker)
 
     def _reach(self, speaker: _Speaker) -> None:
         speaker.timer = None
-        if self._closed or speaker.waiting is None or speaker.link is not None:
+        if speaker.waiting is None:
             return
+        assert speaker.link is None, speaker.link
         speaker.link = self._dial(
             speaker.server_id,
             PeerPurpose.ELECTION,
             on_open=partial(self._on_reached, speaker),
             on_failed=partial(self._on_not_reached, speaker),
+            on_messages=_unheard,
             on_closed=partial(self._on_speaker_closed, speaker),
         )
-        if speaker.link is None:
-            speaker.waiting = None
 
     def _on_reached(self, speaker: _Speaker, link: DialledLink) -> None:
-        del self._dialling[link]
         speaker.pause_s = FIRST_PAUSE_S
+        link.drop_unreceived(self._dial_timeout_ms)
         waiting, speaker.waiting = speaker.waiting, None
         if waiting is not None:
             link.write(encode_message(waiting, 0))
 
     def _on_not_reached(self, speaker: _Speaker, link: DialledLink, error: BaseException) -> None:
-        self._dialling.pop(link, None)
+        self._dialled.discard(link)
         speaker.link = None
-        self._complain(speaker.server_id, "server_not_reached", error)
+        self._complaints.say("server_not_reached", speaker.server_id, error)
         pause_s = speaker.pause_s * self._rng.uniform(0.5, 1.0)
         speaker.pause_s = min(2 * speaker.pause_s, LAST_PAUSE_S)
-        if not self._closed:
-            speaker.timer = self._loop.call_later(pause_s, self._reach, speaker)
+        speaker.timer = self._loop.call_later(pause_s, self._reach, speaker)
 
-    def _on_speaker_closed(self, speaker: _Speaker, _link: Link) -> None:
+    def _on_speaker_closed(self, speaker: _Speaker, link: DialledLink) -> None:
+        self._dialled.discard(link)
         speaker.link = None
+
+    def _move(self, speaker: _Speaker) -> None:
+        """The server has another address, or is no member any more."""
+        _stop_waiting(speaker)
+        if speaker.link is not None:
+            self._dialled.discard(speaker.link)
+            speaker.link.give_up()
+        waiting = speaker.waiting
+        del self._speakers[speaker.server_id]
+        if waiting is not None:
+            self.notify(speaker.server_id, waiting)
 
     # ---- links between learner and leader -------------------------------------------------------
 
     def dial(self, server_id: int) -> None:
-        """Open a learner's link to a leader; ends with `link_opened` or `dial_failed`."""
-        link = self._dial(
+        """Open a learner's link to a leader; ends with `link_opened` or `dial_failed`, once."""
+        if self._closed:
+            return
+        if server_id not in self._addresses:
+            self._loop.call_soon(self._tell_failed, server_id)
+            return
+        self._dial(
             server_id,
             PeerPurpose.LEARNER,
             on_open=self._on_dialled,
             on_failed=self._on_dial_failed,
-            on_closed=self._on_lost,
+            on_messages=self._on_messages,
+            on_closed=self._on_dialled_closed,
         )
-        if link is None:
-            self._loop.call_soon(self._tell_failed, server_id)
 
     def _dial(
         self,
@@ -232,42 +272,44 @@ class PeerLinks:
         *,
         on_open: Callable[[DialledLink], None],
         on_failed: Callable[[DialledLink, BaseException], None],
-        on_closed: Callable[[Link], None],
-    ) -> DialledLink | None:
-        address = self._addresses.get(server_id)
-        if address is None or self._closed:
-            return None
+        on_messages: Callable[[DialledLink, list[Received]], None],
+        on_closed: Callable[[DialledLink], None],
+    ) -> DialledLink:
         link = DialledLink(
             self._loop,
             server_id,
             PeerHello(self._server_id, self._ensemble_id, purpose, PEER_VERSION),
             on_open=on_open,
             on_failed=on_failed,
-            on_messages=self._on_messages,
+            on_messages=on_messages,
             on_closed=on_closed,
             max_unsent_bytes=self._max_unsent_bytes,
             scratch=self._scratch,
+            tls=self._tls,
         )
-        self._dialling[link] = None
-        link.dial(*address, self._dial_timeout_s)
+        self._dialled.add(link)
+        link.dial(*self._addresses[server_id], self._dial_timeout_ms)
         return link
 
     def _on_dialled(self, link: DialledLink) -> None:
-        del self._dialling[link]
-        self._open[link] = link.server_id
+        self._open[link] = None
         self._owner.link_opened(link, link.server_id)
 
     def _on_dial_failed(self, link: DialledLink, error: BaseException) -> None:
-        self._dialling.pop(link, None)
-        self._complain(link.server_id, "leader_not_reached", error)
+        self._dialled.discard(link)
+        self._complaints.say("leader_not_reached", link.server_id, error)
         self._tell_failed(link.server_id)
 
     def _tell_failed(self, server_id: int) -> None:
         if not self._closed:
             self._owner.dial_failed(server_id)
 
-    def tell(self, link: Link, message: PeerMessage, context: int = 0) -> None:
-        """Send a message, behind all that was told before; nothing if the link has ended."""
+    def tell(self, link: PeerLink, message: PeerMessage, context: int = 0) -> None:
+        """Send a message, behind all that was told before; nothing if the link has ended.
+
+        What is told in one loop turn leaves together. A link that has left `max_unsent_bytes`
+        unread by then is lost. Raises LocalProtocolError for a record that cannot be sent.
+        """
         if link not in self._open:
             return
         last, last_context, pieces = self._encoded
@@ -276,30 +318,36 @@ class PeerLinks:
             self._encoded = (message, context, pieces)
         link.write(pieces)
 
-    def when_drained(self, link: Link, callback: Callable[[], None]) -> None:
-        """Call back once the link has taken most of what was told; never, if it ends."""
+    def when_drained(self, link: PeerLink, callback: Callable[[], None]) -> None:
+        """Call back once the link has taken most of what was told; never, if it ends. One callback
+        at a time."""
         if link in self._open:
             link.when_drained(callback)
 
-    def close_link(self, link: Link, reason: str) -> None:
+    def close_link(self, link: PeerLink, reason: str) -> None:
         """Send what was told, and end the link. Idempotent."""
-        if self._open.pop(link, None) is not None:
+        if link in self._open:
+            del self._open[link]
             link.close(RemoteProtocolError(reason))
 
-    def _on_messages(self, link: Link, received: list[Received]) -> None:
-        if link in self._open and not self._closed:
+    def _on_messages(self, link: PeerLink, received: list[Received]) -> None:
+        if link in self._open:
             self._owner.messages_received(link, received)
 
-    def _on_lost(self, link: Link) -> None:
-        if self._open.pop(link, None) is not None and not self._closed:
-            if link.close_reason is not None:
-                self._log.info("peer_link_ended", peer=link.peer, reason=str(link.close_reason))
+    def _on_dialled_closed(self, link: DialledLink) -> None:
+        self._dialled.discard(link)
+        self._on_lost(link)
+
+    def _on_lost(self, link: PeerLink) -> None:
+        if link in self._open:
+            del self._open[link]
+            self._log.info("peer_link_ended", peer=link.peer, reason=str(link.close_reason or ""))
             self._owner.link_lost(link)
 
     # ---- who dials us ---------------------------------------------------------------------------
 
-    def _new_link(self) -> ServerLink:
-        return ServerLink(
+    def _new_link(self) -> AcceptedLink:
+        return AcceptedLink(
             self._loop,
             on_made=self._on_made,
             on_frames=self._on_frames,
@@ -307,86 +355,106 @@ class PeerLinks:
             on_closed=self._on_accepted_closed,
             max_unsent_bytes=self._max_unsent_bytes,
             scratch=self._scratch,
-            take_native=partial(PeerDecoder, None),
         )
 
-    def _on_made(self, link: ServerLink) -> None:
+    def _on_made(self, link: AcceptedLink) -> None:
         if self._closed:
             link.abort()
             return
         if len(self._strangers) >= MAX_STRANGERS:
             self._drop_stranger(next(iter(self._strangers)), "too many have not said who they are")
-        timer = self._loop.call_later(HELLO_S, self._drop_stranger, link, "it did not say hello")
-        self._strangers[link] = timer
+        self._accepted.add(link)
+        self._strangers[link] = self._loop.call_later(
+            HELLO_S, self._drop_stranger, link, f"no hello within {HELLO_S} s"
+        )
 
-    def _on_foreign(self, link: ServerLink) -> None:
-        self._drop_stranger(link, f"the caller is {link.endpoint.caller.value}")
+    def _on_foreign(self, link: AcceptedLink) -> None:
+        if link not in self._strangers:
+            return
+        caller = link.endpoint.caller
+        if caller is not Caller.TLS or link.is_secure:
+            self._drop_stranger(link, f"the caller is {caller.value}")
+        elif self._tls is None:
+            self._drop_stranger(
+                link, "it speaks TLS, and here peer_tls_certificate_file is not set"
+            )
+        else:
+            link.secure(self._tls)
 
-    def _drop_stranger(self, link: ServerLink, reason: str) -> None:
+    def _drop_stranger(self, link: AcceptedLink, reason: str) -> None:
+        self._refused(link, 0, RemoteProtocolError(reason))
+        link.abort(RemoteProtocolError(reason))
+
+    def _refused(self, link: AcceptedLink, server_id: int, reason: BaseException) -> None:
+        """A stranger remains one."""
         self._strangers.pop(link).cancel()
-        error = RemoteProtocolError(reason)
-        self._complain(0, "peer_refused", error, peer=link.peer)
-        link.abort(error)
+        self._complaints.say("peer_refused", server_id, reason, peer=link.peer)
 
-    def _on_frames(self, link: ServerLink, received: list[Received]) -> None:
-        if link in self._strangers:
-            self._welcome(link, received)
-        elif link in self._open:
+    def _on_frames(self, link: AcceptedLink, received: list[Received]) -> None:
+        caller = link.context
+        if caller is None:
+            self._meet(link, received)
+        elif caller.purpose is PeerPurpose.LEARNER:
             self._on_messages(link, received)
-        elif link.context is not None and not self._closed:
+        else:
             for message, _ in received:
                 assert isinstance(message, Notification), message
-                self._owner.notification_received(link.context, message)
+                if not link.closed:  # the owner may have ended all of it
+                    self._owner.notification_received(caller.server_id, message)
 
-    def _welcome(self, link: ServerLink, received: list[Received]) -> None:
+    def _meet(self, link: AcceptedLink, received: list[Received]) -> None:
         """Who says hello is welcome, or hears why not."""
         hello = received[0][0]
         assert isinstance(hello, PeerHello), hello
-        self._strangers.pop(link).cancel()
-        others = self._addresses.keys()
-        answer = answer_hello(hello, self._server_id, self._ensemble_id, others)
-        link.write(encode_message(answer, 0))
+        answer: PeerWelcome | PeerRefusal
+        if self._tls is not None and not link.is_secure:
+            text = f"server {self._server_id} takes only TLS: peer_tls_certificate_file is not set"
+            answer = PeerRefusal(RefusalReason.NO_TLS, f"{text} at the caller")
+        else:
+            answer = answer_hello(hello, self._server_id, self._ensemble_id, self._addresses)
         if isinstance(answer, PeerRefusal):
-            error = RemoteProtocolError(answer.message)
-            self._complain(hello.server_id, "peer_refused", error, peer=link.peer)
-            link.close(error)
+            known_id = hello.server_id if hello.server_id in self._addresses else 0
+            self._refused(link, known_id, RemoteProtocolError(answer.message))
+            link.turn_away(answer)
             return
-        decoder = link.endpoint.decoder
-        assert isinstance(decoder, PeerDecoder), decoder
-        purpose = PeerPurpose(hello.purpose)
-        decoder.open(purpose)
-        if purpose is PeerPurpose.LEARNER:
-            self._open[link] = hello.server_id
+        self._strangers.pop(link).cancel()
+        caller = PeerCaller(hello.server_id, PeerPurpose(hello.purpose))
+        link.welcome(caller, answer)
+        calls = self._calls.setdefault(caller, [])
+        calls.append(link)
+        if len(calls) > MAX_CALLS[caller.purpose]:
+            self._replace(calls.pop(0))
+        if caller.purpose is PeerPurpose.LEARNER and not link.closed:
+            self._open[link] = None
             self._owner.link_opened(link, 0)
-            return
-        old = self._hearing.pop(hello.server_id, None)
-        if old is not None:
-            old.context = None
-            old.abort()
-        self._hearing[hello.server_id] = link
-        link.context = hello.server_id
 
-    def _on_accepted_closed(self, link: ServerLink, reason: BaseException | None) -> None:
-        timer = self._strangers.pop(link, None)
-        if timer is not None:
-            timer.cancel()
-            if isinstance(reason, Error) and not self._closed:
-                self._complain(0, "peer_refused", reason, peer=link.peer)
-        if link.context is not None and self._hearing.get(link.context) is link:
-            del self._hearing[link.context]
-        link.context = None
-        self._on_lost(link)
+    def _replace(self, link: AcceptedLink) -> None:
+        """Its server has dialled again."""
+        link.abort(RemoteProtocolError("it has dialled again"))
+        link.on_closed(link.close_reason)
 
-    def _complain(self, server_id: int, what: str, error: BaseException, **more: str) -> None:
-        """Say what is wrong, but not the same again and again."""
-        now_ms = self._clock.now_ms()
-        key = (server_id, f"{what} {error}")
-        if now_ms < self._complaints.get(key, now_ms):
-            return
-        if len(self._complaints) >= MAX_COMPLAINTS:
-            self._complaints.clear()
-        self._complaints[key] = now_ms + LOG_EVERY_MS
-        self._log.warning(what, server=server_id, reason=str(error), **more)
+    def _on_accepted_closed(self, link: AcceptedLink, reason: BaseException | None) -> None:
+        self._accepted.discard(link)
+        if link in self._strangers:
+            if isinstance(reason, RemoteProtocolError):
+                self._refused(link, 0, reason)
+            else:
+                self._strangers.pop(link).cancel()
+        caller, link.context = link.context, None
+        if caller is not None:
+            calls = self._calls[caller]
+            if link in calls:
+                calls.remove(link)
+            if not calls:
+                del self._calls[caller]
+            self._on_lost(link)
 
 
-__all__ = ["PeerLinks", "PeerLinksOwner", "refuse_stranger"]
+def _stop_waiting(speaker: _Speaker) -> None:
+    if speaker.timer is not None:
+        speaker.timer.cancel()
+        speaker.timer = None
+
+
+def _unheard(_link: Link, _received: list[Received]) -> None:
+    """Whom we tell of elections answers by a connection of its own."""
