@@ -101,6 +101,15 @@ class ServerConfig:
     stop_timeout_ms: int = 10_000
     """Longest wait, at a stop, for what is on its way to the disk and to clients; then again for
     a disk that hangs. A sync that hangs in the loop is not ended by it."""
+    peer_tls_certificate_file: str = ""
+    """PEM file of the certificate by which this server is known to the others of its ensemble. With
+    it they speak nothing but TLS with each other, and both sides prove who they are
+    (`ssl.quorum.keyStore.location`, `sslQuorum`)."""
+    peer_tls_key_file: str = ""
+    """PEM file of its private key, closed to others; none: it is in the certificate's file."""
+    peer_tls_ca_file: str = ""
+    """PEM file of the authority that all servers' certificates come from, and nobody else's
+    (`ssl.quorum.trustStore.location`)."""
     tls_certificate_file: str = ""
     """PEM file of this server's certificate and its chain. With it TLS is answered on `port`, told
     by its first byte, beside what is not TLS (`ssl.keyStore.location`, `client.portUnification`).
@@ -216,11 +225,18 @@ class ServerConfig:
             members = self.members
         except ValueError as error:
             raise ConfigError("servers", ",".join(self.servers), str(error)) from error
+        has_tls = self.peer_tls_certificate_file != ""
+        rule = "goes with peer_tls_certificate_file"
+        for name in ("peer_tls_key_file", "peer_tls_ca_file"):
+            value = getattr(self, name)
+            needed = has_tls and name == "peer_tls_ca_file"
+            require(has_tls or value == "", name, value, rule)
+            require(value != "" or not needed, name, value, rule)
         for each in members:
-            guarded = self.insecure or is_loopback(each.host)
+            guarded = self.insecure or has_tls or is_loopback(each.host)
             rule = (
-                f"{each.host} is not a loopback address, and servers do not prove to each other "
-                "who they are, so that needs --insecure"
+                f"{each.host} is not a loopback address: servers have to prove to each other who "
+                "they are (peer_tls_certificate_file), or say --insecure"
             )
             require(guarded, "servers", str(each), rule)
         require(self.ping_interval_ms >= 1, "ping_interval_ms", self.ping_interval_ms, "too small")

@@ -34,7 +34,7 @@ from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.events import Drained
 from zkserver.core.members import config_data
 from zkserver.core.peer_config import PeerConfig
-from zkserver.security import load_auth, load_tls
+from zkserver.security import load_auth, load_peer_tls, load_tls
 from zkserver.storage.epoch_files import read_identity
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
@@ -104,6 +104,13 @@ class Node:
         self._peer_rng = Random(rng.getrandbits(64))
         auth = load_auth(config, rng)
         self._tls = load_tls(config, clock, log)
+        self._peer_tls = load_peer_tls(
+            config.peer_tls_certificate_file,
+            config.peer_tls_key_file,
+            config.peer_tls_ca_file,
+            clock,
+            log,
+        )
         self._data = DataDirectory(
             files,
             config.data_directory,
@@ -224,6 +231,7 @@ class Node:
             self._log,
             dial_timeout_ms=config.sync_limit_ms,
             max_unsent_bytes=MAX_UNSENT_TO_PEER_BYTES,
+            tls=self._peer_tls,
         )
         replica.links = links
         await links.start()
