@@ -205,7 +205,7 @@ _BODIES: Final[dict[int, Callable[[Any], bytes]]] = {
     zk.SYNC.key: lambda message: encode_text(message.path),
     zk.MULTI.key: lambda message: b"".join(map(_multi_result, message.results)) + _MULTI_END,
     zk.MULTI_READ.key: lambda message: b"".join(map(_read_result, message.results)) + _MULTI_END,
-    zk.RECONFIG_KEY: lambda message: encode_bytes(message.data) + encode_stat(message.stat),
+    zk.RECONFIG.key: lambda message: encode_bytes(message.data) + encode_stat(message.stat),
     zk.SASL_KEY: lambda message: encode_bytes(message.token),
     zk.GET_EPHEMERALS.key: lambda message: encode_texts(message.paths),
     zk.GET_ALL_CHILDREN_NUMBER.key: lambda message: pack_int(message[0]),

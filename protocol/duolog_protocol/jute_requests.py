@@ -248,7 +248,7 @@ BODIES: Final[dict[int, tuple[int, Callable[[JuteReader], Any]]]] = {
     OpCode.PING: (zk.PING.key, _empty),
     OpCode.MULTI: (zk.MULTI.key, _multi),
     OpCode.MULTI_READ: (zk.MULTI_READ.key, _multi_read),
-    OpCode.RECONFIG: (zk.RECONFIG_KEY, _reconfig),
+    OpCode.RECONFIG: (zk.RECONFIG.key, _reconfig),
     OpCode.CHECK_WATCHES: (zk.CHECK_WATCHES.key, _watches),
     OpCode.REMOVE_WATCHES: (zk.REMOVE_WATCHES.key, _watches),
     OpCode.AUTH: (zk.AUTH.key, _auth),

@@ -57,6 +57,8 @@ class TxnKind:
     SET_ACL: Final = 7
     CHECK: Final = 13
     MULTI: Final = 14
+    MEMBERS: Final = 16
+    """Who belongs to the ensemble: (kind, whether old and new voters must agree, text)."""
     CREATE_CONTAINER: Final = 19
     CREATE_TTL: Final = 21
     NEW_EPOCH: Final = 32
@@ -144,6 +146,8 @@ def encode_body(body: Body) -> bytes:
         return b"".join((_SET.pack(len(raw), size, version), raw, data or b""))
     if kind == TxnKind.ERROR:
         return _I32.pack(body[1])
+    if kind == TxnKind.MEMBERS:
+        return _U8.pack(body[1]) + bytes(body[2])
     if kind == TxnKind.SET_ACL:
         raw = body[1].encode()
         return b"".join((_CHECK.pack(body[3], len(raw)), encode_acl(body[2]), raw))
@@ -173,6 +177,15 @@ CLOSE_SESSION_BYTES: Final = HEADER_BYTES + _CLOSE.size
 def close_session_path_bytes(path: str) -> int:
     """What one ephemeral adds to the record of a CloseSession."""
     return _U16.size + len(path.encode())
+
+
+_KIND_AT: Final = HEADER_BYTES - 2
+_MEMBERS_KIND: Final = TxnKind.MEMBERS.to_bytes(2, "big")
+
+
+def is_members(record: bytes) -> bool:
+    """Whether a log record says who belongs to the ensemble."""
+    return record[_KIND_AT:HEADER_BYTES] == _MEMBERS_KIND
 
 
 def encode_acl(acl: tuple[Acl, ...]) -> bytes:
@@ -354,6 +367,11 @@ def _decode_other_body(kind: int, reader: RecordReader) -> Body:
         if count * _U16.size > reader.end - reader.position:
             raise DecodeError(f"{count} paths do not fit in the record")
         return (TxnKind.CLOSE_SESSION, reason, tuple([reader.string() for _ in range(count)]))
+    if kind == TxnKind.MEMBERS:
+        (is_joint,) = reader.fields(_U8)
+        if is_joint > 1:
+            raise DecodeError(f"members are joint, or not: {is_joint} is neither")
+        return (TxnKind.MEMBERS, is_joint, reader.take(reader.end - reader.position))
     if kind == TxnKind.NEW_EPOCH:
         (size,) = reader.fields(_U8)
         return (TxnKind.NEW_EPOCH, reader.take(size))

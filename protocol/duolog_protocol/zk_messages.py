@@ -32,6 +32,8 @@ MAX_DATA_BYTES: Final = 1024 * 1024
 MAX_FRAME_BYTES: Final = 2 * 1024 * 1024
 MAX_CHILDREN: Final = 1_000_000
 MAX_MULTI_OPS: Final = 1024
+MAX_MEMBERS_BYTES: Final = 16 * 1024
+"""Members of an ensemble, as text."""
 PASSWORD_BYTES: Final = 16
 MAX_CREDENTIAL_BYTES: Final = 4096
 MAX_WATCHES_PER_LIST: Final = 20_000
@@ -451,6 +453,18 @@ GET_ACL: Final = Api(
 SET_ACL: Final = Api(
     1007, "SetAcl", Schema(SetAclRequest, PATH, ACL_LIST, _VERSION), _STAT_RESPONSE
 )
+RECONFIG: Final = Api(
+    1016,
+    "Reconfig",
+    Schema(
+        ReconfigRequest,
+        string(MAX_MEMBERS_BYTES, nullable=True),
+        string(MAX_MEMBERS_BYTES, nullable=True),
+        string(MAX_MEMBERS_BYTES, nullable=True),
+        INT64,
+    ),
+    Schema(GetDataResponse, STAT, _ZNODE_DATA),
+)
 CHECK_WATCHES: Final = Api(1017, "CheckWatches", Schema(WatchesRequest, PATH, INT32), EMPTY)
 REMOVE_WATCHES: Final = Api(1018, "RemoveWatches", Schema(WatchesRequest, PATH, INT32), EMPTY)
 AUTH: Final = Api(
@@ -504,6 +518,7 @@ ZK_APIS: Final[dict[int, AnyApi]] = {
         MULTI_READ,
         GET_ACL,
         SET_ACL,
+        RECONFIG,
         CHECK_WATCHES,
         REMOVE_WATCHES,
         AUTH,
@@ -523,5 +538,3 @@ GET_CHILDREN2_KEY: Final = 1012
 """Api key of a jute client's getChildren2: GET_CHILDREN, and the reply has the Stat."""
 SASL_KEY: Final = 1102
 """Api key of a jute client's SASL token (`SaslToken`)."""
-RECONFIG_KEY: Final = 1016
-"""Api key of a jute client's reconfig (`ReconfigRequest`)."""

@@ -219,7 +219,7 @@ CORE_MUTANTS: Final = (
             Edit(
                 Broadcast,
                 "advance",
-                "self._quorums.committed_zxid(self._durable)",
+                "quorums.committed_zxid(self._durable)",
                 "max(self._durable.values())",
             ),
         ),
@@ -358,7 +358,7 @@ CORE_MUTANTS: Final = (
             Edit(
                 Leader,
                 "on_link_lost",
-                "not self._quorums.has_quorum(self._synced)",
+                "not self._membership.quorums.has_quorum(self._synced)",
                 "False",
             ),
         ),

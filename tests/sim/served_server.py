@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from duolog_cluster.sim.disk import SimDisk
@@ -141,7 +141,7 @@ class Life:
             EnsembleCore(
                 CoreConfig(server_id=self.server_id, tick_ms=world.tick_ms),
                 rng,
-                members_shown=b"the members",
+                members_shown=self.world.members_shown,
             ),
             data,
             self.machine.config,
@@ -200,7 +200,13 @@ class Life:
         else:
             callback()
             if self.replica.halted:
-                raise Violation(f"server {self.server_id} has halted: {self.replica.halted}")
+                text = f"server {self.server_id} has halted: {self.replica.halted}"
+                raise Violation(text) from self._why()
+
+    def _why(self) -> BaseException | None:
+        """The exception that has halted the server, if one has."""
+        errors = [values.get("exc_info") for _, _, values in self.log.records]
+        return next((each for each in errors if isinstance(each, BaseException)), None)
 
     def after(self, delay_us: int, callback: Callable[[], None]) -> None:
         """As `run`, later."""
@@ -273,6 +279,9 @@ class Life:
         if link in self._known:
             self._known.discard(link)
             link.close()
+
+    def set_members(self, addresses: Mapping[int, tuple[str, int]]) -> None:
+        """See Links."""
 
     # ---- the replica's shell --------------------------------------------------------------------
 

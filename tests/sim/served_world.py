@@ -19,19 +19,23 @@ from typing import Any, Final
 
 from duolog_cluster.sim.network import Network
 from duolog_cluster.sim.scheduler import Scheduler
+from duolog_protocol import zk_messages as zk
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
 from tests.oracle import jute
 from tests.oracle.workload import Workload
 from zkserver.core.connection import Connection
 from zkserver.core.events import ConnectionLost, Received
+from zkserver.core.members import Member, config_data
 from zkserver.core.peer_config import PeerConfig
+from zkserver.core.session_tracker import Session
 
 from .checkers.zk_history import check_history
 from .served_server import Life, Machine
 from .violation import Violation
 from .zk_history_world import (
     CLIENTS,
+    OPERATOR,
     TIMEOUT_MS,
     XIDS_OF_A_CONNECTION,
     Client,
@@ -47,6 +51,16 @@ class ServedClient(Client):
     """A client, and the process that it is connected to."""
 
     life: Life | None = None
+
+
+class _Nobody:
+    """Asks for other members, and does not listen."""
+
+    connection = None
+
+
+def _member(server_id: int, is_voter: bool) -> Member:
+    return Member(server_id, "127.0.0.1", 7_000 + server_id, is_voter)
 
 
 class ServedWorld(HistoryWorld):
@@ -72,9 +86,13 @@ class ServedWorld(HistoryWorld):
         self.trouble = rng.choice((0.0, 0.01, 0.03, 0.08))
         voters = frozenset((1, 2, 3))
         observers = frozenset((4,)) if rng.random() < 0.3 else frozenset()
+        self.reconfigures = rng.choice((0.0, 0.0, 0.01, 0.03))
+        spare = 2 if self.reconfigures else 0
+        members = [_member(number, number in voters) for number in sorted(voters | observers)]
+        self.members_shown = config_data(members, 0)
         self.machines = [
             Machine(self, PeerConfig(server_id, voters, observers))
-            for server_id in sorted(voters | observers)
+            for server_id in range(1, len(members) + spare + 1)
         ]
 
     async def run_history(self) -> None:
@@ -90,6 +108,8 @@ class ServedWorld(HistoryWorld):
             self.rng.choice(actions)()
             if self.rng.random() < self.trouble:
                 self._trouble()
+            if self.rng.random() < self.reconfigures:
+                self._reconfigure()
         self._heal()
         for client in self.clients:
             self._settle(client)
@@ -151,6 +171,36 @@ class ServedWorld(HistoryWorld):
 
     def _mark(self, name: str) -> None:
         self.marks[name] = self.marks.get(name, 0) + 1
+
+    # ---- reconfigurations -----------------------------------------------------------------------
+
+    def _reconfigure(self) -> None:
+        """Somebody asks a leader for other members: to join, to leave, with a vote or without."""
+        leaders = [each for each in self._lives() if each.replica.mode == "leader"]
+        if not leaders or leaders[0].is_paused:
+            return
+        life, rng = self.rng.choice(leaders), self.rng
+        machine = rng.choice(self.machines)
+        joining = leaving = None
+        if rng.random() < 0.6:
+            joining = str(_member(machine.server_id, rng.random() < 0.7))
+        else:
+            leaving = str(machine.server_id)
+        connection = Connection(
+            JuteCodec(JuteDecoder(1 << 20, memoryview(bytearray(16)))),
+            "127.0.0.1:1",
+            _Nobody(),
+            (("super", ""),),
+        )
+        connection.session = Session(OPERATOR, 1_000_000_000)
+        request = zk.ReconfigRequest(joining, leaving, None, -1)
+        wall_ms = 1_700_000_000_000 + self.scheduler.now_ms
+        self._mark("reconfiguration asked for")
+        life.run(
+            lambda: life.replica.step(
+                Received(connection, [(zk.RECONFIG.key, 1, request)], wall_ms)
+            )
+        )
 
     # ---- trouble --------------------------------------------------------------------------------
 

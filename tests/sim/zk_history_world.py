@@ -35,6 +35,8 @@ from zkserver.core.events import (
 CLIENTS: Final = 4
 TIMEOUT_MS: Final = 20_000
 XIDS_OF_A_CONNECTION: Final = 100_000
+OPERATOR: Final = 1
+"""Session of what no client of the history asks for; 0 is the server's own."""
 _KINDS: Final = {
     TxnKind.CREATE_SESSION: "open",
     TxnKind.CLOSE_SESSION: "close",
@@ -46,7 +48,7 @@ _KINDS: Final = {
 def logged(record: bytes) -> Logged:
     """A record of zkserver's log, for a history."""
     txn = decode_txn(record)
-    kind = _KINDS.get(txn.body[0], "write" if txn.session_id else "other")
+    kind = _KINDS.get(txn.body[0], "write" if txn.session_id > OPERATOR else "other")
     return Logged(txn.zxid, txn.session_id, txn.correlation_id, kind)
 
 

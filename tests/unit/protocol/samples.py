@@ -60,6 +60,10 @@ ZK_REQUESTS: dict[int, list[Any]] = {
     1014: [zk.MultiRequest(MULTI), zk.MultiRequest(())],
     1006: [zk.GetAclRequest("/a")],
     1007: [zk.SetAclRequest("/a", (Acl(1, "digest", "bob:hash"),), -1)],
+    1016: [
+        zk.ReconfigRequest("server.4=10.0.0.4:2888:2888:observer;2181", None, None, -1),
+        zk.ReconfigRequest(None, "3", None, 0x1_0000_0001),
+    ],
     1017: [zk.WatchesRequest("/a", 3)],
     1018: [zk.WatchesRequest("/a", 2)],
     1022: [
@@ -101,6 +105,7 @@ ZK_RESPONSES: dict[int, list[Any]] = {
     1014: [zk.MultiResponse(MULTI_RESULTS), zk.MultiResponse([])],
     1006: [zk.GetAclResponse(list(OPEN_ACL_UNSAFE), STAT)],
     1007: [zk.StatResponse(STAT)],
+    1016: [zk.GetDataResponse(STAT, b"version=100000001")],
     1017: [zk.Empty()],
     1018: [zk.Empty()],
     1022: [

@@ -7,9 +7,13 @@ from heapq import heappop, heappush
 
 from duolog_protocol.quorum_messages import Notification, PeerState, Vote
 from zkserver.core.looking import Decision, Looking, reply_to_looking
+from zkserver.core.membership import Membership
 from zkserver.core.peer_config import PeerConfig
 from zkserver.core.peer_events import Notify
 from zkserver.core.quorum import Quorums
+
+NEVER = 1 << 30
+"""An accepted epoch after which no leader is a later one."""
 
 
 def config_of(server_id: int, voters: set[int], observers: set[int]) -> PeerConfig:
@@ -36,8 +40,10 @@ class Elector:
     def look(self, now_ms: int) -> None:
         self.settled = None
         self.election_round += 1
-        quorums = Quorums(self.config.voters)
-        self.looking = Looking(self.config, quorums, self.own_vote, self.election_round, now_ms)
+        members = Membership(self.config.voters, self.config.observers)
+        self.looking = Looking(
+            self.config, members, NEVER, self.own_vote, self.election_round, now_ms
+        )
         self.looking.start()
         self._settle()
 

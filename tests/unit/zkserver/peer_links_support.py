@@ -167,7 +167,7 @@ def introduce(servers: list[Server]) -> None:
     """Tell all of them where all of them are."""
     addresses = {each.server_id: (HOST, each.links.port) for each in servers}
     for each in servers:
-        each.call("set_addresses", addresses)
+        each.call("set_members", addresses)
 
 
 async def connect(learner: Server, leader: Server) -> None:

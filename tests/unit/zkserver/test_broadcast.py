@@ -22,22 +22,26 @@ def proposal(first: int, last: int) -> Proposal:
     return Proposal(z(first), z(last), tuple(b"%d" % each for each in range(first, last + 1)))
 
 
-def broadcast(voter_count: int = 3) -> Broadcast:
+def quorums(voter_count: int = 3) -> Quorums:
+    return Quorums(frozenset(range(1, voter_count + 1)))
+
+
+def broadcast() -> Broadcast:
     """Epoch 2, which a quorum has adopted, behind a history of epoch 1."""
-    found = Broadcast(Quorums(frozenset(range(1, voter_count + 1))), HISTORY)
+    found = Broadcast(HISTORY)
     found.commit_history()
     return found
 
 
 def test_history_is_committed_as_a_whole_and_never_by_counting() -> None:
     """ZR16, Z17 (A.7): not even when every server has it on disk."""
-    found = Broadcast(Quorums(frozenset({1, 2, 3})), HISTORY)
+    found = Broadcast(HISTORY)
     for each in (1, 2, 3):
         found.acknowledge(each, HISTORY)
-    assert not found.advance() and found.committed_zxid == 0
+    assert not found.advance(quorums()) and found.committed_zxid == 0
     found.commit_history()
     assert found.committed_zxid == HISTORY
-    assert not found.advance()
+    assert not found.advance(quorums())
 
 
 def test_counting_never_takes_back_what_is_committed() -> None:
@@ -45,18 +49,18 @@ def test_counting_never_takes_back_what_is_committed() -> None:
     found = broadcast()
     found.acknowledge(1, make_zxid(1, 2))
     found.acknowledge(2, make_zxid(1, 3))
-    assert not found.advance() and found.committed_zxid == HISTORY
+    assert not found.advance(quorums()) and found.committed_zxid == HISTORY
 
 
 def test_a_record_needs_a_quorum_of_voters() -> None:
-    found = broadcast(5)
+    found = broadcast()
     found.propose(proposal(0, 0))
     for each in (1, 2, 7):
         found.acknowledge(each, z(0))
-    assert not found.advance(), "7 is no voter"
+    assert not found.advance(quorums(5)), "7 is no voter"
     found.acknowledge(5, z(0))
-    assert found.advance() and found.committed_zxid == z(0)
-    assert not found.advance(), "no more than before"
+    assert found.advance(quorums(5)) and found.committed_zxid == z(0)
+    assert not found.advance(quorums(5)), "no more than before"
 
 
 def test_an_older_acknowledgement_takes_nothing_back() -> None:
@@ -65,7 +69,7 @@ def test_an_older_acknowledgement_takes_nothing_back() -> None:
     found.acknowledge(1, z(3))
     found.acknowledge(1, z(1))
     found.acknowledge(2, z(3))
-    assert found.advance() and found.committed_zxid == z(3)
+    assert found.advance(quorums()) and found.committed_zxid == z(3)
 
 
 def test_what_was_not_proposed_is_not_acknowledged() -> None:
@@ -97,7 +101,7 @@ def test_what_is_in_flight_is_cut_to_what_comes_after() -> None:
 def test_as_counting_each_record_does(voter_count: int) -> None:
     for seed in range(40):
         rng = random.Random(seed)
-        found = broadcast(voter_count)
+        found = broadcast()
         holders: dict[int, set[int]] = {}
         committed = HISTORY
         for _ in range(40):
@@ -112,7 +116,7 @@ def test_as_counting_each_record_does(voter_count: int) -> None:
                 for each, held_by in holders.items():
                     if each <= zxid and server_id <= voter_count:
                         held_by.add(server_id)
-            found.advance()
+            found.advance(quorums(voter_count))
             enough = [each for each, held_by in holders.items() if 2 * len(held_by) > voter_count]
             committed = max([committed, *enough])
             assert found.committed_zxid == committed

@@ -66,9 +66,9 @@ def test_a_learner_that_says_what_does_not_fit_loses_its_link_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    "message", [NewLeaderAck(1), Ack(0), AckEpoch(0, 0, is_promise=True), FollowerInfo(9, 0)]
+    "message", [NewLeaderAck(1), Ack(0), AckEpoch(0, 0, is_promise=True), FollowerInfo(3, 0)]
 )
-def test_a_caller_introduces_itself_first_and_as_a_server_of_the_ensemble(message: Any) -> None:
+def test_a_caller_introduces_itself_first_and_not_as_the_leader(message: Any) -> None:
     """Z15."""
     ensemble = Ensemble()
     ensemble.start()

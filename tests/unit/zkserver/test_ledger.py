@@ -7,6 +7,7 @@ import pytest
 from duolog_protocol.types import make_zxid
 from zkserver.core.epoch_ends import EpochEnds
 from zkserver.core.ledger import Ledger
+from zkserver.core.membership import Membership, Memberships
 from zkserver.core.peer_events import (
     AcceptEpoch,
     AdoptEpoch,
@@ -25,7 +26,7 @@ def ledger(accepted: int = 1, current: int = 1, last: int = -1) -> Ledger:
     log = EpochEnds(0)
     if last >= 0:
         log.append(z(0), z(last))
-    return Ledger(accepted, current, log)
+    return Ledger(accepted, current, log, Memberships(Membership(frozenset({1}))))
 
 
 def append(found: Ledger, first: int, last: int) -> None:

@@ -6,10 +6,11 @@ import pytest
 
 from duolog_protocol.quorum_messages import Notification, PeerState, Vote
 from zkserver.core.looking import NO_VOTE, Decision, Looking, reply_to_looking
+from zkserver.core.membership import Membership
 from zkserver.core.peer_config import PeerConfig
 from zkserver.core.quorum import Quorums
 
-from .election_support import Ensemble, World, config_of
+from .election_support import NEVER, Ensemble, World, config_of
 
 LOOKING, FOLLOWING = PeerState.LOOKING, PeerState.FOLLOWING
 LEADING, OBSERVING = PeerState.LEADING, PeerState.OBSERVING
@@ -28,7 +29,9 @@ def looking(
     """A server that has started, and whose first notifications are gone."""
     config = config_of(server_id, set(range(1, voter_count + 1)), {9})
     own_vote = vote(server_id, zxid) if config.is_voter else None
-    role = Looking(config, Quorums(config.voters), own_vote, election_round, 0)
+    role = Looking(
+        config, Membership(config.voters, config.observers), NEVER, own_vote, election_round, 0
+    )
     role.start()
     role.take_notifications()
     return role
@@ -374,7 +377,7 @@ def test_the_vote_that_decides_is_still_told() -> None:
 
 def test_a_listener_is_never_led_by_itself() -> None:
     config = config_of(1, {1, 2, 3}, set())
-    role = Looking(config, Quorums(config.voters), None, 4, 0)
+    role = Looking(config, Membership(config.voters, config.observers), NEVER, None, 4, 0)
     role.start()
     assert told(role) == dict.fromkeys([2, 3], Notification(LOOKING, NO_VOTE, 0))
     for state in (LOOKING, FOLLOWING):
@@ -386,8 +389,8 @@ def test_a_listener_is_never_led_by_itself() -> None:
 
 def test_both_configurations_must_agree() -> None:
     config = config_of(1, {1, 2, 3}, {4})
-    quorums = Quorums(frozenset({1, 2, 3}), frozenset({3, 4, 5}))
-    role = Looking(config, quorums, vote(1, 9), 1, 0)
+    joint = Membership(frozenset({3, 4, 5}), old_voters=frozenset({1, 2, 3}))
+    role = Looking(config, joint, NEVER, vote(1, 9), 1, 0)
     role.start()
     hear(role, 2, LOOKING, vote(1, 9))
     hear(role, 4, LOOKING, vote(1, 9))

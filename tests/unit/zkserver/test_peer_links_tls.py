@@ -184,7 +184,6 @@ async def test_who_has_a_certificate_must_still_say_hello(
     async with ensemble(2, tls=peer_tls(folder)) as (server, _):
         context = peer_tls(folder).current().dialling
         for first, words in (
-            (hello(9, LEARNER), "knows no server 9"),
             (hello(2, LEARNER, 77), "another ensemble"),
             (hello(2, LEARNER) + encoded(Ping(1)), "Ping came where"),
             (b"ruok", "four-letter word"),
@@ -247,7 +246,7 @@ async def test_links_that_have_ended_leave_no_cycle_behind(folder: Path, secure:
                 await connect(learner, leader)
                 assert left() >= 2
                 killed.call("close_link", killed.link, "enough")
-            learner.call("set_addresses", {2: (HOST, learner.links.port), 1: (HOST, 1)})
+            learner.call("set_members", {2: (HOST, learner.links.port), 1: (HOST, 1)})
             learner.call("dial", 1)
             await until(lambda: len(leader.lost) == len(learner.lost) == len(learner.failed) == 1)
             await until(lambda: not leader.links._accepted and not learner.links._dialled)

@@ -17,11 +17,10 @@ from .quorum import Quorums
 class Broadcast:
     """What a leader has proposed in its epoch."""
 
-    def __init__(self, quorums: Quorums, history_zxid: int) -> None:
+    def __init__(self, history_zxid: int) -> None:
         """`history_zxid`: the last zxid of the history that the leader brought along."""
-        self._quorums = quorums
         self._durable: dict[int, int] = {}
-        """server_id of a voter -> what it has on disk."""
+        """server_id -> what it has on disk; also of those that have no vote (yet)."""
         self.proposed_zxid = history_zxid
         """The last zxid proposed, or of the history."""
         self.committed_zxid = 0
@@ -53,7 +52,7 @@ class Broadcast:
         return found
 
     def acknowledge(self, server_id: int, zxid: int) -> None:
-        """A voter has everything up to `zxid` on disk."""
+        """A server has everything up to `zxid` on disk."""
         assert zxid <= self.proposed_zxid, (f"{zxid:#x}", f"{self.proposed_zxid:#x}")
         self._durable[server_id] = max(zxid, self._durable.get(server_id, 0))
 
@@ -61,9 +60,9 @@ class Broadcast:
         """A quorum has adopted our history: all of it is committed."""
         self.committed_zxid = max(self.committed_zxid, self._history_zxid)
 
-    def advance(self) -> bool:
+    def advance(self, quorums: Quorums) -> bool:
         """Commit what a quorum has on disk; whether that is more than before."""
-        zxid = self._quorums.committed_zxid(self._durable)
+        zxid = quorums.committed_zxid(self._durable)
         if zxid <= max(self.committed_zxid, self._history_zxid):
             return False
         self.committed_zxid = zxid

@@ -23,7 +23,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.apis import API_VERSIONS
 from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import DecodeError, StorageError
-from duolog_protocol.txns import TxnKind, decode_txn
+from duolog_protocol.txns import Body, TxnKind, decode_txn
 from duolog_protocol.types import epoch_of, make_zxid
 from duolog_protocol.zk_codec import REFUSED, Refusal
 
@@ -52,7 +52,7 @@ from .events import (
 from .flow import Flow
 from .history import History
 from .pending import Failure, Pending, failure_reply, write_reply
-from .prepare import Preparer, Refused
+from .prepare import Preparer, Refused, Rejected
 from .proposals import Proposals
 from .reads import Reads
 from .reaper import Reaper
@@ -116,7 +116,7 @@ class ZkCore:
             close=self._close,
             on_attached=self._on_attached,
         )
-        self._writes = Writes(preparer, self._proposals)
+        self._writes = Writes(preparer, self._proposals, self._reconfig)
 
     # ---- recovery ------------------------------------------------------------------------------
 
@@ -356,6 +356,11 @@ class ZkCore:
         except Refused as error:
             refusal = Refusal(error.code, error.message, False)
             self._take(connection, (REFUSED, correlation_id, refusal))
+
+    def _reconfig(self, connection: Connection, message: Any) -> Body:
+        """There are no members to change; the attempt takes a zxid all the same."""
+        text = "a standalone server has no members to change"
+        raise Rejected(ZkErrorCode.RECONFIG_DISABLED, text)
 
     def _may_log(self, connection: Connection) -> bool:
         """What it asks now may go before what it asked and still waits."""

@@ -15,17 +15,21 @@ Source: ZooKeeper `LeaderZooKeeperServer`, `FollowerZooKeeperServer`, `ObserverZ
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from duolog_protocol import zk_messages as zk
+from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import RemoteProtocolError
 from duolog_protocol.quorum_messages import MAX_SESSIONS_HEARD, SessionsHeard
+from duolog_protocol.txns import Body
 
 from .auth import AuthProviders
 from .config import CoreConfig
 from .connection import Connection
 from .core import ZkCore
+from .datatree import CONFIG_PATH
 from .delegation import Delegation
 from .ensemble_events import (
     ClientsHeard,
@@ -44,6 +48,8 @@ from .ensemble_events import (
 from .events import Effect, Request, TimerFired
 from .following import Following, FollowingHost
 from .pending import Pending
+from .prepare import Rejected
+from .reconfiguration import members_text, new_members
 from .state import ReplicatedState
 
 
@@ -57,9 +63,15 @@ class EnsembleCore(ZkCore):
         auth: AuthProviders | None = None,
         members_shown: bytes = b"",
     ) -> None:
-        """`members_shown`: what `/zookeeper/config` is to hold, if anything."""
+        """`members_shown`: what `/zookeeper/config` holds at the very first, if anything."""
         super().__init__(config, rng, auth)
         self._members_shown = members_shown
+        self.synced_servers: Callable[[], frozenset[int]] = frozenset
+        """Which servers have all that a leader proposes; the peer knows."""
+        self._changes_members = False
+        """A change of the members is on its way: there is one at a time."""
+        self._final_is_logged = False
+        """Its second half is logged."""
         self._following: Following | None = None
         """While it follows."""
         self._delegation: Delegation | None = None
@@ -75,10 +87,12 @@ class EnsembleCore(ZkCore):
         )
         self._sessions.begin_term(on_taken_over=self._delegation.taken_here)
         self._open_epoch(epoch, now_ms, wall_ms)
-        if self._members_shown:
-            body = self._preparer.show_members(self._members_shown)
-            if body is not None:
-                self._proposals.add(self._proposals.next_zxid(), 0, body)
+        shown = self.state.tree.nodes[CONFIG_PATH].data
+        if self.state.members_are_joint:  # a leader before us has begun it
+            self._log_final_members()
+        elif self._members_shown and not shown:
+            body = self._preparer.change_members(self._members_shown, is_joint=False)
+            self._proposals.add(self._proposals.next_zxid(), 0, body)
         return self._effects()
 
     def follow(self, now_ms: int) -> None:
@@ -106,6 +120,7 @@ class EnsembleCore(ZkCore):
         assert self.is_serving, "it does not serve"
         self.is_serving = False
         self._following = self._delegation = None
+        self._changes_members = self._final_is_logged = False
         for session in self.state.sessions.values():
             session.closing = False
             if session.connection is not None:
@@ -173,6 +188,36 @@ class EnsembleCore(ZkCore):
             session = sessions.get(session_id) or opening.get(session_id)
             if session is not None and not session.closing:
                 self._tracker.touch(session, self._now_ms)
+
+    # ---- changes of the members -----------------------------------------------------------------
+
+    def _reconfig(self, connection: Connection, message: Any) -> Body:
+        self._preparer.require_change_of_members(connection)
+        if self._changes_members:
+            text = "another change of the members is under way"
+            raise Rejected(ZkErrorCode.RECONFIG_IN_PROGRESS, text)
+        shown = self.state.tree.nodes[CONFIG_PATH].data or b""
+        wanted = new_members(shown, message, self.synced_servers())
+        self._changes_members = True
+        data = members_text(wanted, self._proposals.next_zxid())
+        return self._preparer.change_members(data, is_joint=True)
+
+    def _on_durable(self, zxid: int) -> None:
+        super()._on_durable(zxid)
+        if not self._changes_members:
+            return
+        if not self.state.members_are_joint:
+            if self._final_is_logged:
+                self._changes_members = self._final_is_logged = False
+        elif not self._final_is_logged:
+            self._log_final_members()
+
+    def _log_final_members(self) -> None:
+        """Old and new members have agreed on the new ones: from here on those decide alone."""
+        self._changes_members = self._final_is_logged = True
+        data = self.state.tree.nodes[CONFIG_PATH].data or b""
+        body = self._preparer.change_members(data, is_joint=False)
+        self._proposals.add(self._proposals.next_zxid(), 0, body)
 
     # ---- what differs ---------------------------------------------------------------------------
 

@@ -39,10 +39,10 @@ from duolog_protocol.types import ZXID_EPOCH_LAST, epoch_of
 
 from .broadcast import Broadcast
 from .ledger import Ledger
+from .membership import Membership
 from .peer_config import PeerConfig
 from .peer_events import CloseLink, LeadConfirmed, ReadOn, SendHistory, SendSnapshot, Serve, Tell
-from .quorum import Quorums
-from .roles import MAX_CALLERS_PER_SERVER, GaveUp, expect
+from .roles import MAX_CALLERS_PER_SERVER, MAX_STRANGERS, GaveUp, expect
 from .synchronization import plan_sync
 
 _LONGEST_SYNC: Final = 24
@@ -86,17 +86,16 @@ class Learner:
 class Leader:
     """One term of leadership, established or not."""
 
-    def __init__(self, config: PeerConfig, quorums: Quorums, ledger: Ledger, now_ms: int) -> None:
+    def __init__(self, config: PeerConfig, ledger: Ledger, now_ms: int) -> None:
         assert ledger.is_settled, "elected while the log was still written"
         self._config = config
-        self._quorums = quorums
         self._ledger = ledger
         self.epoch = 0
         """The epoch it opens; 0 until a quorum has told what it has accepted."""
         self.is_established = False
         """A quorum has adopted the epoch: it serves."""
         self._history: Final = (ledger.current_epoch, ledger.log.last_zxid)
-        self._broadcast = Broadcast(quorums, ledger.log.last_zxid)
+        self._broadcast = Broadcast(ledger.log.last_zxid)
         self._accepted: dict[int, int] = {}
         """server_id -> accepted epoch, of all that have told: the epoch is above every one."""
         self._promised: set[int] = set()
@@ -124,6 +123,10 @@ class Leader:
         self._introduce(config.server_id, ledger.accepted_epoch)
 
     @property
+    def _membership(self) -> Membership:
+        return self._ledger.memberships.current
+
+    @property
     def leader_id(self) -> int:
         """Ourselves."""
         return self._config.server_id
@@ -143,7 +146,8 @@ class Leader:
         """Somebody has dialled us. Who says nothing makes room for those that come later."""
         self._learners[link] = Learner(link, now_ms)
         silent = [each for each in self._learners.values() if not each.server_id]
-        if len(silent) > MAX_CALLERS_PER_SERVER * len(self._config.others):
+        others = self._membership.others(self.leader_id)
+        if len(silent) > MAX_CALLERS_PER_SERVER * max(1, len(others)):
             self._drop(silent[0], "too many have not said who they are")
 
     def on_link_lost(self, link: Any) -> None:
@@ -153,7 +157,7 @@ class Leader:
             return
         self._synced.discard(learner.server_id)
         needed = self._synced if self.is_established else self._present()
-        if self._had_quorum and not self._quorums.has_quorum(needed):
+        if self._had_quorum and not self._membership.quorums.has_quorum(needed):
             raise GaveUp(f"server {learner.server_id} has gone: no quorum follows any more")
 
     def _present(self) -> set[int]:
@@ -205,7 +209,8 @@ class Leader:
     def _on_follower_info(self, learner: Learner, message: FollowerInfo) -> None:
         server_id = message.server_id
         expect(learner.stage == LearnerStage.CONNECTED, "introduced twice", server_id)
-        expect(server_id in self._config.others, "no server of this ensemble", server_id)
+        expect(server_id != self._config.server_id, "our own id", server_id)
+        self._expect_room_for(server_id)
         last_of_all = self.epoch if self.epoch == ZXID_EPOCH_LAST else ZXID_EPOCH_LAST - 1
         expect(message.accepted_epoch <= last_of_all, "no epoch is left", message.accepted_epoch)
         others = [each for each in self._learners.values() if each.server_id == server_id]
@@ -220,10 +225,17 @@ class Leader:
         if self.epoch and self._ledger.accepted_epoch == self.epoch:
             self._ask(learner)
 
+    def _expect_room_for(self, server_id: int) -> None:
+        """Who is no member (yet, or any more) learns as an observer does: some may."""
+        ids = self._membership.ids
+        strangers = {each.server_id for each in self._learners.values()} - ids - {0, server_id}
+        room = server_id in ids or len(strangers) < MAX_STRANGERS
+        expect(room, "too many servers follow that are no members", server_id)
+
     def _introduce(self, server_id: int, accepted_epoch: int) -> None:
         self._accepted[server_id] = accepted_epoch
-        self._had_quorum = self._had_quorum or self._quorums.has_quorum(self._present())
-        if self.epoch == 0 and self._quorums.has_quorum(self._accepted.keys()):
+        self._had_quorum = self._had_quorum or self._membership.quorums.has_quorum(self._present())
+        if self.epoch == 0 and self._membership.quorums.has_quorum(self._accepted.keys()):
             self.epoch = max(self._accepted.values()) + 1
             assert self.epoch <= ZXID_EPOCH_LAST, self.epoch
             self._ledger.accept_epoch(self.epoch)
@@ -247,7 +259,7 @@ class Leader:
         if not self._has_promises and message.is_promise:
             # Of those that are counted none may know more: it may have been acknowledged (A.4).
             history = (message.current_epoch, message.last_zxid)
-            if learner.server_id in self._quorums.voters and history > self._history:
+            if learner.server_id in self._membership.quorums.voters and history > self._history:
                 raise GaveUp(f"server {learner.server_id} knows more than we do: {history}")
             self._on_promise(learner.server_id)
         if self._has_promises and learner.stage == LearnerStage.PROMISED:
@@ -255,7 +267,7 @@ class Leader:
 
     def _on_promise(self, server_id: int) -> None:
         self._promised.add(server_id)
-        if not self._has_promises and self._quorums.has_quorum(self._promised):
+        if not self._has_promises and self._membership.quorums.has_quorum(self._promised):
             self._has_promises = True
             self._ledger.adopt_epoch(self.epoch)
             for learner in list(self._learners.values()):
@@ -301,13 +313,13 @@ class Leader:
         self._on_synced(learner.server_id, learner.synced_zxid)
 
     def _on_synced(self, server_id: int, zxid: int) -> None:
-        if server_id not in self._quorums.voters:
-            return
         self._synced.add(server_id)
         self._broadcast.acknowledge(server_id, zxid)
         if self.is_established:
             self._commit()
-        elif self._config.server_id in self._synced and self._quorums.has_quorum(self._synced):
+        elif self._config.server_id in self._synced and self._membership.quorums.has_quorum(
+            self._synced
+        ):
             self._establish()
 
     def _establish(self) -> None:
@@ -348,17 +360,27 @@ class Leader:
         expect(learner.last_zxid <= zxid, "acknowledged backwards", zxid, learner.last_zxid)
         expect(zxid <= self._broadcast.proposed_zxid, "acknowledged what was not proposed", zxid)
         learner.last_zxid = zxid
-        if learner.server_id in self._quorums.voters:
-            self._broadcast.acknowledge(learner.server_id, zxid)
-            self._commit()
+        self._broadcast.acknowledge(learner.server_id, zxid)
+        self._commit()
 
     def _commit(self) -> None:
-        if self.is_established and self._broadcast.advance():
+        if self.is_established and self._broadcast.advance(self._membership.quorums):
             committed = self._broadcast.committed_zxid
             self._ledger.commit(committed)
             for learner in self._learners.values():
                 if learner.stage == LearnerStage.SYNCED:
                     self._tell(learner, Commit(committed))
+            self._leave_if_removed(committed)
+
+    def _leave_if_removed(self, committed: int) -> None:
+        """A leader that is no voter of what is committed leads to that point, and no further."""
+        membership = self._membership
+        if (
+            not membership.is_joint
+            and not membership.has_voter(self._config.server_id)
+            and committed >= self._ledger.memberships.since_zxid
+        ):
+            raise GaveUp("this server is no participant of the ensemble any more")
 
     # ---- reads that must be of now --------------------------------------------------------------
 
@@ -389,7 +411,7 @@ class Leader:
             for each in self._learners.values()
             if each.stage == LearnerStage.SYNCED and each.round == self._round
         }
-        if self._quorums.has_quorum(agreed | {self._config.server_id}):
+        if self._membership.quorums.has_quorum(agreed | {self._config.server_id}):
             self._ledger.effects += map(LeadConfirmed, self._confirming)
             self._confirming = []
             if self._asking:
@@ -420,10 +442,19 @@ class Leader:
         elif now_ms - since_ms >= self._config.disk_limit_ms:
             raise GaveUp(f"our disk has written nothing for {now_ms - since_ms} ms")
 
+    def absent_members(self) -> list[int]:
+        """Members that do not follow."""
+        here = {each.server_id for each in self._learners.values()}
+        return [each for each in self._membership.others(self.leader_id) if each not in here]
+
+    def synced_servers(self) -> frozenset[int]:
+        """Who has adopted the epoch and is here, ourselves among them; voters or not."""
+        return frozenset(self._synced)
+
     def learner_counts(self) -> tuple[int, int, int]:
         """Synced followers, synced observers, all learners."""
         synced = [each for each in self._learners.values() if each.stage == LearnerStage.SYNCED]
-        followers = sum(each.server_id in self._quorums.voters for each in synced)
+        followers = sum(each.server_id in self._membership.quorums.voters for each in synced)
         return followers, len(synced) - followers, len(self._learners)
 
     def synced_server(self, link: Any) -> int:

@@ -18,12 +18,14 @@ from collections import deque
 from collections.abc import Sequence
 
 from .epoch_ends import EpochEnds
+from .membership import Membership, Memberships
 from .peer_events import (
     AcceptEpoch,
     AdoptEpoch,
     AppendRecords,
     ApplyUpTo,
     InstallSnapshot,
+    MembersChanged,
     PeerEffect,
     ReceiveSnapshot,
     StoreChunk,
@@ -35,7 +37,12 @@ class Ledger:
     """The durable side of one server, as its roles see it."""
 
     def __init__(
-        self, accepted_epoch: int, current_epoch: int, log: EpochEnds, applied_zxid: int = 0
+        self,
+        accepted_epoch: int,
+        current_epoch: int,
+        log: EpochEnds,
+        memberships: Memberships,
+        applied_zxid: int = 0,
     ) -> None:
         """`applied_zxid`: what the state holds at the start, perhaps more than is committed."""
         assert applied_zxid <= log.last_zxid, (applied_zxid, log.last_zxid)
@@ -46,6 +53,8 @@ class Ledger:
         """The epoch whose history the log holds; durable."""
         self.log = log
         """What is logged: on the disk, or on its way there."""
+        self.memberships = memberships
+        """Who belongs to the ensemble, as the log says."""
         self.durable_zxid = log.last_zxid
         """On the disk (<= logged)."""
         self.committed_zxid = 0
@@ -95,6 +104,8 @@ class Ledger:
         self.log.append(first_zxid, last_zxid)
         self._appends.append(last_zxid)
         self.effects.append(AppendRecords(list(records), first_zxid, last_zxid))
+        if self.memberships.on_appended(first_zxid, records):
+            self._members_changed()
 
     def truncate_to(self, zxid: int) -> None:
         """Forget everything after `zxid`; `on_truncated` follows."""
@@ -103,6 +114,7 @@ class Ledger:
         self.log.truncate_to(zxid)
         self.durable_zxid = min(self.durable_zxid, zxid)
         self.applied_zxid = min(self.applied_zxid, zxid)
+        self._truncate_members()
         self._do(TruncateLog(zxid))
 
     def receive_snapshot(self, zxid: int) -> None:
@@ -157,15 +169,19 @@ class Ledger:
         self._jobs = 0
         self._asked_epoch = self.accepted_epoch
         self.log.truncate_to(self.durable_zxid)
+        self._truncate_members()
         self.committed_zxid = min(self.committed_zxid, self.durable_zxid)
 
     def on_chunk_written(self) -> None:
         """A piece of a snapshot is written."""
         self._ended()
 
-    def on_snapshot_installed(self, zxid: int) -> None:
+    def on_snapshot_installed(self, zxid: int, members: Membership | None) -> None:
         """State and log are what the leader had at `zxid`, which is committed."""
         self._ended()
+        later = self.memberships  # what was appended behind it comes after it
+        self.memberships = later.rebased(zxid, members)
+        self._members_changed()
         assert zxid == self.log.first_zxid_before, (zxid, self.log.first_zxid_before)
         assert zxid > max(self.durable_zxid, self.committed_zxid), (zxid, self.durable_zxid)
         self._replaced_log = None
@@ -184,6 +200,13 @@ class Ledger:
         """The log ends at `zxid`."""
         self._ended()
         assert zxid == self.durable_zxid, (zxid, self.durable_zxid)
+
+    def _truncate_members(self) -> None:
+        if self.memberships.truncate_to(self.log.last_zxid):
+            self._members_changed()
+
+    def _members_changed(self) -> None:
+        self.effects.append(MembersChanged(self.memberships.current))
 
     def _do(
         self, work: AcceptEpoch | AdoptEpoch | TruncateLog | StoreChunk | InstallSnapshot

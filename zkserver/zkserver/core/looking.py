@@ -25,9 +25,9 @@ from typing import Final, NamedTuple
 
 from duolog_protocol.quorum_messages import Notification, PeerState, Vote
 
+from .membership import Membership
 from .peer_config import PeerConfig
 from .peer_events import Notify
-from .quorum import Quorums
 
 NO_VOTE: Final = Vote(0, 0, 0)
 """What a server tells that has no vote: worse than every vote, since server ids begin at 1."""
@@ -54,7 +54,8 @@ class Looking:
     def __init__(
         self,
         config: PeerConfig,
-        quorums: Quorums,
+        membership: Membership,
+        accepted_epoch: int,
         own_vote: Vote | None,
         election_round: int,
         now_ms: int,
@@ -65,11 +66,12 @@ class Looking:
         """
         if own_vote is not None:
             assert own_vote.server_id == config.server_id, (own_vote, config.server_id)
-            assert config.server_id in quorums.voters, (config.server_id, quorums.voters)
+            assert membership.has_voter(config.server_id), config.server_id
             assert election_round > 0, election_round
         self._config = config
-        self._quorums = quorums
-        self._others = (frozenset(config.others) | quorums.voters) - {config.server_id}
+        self._quorums = membership.quorums
+        self._others = membership.ids - {config.server_id}
+        self._accepted_epoch = accepted_epoch
         self._is_voting = own_vote is not None
         self._initial_vote = own_vote or NO_VOTE
         self.vote = self._initial_vote
@@ -141,16 +143,33 @@ class Looking:
 
     def _is_possible(self, sender_id: int, notification: Notification) -> bool:
         state, vote, election_round = notification
+        if vote == NO_VOTE:
+            return state == PeerState.LOOKING  # also of a server that is about to join
+        if self._is_later_leader(sender_id, notification):
+            return True
         if sender_id not in self._others:
             return False
-        if vote == NO_VOTE:
-            return state == PeerState.LOOKING
+        is_follower = state in (PeerState.FOLLOWING, PeerState.OBSERVING)
+        if is_follower and sender_id != vote.server_id and election_round > 0:
+            return vote.server_id != self._config.server_id or self._is_voting
         if vote.server_id not in self._quorums.voters or election_round <= 0:
             return False
         if vote.server_id == self._config.server_id and not self._is_voting:
             return False  # Said of us before we lost our data.
         return state == PeerState.LOOKING or (
             (state == PeerState.LEADING) == (vote.server_id == sender_id)
+        )
+
+    def _is_later_leader(self, sender_id: int, notification: Notification) -> bool:
+        """It leads in no older epoch than we have heard of: our members may be those of long ago.
+
+        Following it needs no quorum's word: discovery decides (A.4).
+        """
+        state, vote, _ = notification
+        return (
+            state == PeerState.LEADING
+            and vote.server_id == sender_id != self._config.server_id
+            and vote.epoch >= max(1, self._accepted_epoch)
         )
 
     def _on_question(self, sender_id: int) -> None:
@@ -179,7 +198,14 @@ class Looking:
     def _on_settled(self, sender_id: int, notification: Notification) -> None:
         """A server follows, leads or observes; `Quorums` sees to it that observers don't count."""
         self._forget(sender_id)
+        if self._is_later_leader(sender_id, notification):
+            self._decide(notification.vote, notification.election_round)
+            return
         self._settled[sender_id] = notification
+        leader_id = notification.vote.server_id
+        if leader_id not in self._others and leader_id != self._config.server_id:
+            self._others |= {leader_id}  # whom we do not know: ask it, too
+            self._untold.add(leader_id)
         if notification.election_round == self.election_round:
             self._round_votes[sender_id] = notification.vote
         word = self._word_of_leader(notification)
@@ -245,6 +271,5 @@ class Looking:
             self._finalize_ms = now_ms + self._config.finalize_wait_ms
 
     def _decide(self, vote: Vote, election_round: int) -> None:
-        assert vote.server_id in self._quorums.voters, (vote, self._quorums.voters)
         assert self._is_voting or vote.server_id != self._config.server_id, vote
         self._decision = Decision(vote.server_id, vote, election_round)

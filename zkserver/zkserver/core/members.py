@@ -18,7 +18,7 @@ from duolog_protocol.quorum_messages import SERVER_ID_LAST
 MAX_MEMBERS: Final = 32
 _HOST: Final = r"\[[0-9A-Fa-f:.%]+\]|[^\s:;,\[\]=]+"
 _MEMBER: Final = re.compile(
-    rf"(?:server\.)?(?P<id>\d{{1,3}})=(?P<host>{_HOST}):(?P<port>\d{{1,5}})(?::\d{{1,5}})?"
+    rf"(?:server\.)?(?P<id>\d{{1,3}})=(?P<host>{_HOST}):(?P<port>\d{{1,5}})(?::(?P<election>\d{{1,5}}))?"
     rf"(?::(?P<role>participant|observer))?(?:;(?:(?P<client_host>{_HOST}):)?(?P<client>\d{{1,5}}))?"
 )
 _PORT_LAST: Final = 65_535
@@ -35,12 +35,15 @@ class Member(NamedTuple):
     """Where its clients reach it; empty: at `host`."""
     client_port: int = 0
     """0: not told."""
+    election_port: int = 0
+    """Of no use here: shown again as it was told. 0: not told."""
 
     def __str__(self) -> str:
         """A line of `/zookeeper/config`."""
         host = _bracketed(self.host)
         role = "participant" if self.is_voter else "observer"
-        text = f"server.{self.server_id}={host}:{self.peer_port}:{self.peer_port}:{role}"
+        election_port = self.election_port or self.peer_port
+        text = f"server.{self.server_id}={host}:{self.peer_port}:{election_port}:{role}"
         if self.client_port:
             text += f";{_bracketed(self.client_host or self.host)}:{self.client_port}"
         return text
@@ -60,7 +63,10 @@ def parse_member(text: str) -> Member:
         raise ValueError(f"{text!r}: a port must be in [1, {_PORT_LAST}]")
     is_voter = found["role"] != "observer"
     client_host = (found["client_host"] or "").strip("[]")
-    return Member(server_id, found["host"].strip("[]"), port, is_voter, client_host, client)
+    election = int(found["election"] or 0)
+    election = 0 if election == port else election
+    host = found["host"].strip("[]")
+    return Member(server_id, host, port, is_voter, client_host, client, election)
 
 
 def parse_members(texts: Iterable[str]) -> tuple[Member, ...]:
@@ -83,6 +89,15 @@ def config_data(members: Iterable[Member], version: int) -> bytes:
     """What `/zookeeper/config` holds. `version`: the zxid of the change that made it; first 0."""
     lines = [*map(str, members), f"version={version:x}"]
     return "\n".join(lines).encode()
+
+
+def parse_config(data: bytes) -> tuple[tuple[Member, ...], int]:
+    """The members and the version of what `/zookeeper/config` holds. Raises ValueError."""
+    *lines, last = data.decode().split("\n")
+    name, equals, version = last.partition("=")
+    if name != "version" or not equals:
+        raise ValueError(f"{last!r} is no version")
+    return parse_members(lines), int(version, 16)
 
 
 def _bracketed(host: str) -> str:

@@ -23,6 +23,7 @@ from .follower import Follower
 from .leader import Leader
 from .ledger import Ledger
 from .looking import Decision, Looking, reply_to_looking
+from .membership import Membership, Memberships
 from .peer_config import PeerConfig
 from .peer_events import (
     ChunkWritten,
@@ -38,6 +39,7 @@ from .peer_events import (
     LogRefused,
     MessageReceived,
     NotificationReceived,
+    Notify,
     PeerEffect,
     PeerEvent,
     PeerTimerFired,
@@ -48,7 +50,6 @@ from .peer_events import (
     StopServing,
     Truncated,
 )
-from .quorum import Quorums
 from .roles import MAX_CALLERS_PER_SERVER, GaveUp
 
 _FAILURES_WITHOUT_WAIT: Final = 2
@@ -72,11 +73,20 @@ class Peer:
         log: EpochEnds,
         rng: random.Random,
         applied_zxid: int = 0,
+        memberships: Memberships | None = None,
     ) -> None:
-        """The epochs and the log are what the disk holds; `applied_zxid` as in `Ledger`."""
+        """The epochs and the log are what the disk holds; `applied_zxid` as in `Ledger`.
+
+        `memberships`: those of the log; None: the log says nothing, the settings count.
+        """
         self._config = config
-        self._quorums = Quorums(config.voters)
-        self._ledger = Ledger(accepted_epoch, current_epoch, log, applied_zxid)
+        self._ledger = Ledger(
+            accepted_epoch,
+            current_epoch,
+            log,
+            memberships or Memberships(Membership(config.voters, config.observers)),
+            applied_zxid,
+        )
         self._rng = rng
         self._role: Role = Settling()
         self._election_round = 0
@@ -88,6 +98,8 @@ class Peer:
         self._now_ms = 0
         self._failures = 0
         """Terms that have ended without having served, one after the other."""
+        self._call_ms = 0
+        """When it tells absent members again that it leads."""
         self._look_ms = 0
         """Not before this does it look for a leader."""
 
@@ -124,8 +136,7 @@ class Peer:
             case Leader():
                 return PeerState.LEADING
             case Follower():
-                is_voter = self._config.is_voter
-                return PeerState.FOLLOWING if is_voter else PeerState.OBSERVING
+                return PeerState.FOLLOWING if self._is_voter else PeerState.OBSERVING
             case _:
                 return PeerState.LOOKING
 
@@ -146,6 +157,25 @@ class Peer:
         """It serves: a quorum has adopted the epoch."""
         role = self._role
         return isinstance(role, Leader | Follower) and role.is_established
+
+    @property
+    def membership(self) -> Membership:
+        """Who belongs to the ensemble, as far as this server knows."""
+        return self._ledger.memberships.current
+
+    @property
+    def _others(self) -> tuple[int, ...]:
+        return self.membership.others(self._config.server_id)
+
+    @property
+    def _is_voter(self) -> bool:
+        return self.membership.has_voter(self._config.server_id)
+
+    def synced_servers(self) -> frozenset[int]:
+        """Those that have all that an established leader proposes, itself among them."""
+        role = self._role
+        is_leader = isinstance(role, Leader) and role.is_established
+        return role.synced_servers() if is_leader else frozenset()  # type: ignore[union-attr]
 
     @property
     def leader_link(self) -> Any:
@@ -211,6 +241,7 @@ class Peer:
             case PeerTimerFired():
                 if not isinstance(self._role, Settling):
                     self._role.on_timer(self._now_ms)
+                self._call_absent()
             case LinkOpened():
                 self._on_link_opened(event.link, event.server_id)
             case DialFailed():
@@ -235,8 +266,8 @@ class Peer:
                 self._ledger.on_chunk_written()
                 if isinstance(self._role, Follower):
                     self._role.on_chunk_written()
-            case SnapshotInstalled(zxid=zxid):
-                self._ledger.on_snapshot_installed(zxid)
+            case SnapshotInstalled(zxid=zxid, members=members):
+                self._ledger.on_snapshot_installed(zxid, members)
             case SnapshotRefused(reason=reason):
                 self._ledger.on_snapshot_refused()
                 if isinstance(self._role, Follower):
@@ -265,13 +296,23 @@ class Peer:
             if reply is not None:
                 self._ledger.effects.append(reply)
 
+    def _call_absent(self) -> None:
+        """Tell the members that do not follow who leads: they may know the members of long ago."""
+        role, now_ms = self._role, self._now_ms
+        if not isinstance(role, Leader) or not role.is_established or now_ms < self._call_ms:
+            return
+        self._call_ms = now_ms + self._config.notification_last_ms
+        ours = self._settled_notification(role)
+        absent = role.absent_members()
+        self._ledger.effects += [Notify(server_id, ours) for server_id in absent]
+
     def _settled_notification(self, role: Leader | Follower) -> Notification:
         """What we answer to those that look."""
         assert self._elected is not None, "a role without an election"
         vote = self._elected.vote
         if role.is_established:
             vote = vote._replace(epoch=role.epoch)  # so that late joiners see one vote (A.2)
-        state = self.role if self._config.is_voter else PeerState.OBSERVING
+        state = self.role if self._is_voter else PeerState.OBSERVING
         return Notification(state, vote, self._elected.election_round)
 
     def _on_link_opened(self, link: Any, server_id: int) -> None:
@@ -287,7 +328,7 @@ class Peer:
             self._ledger.effects.append(CloseLink(link, "this server does not lead"))
         else:
             self._callers[link] = []
-            if len(self._callers) > MAX_CALLERS_PER_SERVER * len(self._config.others):
+            if len(self._callers) > MAX_CALLERS_PER_SERVER * max(1, len(self._others)):
                 self._close_caller(next(iter(self._callers)), "too many wait")
 
     def _close_caller(self, link: Any, reason: str) -> None:
@@ -336,10 +377,15 @@ class Peer:
         ledger, config = self._ledger, self._config
         self._election_round += 1
         own_vote = None
-        if config.is_voter:
+        if self._is_voter:
             own_vote = Vote(ledger.current_epoch, ledger.durable_zxid, config.server_id)
         role = self._role = Looking(
-            config, self._quorums, own_vote, self._election_round, self._now_ms
+            config,
+            self.membership,
+            ledger.accepted_epoch,
+            own_vote,
+            self._election_round,
+            self._now_ms,
         )
         role.start()
 
@@ -359,7 +405,7 @@ class Peer:
             for link in callers:
                 self._ledger.effects.append(CloseLink(link, "this server does not lead"))
             return
-        leader = self._role = Leader(self._config, self._quorums, self._ledger, self._now_ms)
+        leader = self._role = Leader(self._config, self._ledger, self._now_ms)
         try:
             for link in callers:  # all, before any can end the term: it closes their links
                 leader.on_link_opened(link, self._now_ms)

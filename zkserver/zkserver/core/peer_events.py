@@ -12,6 +12,8 @@ from typing import Any
 
 from duolog_protocol.quorum_messages import LeaderMessage, LearnerMessage, Notification
 
+from .membership import Membership
+
 
 class NotificationReceived:
     """A server says who should lead."""
@@ -121,10 +123,12 @@ class ChunkWritten:
 class SnapshotInstalled:
     """The state is the leader's at `zxid`, durably; the log is empty and goes on from there."""
 
-    __slots__ = ("zxid",)
+    __slots__ = ("members", "zxid")
 
-    def __init__(self, zxid: int) -> None:
+    def __init__(self, zxid: int, members: Membership | None = None) -> None:
+        """`members`: what the snapshot says of them, if anything."""
         self.zxid = zxid
+        self.members = members
 
 
 class SnapshotRefused:
@@ -383,6 +387,15 @@ class StopServing:
         self.reason = reason
 
 
+class MembersChanged:
+    """From now on these belong to the ensemble, as far as this server knows."""
+
+    __slots__ = ("membership",)
+
+    def __init__(self, membership: Membership) -> None:
+        self.membership = membership
+
+
 class LeadConfirmed:
     """When the `ConfirmLead` with this token came, no other leader was established."""
 
@@ -412,4 +425,5 @@ PeerEffect = (
     | Serve
     | StopServing
     | LeadConfirmed
+    | MembersChanged
 )

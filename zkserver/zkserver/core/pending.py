@@ -56,6 +56,9 @@ def write_reply(codec: Codec, each: Pending, result: Any) -> bytes:
     if each.api_key in (zk.CREATE.key, zk.CREATE2_KEY):
         reply: Any = zk.CreateResponse(result.path, result.stat())
         return codec.reply(each.api_key, correlation_id, zxid, reply)
+    if each.api_key == zk.RECONFIG.key:
+        reply = zk.GetDataResponse(result.stat(), result.data)
+        return codec.reply(each.api_key, correlation_id, zxid, reply)
     if each.api_key == zk.MULTI.key:
         results = [
             zk.MultiResult(kind, 0, op.path, op.stat)

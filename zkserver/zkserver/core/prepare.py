@@ -200,19 +200,18 @@ class Preparer:
         self.outstanding.note(session.session_id, whole)
         return whole
 
-    def reconfig(self, connection: Connection, message: Any) -> Body:
-        """A standalone server has no members to change; the attempt takes a zxid all the same."""
-        text = "a standalone server has no members to change"
-        raise Rejected(ZkErrorCode.RECONFIG_DISABLED, text)
+    def require_change_of_members(self, connection: Connection) -> None:
+        """Whoever may write `/zookeeper/config` may change the members. Raises Rejected."""
+        entry = _require(self.outstanding, CONFIG_PATH)
+        _require_perm(entry, WRITE, CONFIG_PATH, connection)
 
-    def show_members(self, data: bytes) -> Body | None:
-        """Note what `/zookeeper/config` shows, where it shows something else."""
+    def change_members(self, data: bytes, *, is_joint: bool) -> Body:
+        """Note who belongs to the ensemble from now on."""
         node = self._state.tree.nodes[CONFIG_PATH]
-        if node.data == data:
-            return None
-        body = (_SET_DATA, CONFIG_PATH, data, next_version(node.version))
-        self.outstanding.note(0, body)
-        return body
+        if node.data != data:
+            shown = (_SET_DATA, CONFIG_PATH, data, next_version(node.version))
+            self.outstanding.note(0, shown)
+        return (TxnKind.MEMBERS, int(is_joint), data)
 
     def close_session(self, session: Session, reason: int) -> Body:
         """Note the end of a session, with all ephemerals it will have had by then."""

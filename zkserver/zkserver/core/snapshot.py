@@ -46,6 +46,7 @@ class Snapshot:
 
     def __init__(self, state: ReplicatedState) -> None:
         assert state.tree.snapshot is None, "a snapshot is running already"
+        assert not state.members_are_joint, "the members are about to change"
         self.zxid = state.last_applied_zxid
         self._tree = state.tree
         self._nodes = list(state.tree.nodes.values())

@@ -17,6 +17,7 @@ from duolog_protocol.txns import Body, Txn, TxnKind, close_session_path_bytes
 from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl, EventType, Stat, counter_of, epoch_of
 
 from .datatree import (
+    CONFIG_PATH,
     CONTAINER_TTL,
     READ,
     SYSTEM_PATHS,
@@ -71,6 +72,9 @@ class ReplicatedState:
         self.secret = b""
         """Key of the session passwords; drawn once, by the first epoch."""
         self.last_applied_zxid = 0
+        self.members_are_joint = False
+        """Old and new members have agreed on the new ones, and have to go on to them alone. Never
+        so in a snapshot."""
         self.ephemeral_count = 0
         self.quotas = Quotas(self.tree)
         self.changes: list[Change] = []
@@ -210,6 +214,16 @@ class ReplicatedState:
         if body[1]:
             self.secret = body[1]
 
+    def _apply_members(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> Node:
+        """What is decided is shown: a joint membership is, once it is committed and applied."""
+        _, is_joint, data = body
+        self.members_are_joint = bool(is_joint)
+        node = self.tree.nodes[CONFIG_PATH]
+        if node.data == data:
+            return node
+        set_data = (TxnKind.SET_DATA, CONFIG_PATH, data, next_version(node.version))
+        return self._apply_set(zxid, session_id, wall_ms, set_data)
+
     def _apply_error(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> None:
         """A request that failed takes its zxid and changes nothing."""
 
@@ -223,6 +237,7 @@ class ReplicatedState:
         TxnKind.MULTI: _apply_multi,
         TxnKind.CREATE_SESSION: _apply_create_session,
         TxnKind.CLOSE_SESSION: _apply_close_session,
+        TxnKind.MEMBERS: _apply_members,
         TxnKind.NEW_EPOCH: _apply_new_epoch,
         TxnKind.ERROR: _apply_error,
     }

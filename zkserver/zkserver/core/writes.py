@@ -24,7 +24,7 @@ Prepare = Callable[[Connection, Any], Body]
 class Writes:
     """Logs the writes of one server's clients, and of those that its learners forward."""
 
-    def __init__(self, preparer: Preparer, proposals: Proposals) -> None:
+    def __init__(self, preparer: Preparer, proposals: Proposals, reconfig: Prepare) -> None:
         self._proposals = proposals
         self._prepare: dict[int, Prepare] = {
             zk.SET_DATA.key: preparer.set_data,
@@ -34,7 +34,7 @@ class Writes:
             zk.SET_ACL.key: preparer.set_acl,
             zk.CHECK.key: preparer.check,
             zk.MULTI.key: preparer.multi,
-            zk.RECONFIG_KEY: preparer.reconfig,
+            zk.RECONFIG.key: reconfig,
         }
 
     def __contains__(self, api_key: object) -> bool:

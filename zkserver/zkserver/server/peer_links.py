@@ -28,6 +28,7 @@ from duolog_protocol.preamble import Caller
 from duolog_protocol.quorum_codec import encode_message
 from duolog_protocol.quorum_messages import (
     PEER_VERSION,
+    SERVER_ID_LAST,
     Notification,
     PeerHello,
     PeerMessage,
@@ -37,7 +38,7 @@ from duolog_protocol.quorum_messages import (
     RefusalReason,
 )
 from duolog_runtime.clocks import Clock
-from duolog_runtime.connection import Link, new_scratch
+from duolog_runtime.connection import new_scratch
 from duolog_runtime.logs import Logger
 from duolog_runtime.tls_context import PeerTls
 
@@ -173,24 +174,24 @@ class PeerLinks:
             link.abort()
         await asyncio.sleep(0)  # their ends come with the next turn of the loop
 
-    def set_addresses(self, addresses: Mapping[int, tuple[str, int]]) -> None:
-        """The members have changed. What we have to say goes to their new addresses, and nobody
-        else is listened to; links between learner and leader are the owner's to close. The port
-        that we listen on stays."""
-        old, self._addresses = self._addresses, dict(addresses)
+    def set_members(self, addresses: Mapping[int, tuple[str, int]]) -> None:
+        """Where the members are now: what we have to say goes there. Of others, that were members
+        or are about to be, the addresses stay; so does the port that we listen on."""
+        old, self._addresses = self._addresses, {**self._addresses, **addresses}
         for server_id, speaker in list(self._speakers.items()):
-            if old.get(server_id) != addresses.get(server_id):
+            if old.get(server_id) != self._addresses.get(server_id):
                 self._move(speaker)
-        for caller, links in list(self._calls.items()):
-            if caller.purpose is PeerPurpose.ELECTION and caller.server_id not in addresses:
-                for link in list(links):
-                    link.abort(RemoteProtocolError("it is no member any more"))
 
     # ---- elections ------------------------------------------------------------------------------
 
     def notify(self, server_id: int, notification: Notification) -> None:
         """Tell a server; what waits for it already is replaced."""
-        if self._closed or server_id not in self._addresses:
+        if self._closed:
+            return
+        if server_id not in self._addresses:  # it is about to join: by its own connection
+            calls = self._calls.get(PeerCaller(server_id, PeerPurpose.ELECTION))
+            if calls:
+                calls[-1].write(encode_message(notification, 0))
             return
         speaker = self._speakers.get(server_id)
         if speaker is None:
@@ -213,9 +214,16 @@ class PeerLinks:
             PeerPurpose.ELECTION,
             on_open=partial(self._on_reached, speaker),
             on_failed=partial(self._on_not_reached, speaker),
-            on_messages=_unheard,
+            on_messages=self._on_answers,
             on_closed=partial(self._on_speaker_closed, speaker),
         )
+
+    def _on_answers(self, link: DialledLink, received: list[Received]) -> None:
+        """Of a server that does not know where we are."""
+        for message, _ in received:
+            assert isinstance(message, Notification), message
+            if not link.closed:
+                self._owner.notification_received(link.server_id, message)
 
     def _on_reached(self, speaker: _Speaker, link: DialledLink) -> None:
         speaker.pause_s = FIRST_PAUSE_S
@@ -411,7 +419,7 @@ class PeerLinks:
             text = f"server {self._server_id} takes only TLS: peer_tls_certificate_file is not set"
             answer = PeerRefusal(RefusalReason.NO_TLS, f"{text} at the caller")
         else:
-            answer = answer_hello(hello, self._server_id, self._ensemble_id, self._addresses)
+            answer = answer_hello(hello, self._server_id, self._ensemble_id, _EVERYBODY)
         if isinstance(answer, PeerRefusal):
             known_id = hello.server_id if hello.server_id in self._addresses else 0
             self._refused(link, known_id, RemoteProtocolError(answer.message))
@@ -456,5 +464,5 @@ def _stop_waiting(speaker: _Speaker) -> None:
         speaker.timer = None
 
 
-def _unheard(_link: Link, _received: list[Received]) -> None:
-    """Whom we tell of elections answers by a connection of its own."""
+_EVERYBODY: Final = range(1, SERVER_ID_LAST + 1)
+"""Who is no member may ask, and learn: it is about to join. What it says counts for nothing."""

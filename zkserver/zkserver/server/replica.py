@@ -15,7 +15,7 @@ standalone server.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -35,10 +35,11 @@ from duolog_protocol.quorum_messages import (
     SessionsHeard,
     SessionTaken,
 )
-from duolog_protocol.txns import decode_txn
+from duolog_protocol.txns import decode_txn, is_members
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
+from zkserver.core.datatree import CONFIG_PATH
 from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.ensemble_events import (
     ClientsHeard,
@@ -56,6 +57,8 @@ from zkserver.core.ensemble_events import (
 )
 from zkserver.core.epoch_ends import EpochEnds
 from zkserver.core.events import Append, Durable, Effect, TimerFired
+from zkserver.core.members import parse_config
+from zkserver.core.membership import Membership, Memberships, membership_of
 from zkserver.core.peer import Peer
 from zkserver.core.peer_config import PeerConfig
 from zkserver.core.peer_events import (
@@ -74,6 +77,7 @@ from zkserver.core.peer_events import (
     LinkOpened,
     LogPurged,
     LogRefused,
+    MembersChanged,
     MessageReceived,
     NotificationReceived,
     Notify,
@@ -125,6 +129,9 @@ class Links(Protocol):
 
     def close_link(self, link: Any, reason: str) -> None:
         """End a link."""
+
+    def set_members(self, addresses: Mapping[int, tuple[str, int]]) -> None:
+        """Where the members are now; others keep the addresses that they had."""
 
 
 class ReplicaShell(Shell, Protocol):
@@ -207,12 +214,16 @@ class Replica(Stepper):
             self.core.load_snapshot(data.snapshot_chunks())
         self.stats.last_snapshot_zxid = data.snapshot_zxid
         self.stats.snapshot_load_time.add(now_ms() - begun_ms)
+        settings = Membership(self._config.voters, self._config.observers)
+        memberships = Memberships(membership_in(self.core.state) or settings)
         ends = EpochEnds(data.snapshot_zxid)
         count = 0
         replay = self.core.replay
         for record in data.records(may_be_half=True):
             zxid = replay(record)
             ends.append(zxid, zxid)
+            if is_members(record):
+                memberships.on_appended(zxid, [record])
             count += 1
         self.stats.records_loaded.add(count)
         self.stats.init_time.add(now_ms() - begun_ms)
@@ -224,7 +235,9 @@ class Replica(Stepper):
             ends,
             self._rng,
             applied_zxid=self.core.last_applied_zxid,
+            memberships=memberships,
         )
+        self.core.synced_servers = self.peer.synced_servers
         self._log.info(
             "state_recovered",
             snapshot_zxid=f"{data.snapshot_zxid:#x}",
@@ -235,6 +248,7 @@ class Replica(Stepper):
     def start(self) -> None:
         """Look for a leader."""
         self._now_ms = self._clock.now_ms()
+        self._reach(self.peer.membership)
         self._perform_peer(self.peer.start(self._now_ms))
         self._arm()
 
@@ -282,6 +296,8 @@ class Replica(Stepper):
         if type(event) in (Truncated, SnapshotInstalled) and self._rebuilt is not None:
             state, self._rebuilt = self._rebuilt, None
             self.core.replace_state(state)
+            if type(event) is SnapshotInstalled:
+                event.members = membership_in(state)
             while self._unapplied and self._unapplied[0].last_zxid <= state.last_applied_zxid:
                 self._unapplied.popleft()  # of before the snapshot
         elif type(event) is LogRefused:
@@ -328,9 +344,13 @@ class Replica(Stepper):
 
     def begin_snapshot(self) -> int | None:
         """Take a snapshot now; None while one is under way, or what is applied may go again."""
-        if self.halted or not self.core.is_serving:
+        if self.halted or not self._may_snapshot():
             return None
         return self._snapshotting.begin()
+
+    def _may_snapshot(self) -> bool:
+        """What is applied is committed, and the members are not about to change."""
+        return self.core.is_serving and not self.core.state.members_are_joint
 
     # ---- the core's effects ---------------------------------------------------------------------
 
@@ -405,10 +425,20 @@ class Replica(Stepper):
                 self._serve(epoch, leader_id)
             case StopServing(reason=reason):
                 self._stop_serving(reason)
+            case MembersChanged(membership=membership):
+                self._reach(membership)
             case LeadConfirmed(token=go_on):
                 self._perform(self.core.step(Confirmed(go_on), self._now_ms))
             case _:
                 raise AssertionError(f"unknown effect {effect!r}")
+
+    def _reach(self, membership: Membership) -> None:
+        """Where the other members are: as the log says, else as the settings do."""
+        voters, observers = sorted(membership.voters), sorted(membership.observers)
+        joint = {"joint": True} if membership.is_joint else {}
+        self._log.info("members", voters=voters, observers=observers, **joint)
+        if membership.members:
+            self.links.set_members({m.server_id: (m.host, m.peer_port) for m in membership.members})
 
     def _serve(self, epoch: int, leader_id: int) -> None:
         self._log.info("serving", epoch=epoch, leader=leader_id, mode=_MODES[self.peer.role])
@@ -445,7 +475,7 @@ class Replica(Stepper):
         event: Any = Durable(zxid) if leads else Committed(records)
         self._perform(self.core.step(event, self._now_ms))
         self._snapshotting.count(count)
-        if self.core.is_serving:
+        if self._may_snapshot():
             self._snapshotting.maybe_begin()
 
     def _forget_from(self, zxid: int) -> None:
@@ -563,6 +593,18 @@ class Replica(Stepper):
             self.links.tell(link, message, self.peer.last_committed_zxid)
         else:
             held.append(message)  # type: ignore[arg-type]
+
+
+def membership_in(state: ReplicatedState) -> Membership | None:
+    """Who belongs to the ensemble, as the state says; None: it does not. Raises StorageError."""
+    data = state.tree.nodes[CONFIG_PATH].data
+    if not data:
+        return None
+    try:
+        members, _ = parse_config(data)
+    except ValueError as error:
+        raise StorageError(f"{CONFIG_PATH}: {error}") from error
+    return membership_of(members)
 
 
 def state_on_disk(data: DataDirectory) -> ReplicatedState:

@@ -101,6 +101,9 @@ def _body_fields(body: Body, with_data: bool) -> dict[str, Any]:
         fields["paths"] = list(body[2])
     elif kind == TxnKind.ERROR:
         fields["code"] = body[1]
+    elif kind == TxnKind.MEMBERS:
+        fields["joint"] = bool(body[1])
+        fields["members"] = body[2].decode(errors="replace").split("\n")
     elif kind == TxnKind.NEW_EPOCH:
         fields["draws_secret"] = bool(body[1])  # never the secret itself
     else:

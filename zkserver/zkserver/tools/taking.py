@@ -10,6 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Final, NamedTuple
 
+from duolog_protocol.errors import DataDirectoryError
 from duolog_runtime.files import Files
 from zkserver.core.snapshot import Snapshot
 from zkserver.core.snapshot_loading import load_snapshot
@@ -61,6 +62,10 @@ def take_snapshot(
 
 
 def _write(data: DataDirectory, state: ReplicatedState) -> None:
+    if state.members_are_joint:
+        raise DataDirectoryError(
+            "a change of the ensemble's members is not finished: start the servers"
+        )
     view = Snapshot(state)
     writer = SnapshotWriter(data.files, data.path, data.identity, view.zxid)
     try:

@@ -1,0 +1,136 @@
+"""Who belongs to the ensemble, as the log says it: joint consensus.
+
+    MEMBERS joint   at z: from the append on, quorums of the old and of the new voters are needed
+    MEMBERS final   once z is committed by both: from the append on, the new ones alone
+
+A server goes by the last MEMBERS in its log, committed or not; what is truncated is taken back. So
+a new membership is decided by both, and no two disjoint quorums ever decide (Raft section 6;
+ZooKeeper's reconfiguration has the same joint quorum, and keeps the last seen membership in files).
+A server without any goes by its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from duolog_protocol.errors import DecodeError
+from duolog_protocol.txns import decode_txn, is_members
+
+from .members import Member, parse_config
+from .quorum import Quorums
+
+
+class Membership:
+    """The members at one moment; never changed."""
+
+    __slots__ = ("ids", "is_joint", "members", "observers", "quorums", "voters")
+
+    def __init__(
+        self,
+        voters: frozenset[int],
+        observers: frozenset[int] = frozenset(),
+        old_voters: frozenset[int] | None = None,
+        members: tuple[Member, ...] = (),
+    ) -> None:
+        """`old_voters` while both must agree. `members` say where they are, where that is known."""
+        self.voters = voters
+        """Of the new membership."""
+        self.observers = observers
+        self.is_joint = old_voters is not None
+        self.members = members
+        self.quorums = Quorums(voters) if old_voters is None else Quorums(old_voters, voters)
+        self.ids = self.quorums.voters | observers
+        """Everybody, also those that are about to leave."""
+
+    def others(self, server_id: int) -> tuple[int, ...]:
+        """All other servers, ascending."""
+        return tuple(sorted(self.ids - {server_id}))
+
+    def has_voter(self, server_id: int) -> bool:
+        """Whether it takes part in elections and quorums; also while it is about to leave."""
+        return server_id in self.quorums.voters
+
+
+class MembersRecord(NamedTuple):
+    """What a MEMBERS record says."""
+
+    is_joint: bool
+    members: tuple[Member, ...]
+
+
+def members_record(record: bytes) -> MembersRecord | None:
+    """What a record of the log says of the members; None: nothing. Raises DecodeError."""
+    if not is_members(record):
+        return None
+    _, is_joint, data = decode_txn(record).body
+    try:
+        members, _ = parse_config(data)
+    except ValueError as error:
+        raise DecodeError(f"a record of members: {error}") from error
+    return MembersRecord(bool(is_joint), members)
+
+
+def membership_of(
+    members: Sequence[Member], old_voters: frozenset[int] | None = None
+) -> Membership:
+    """The membership that these are."""
+    return Membership(
+        frozenset(each.server_id for each in members if each.is_voter),
+        frozenset(each.server_id for each in members if not each.is_voter),
+        old_voters,
+        tuple(members),
+    )
+
+
+class Memberships:
+    """The memberships that a log has had, from its beginning to its end."""
+
+    def __init__(
+        self,
+        base: Membership,
+        read: Callable[[bytes], MembersRecord | None] = members_record,
+    ) -> None:
+        """`base`: before its first record. `read`: what a record says of the members."""
+        self._read = read
+        self._entries: list[tuple[int, Membership]] = [(-1, base)]
+        """(zxid from which on, membership), ascending; the first one is always there."""
+
+    @property
+    def current(self) -> Membership:
+        """At the end of the log."""
+        return self._entries[-1][1]
+
+    @property
+    def since_zxid(self) -> int:
+        """The record that made it so; -1: the settings, or a snapshot."""
+        return self._entries[-1][0]
+
+    def on_appended(self, first_zxid: int, records: Sequence[bytes]) -> bool:
+        """The log has grown by these; whether the membership has changed. Raises DecodeError."""
+        changed = False
+        for zxid, record in enumerate(records, first_zxid):
+            found = self._read(record)
+            if found is None:
+                continue
+            before = self.current
+            old_voters = before.voters if found.is_joint else None
+            self._entries.append((zxid, membership_of(found.members, old_voters)))
+            changed = True
+        return changed
+
+    def truncate_to(self, zxid: int) -> bool:
+        """The log ends at `zxid`; whether the membership has changed."""
+        before = len(self._entries)
+        while self._entries[-1][0] > zxid:
+            self._entries.pop()
+        return len(self._entries) != before
+
+    def rebased(self, zxid: int, base: Membership | None) -> Memberships:
+        """As it is once a snapshot has taken the place of all up to `zxid`.
+
+        `base` None: the snapshot says nothing of members.
+        """
+        found = Memberships(base or self._entries[0][1], self._read)
+        found._entries += [each for each in self._entries if each[0] > zxid]
+        return found
