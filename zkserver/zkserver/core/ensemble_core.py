@@ -49,7 +49,7 @@ from .events import Effect, Request, TimerFired
 from .following import Following, FollowingHost
 from .pending import Pending
 from .prepare import Rejected
-from .reconfiguration import members_text, new_members
+from .reconfiguration import members_text, require_quorum, wanted_members
 from .state import ReplicatedState
 
 
@@ -68,10 +68,8 @@ class EnsembleCore(ZkCore):
         self._members_shown = members_shown
         self.synced_servers: Callable[[], frozenset[int]] = frozenset
         """Which servers have all that a leader proposes; the peer knows."""
-        self._changes_members = False
-        """A change of the members is on its way: there is one at a time."""
-        self._final_is_logged = False
-        """Its second half is logged."""
+        self._joint_zxid = 0
+        """Of a change of the members that old and new ones have not agreed on yet; 0: none."""
         self._following: Following | None = None
         """While it follows."""
         self._delegation: Delegation | None = None
@@ -120,7 +118,7 @@ class EnsembleCore(ZkCore):
         assert self.is_serving, "it does not serve"
         self.is_serving = False
         self._following = self._delegation = None
-        self._changes_members = self._final_is_logged = False
+        self._joint_zxid = 0
         for session in self.state.sessions.values():
             session.closing = False
             if session.connection is not None:
@@ -192,29 +190,28 @@ class EnsembleCore(ZkCore):
     # ---- changes of the members -----------------------------------------------------------------
 
     def _reconfig(self, connection: Connection, message: Any) -> Body:
+        shown = self.state.tree.nodes[CONFIG_PATH].data or b""
+        wanted = wanted_members(shown, message)
         self._preparer.require_change_of_members(connection)
-        if self._changes_members:
+        if self._joint_zxid:
             text = "another change of the members is under way"
             raise Rejected(ZkErrorCode.RECONFIG_IN_PROGRESS, text)
-        shown = self.state.tree.nodes[CONFIG_PATH].data or b""
-        wanted = new_members(shown, message, self.synced_servers())
-        self._changes_members = True
-        data = members_text(wanted, self._proposals.next_zxid())
-        return self._preparer.change_members(data, is_joint=True)
+        require_quorum(wanted, self.synced_servers())
+        zxid = self._joint_zxid = self._proposals.next_zxid()
+        return self._preparer.change_members(members_text(wanted, zxid), is_joint=True)
 
     def _on_durable(self, zxid: int) -> None:
         super()._on_durable(zxid)
-        if not self._changes_members:
-            return
-        if not self.state.members_are_joint:
-            if self._final_is_logged:
-                self._changes_members = self._final_is_logged = False
-        elif not self._final_is_logged:
+        if 0 < self._joint_zxid <= self.state.last_applied_zxid:
             self._log_final_members()
 
     def _log_final_members(self) -> None:
-        """Old and new members have agreed on the new ones: from here on those decide alone."""
-        self._changes_members = self._final_is_logged = True
+        """Old and new members have agreed on the new ones: from here on those decide alone.
+
+        The next change may begin before this is committed: whatever decides on it, now or then,
+        has a quorum of these.
+        """
+        self._joint_zxid = 0
         data = self.state.tree.nodes[CONFIG_PATH].data or b""
         body = self._preparer.change_members(data, is_joint=False)
         self._proposals.add(self._proposals.next_zxid(), 0, body)

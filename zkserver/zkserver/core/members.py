@@ -18,7 +18,7 @@ from duolog_protocol.quorum_messages import SERVER_ID_LAST
 MAX_MEMBERS: Final = 32
 _HOST: Final = r"\[[0-9A-Fa-f:.%]+\]|[^\s:;,\[\]=]+"
 _MEMBER: Final = re.compile(
-    rf"(?:server\.)?(?P<id>\d{{1,3}})=(?P<host>{_HOST}):(?P<port>\d{{1,5}})(?::(?P<election>\d{{1,5}}))?"
+    rf"(?:server\.)?(?P<id>\d{{1,9}})=(?P<host>{_HOST}):(?P<port>\d{{1,5}})(?::(?P<election>\d{{1,5}}))?"
     rf"(?::(?P<role>participant|observer))?(?:;(?:(?P<client_host>{_HOST}):)?(?P<client>\d{{1,5}}))?"
 )
 _PORT_LAST: Final = 65_535
@@ -57,8 +57,6 @@ def parse_member(text: str) -> Member:
             f"{text!r} must be ID=HOST:PEER_PORT[:participant|:observer][;[HOST:]CLIENT_PORT]"
         )
     server_id, port, client = int(found["id"]), int(found["port"]), int(found["client"] or 0)
-    if not 1 <= server_id <= SERVER_ID_LAST:
-        raise ValueError(f"{text!r}: the id must be in [1, {SERVER_ID_LAST}]")
     if not 1 <= port <= _PORT_LAST or client > _PORT_LAST:
         raise ValueError(f"{text!r}: a port must be in [1, {_PORT_LAST}]")
     is_voter = found["role"] != "observer"
@@ -83,6 +81,13 @@ def parse_members(texts: Iterable[str]) -> tuple[Member, ...]:
     if members and not any(each.is_voter for each in members):
         raise ValueError("nobody is a participant")
     return tuple(members)
+
+
+def require_ids(members: Iterable[Member]) -> None:
+    """Whether all ids can be those of servers. Raises ValueError."""
+    for each in members:
+        if not 1 <= each.server_id <= SERVER_ID_LAST:
+            raise ValueError(f"{str(each)!r}: the id must be in [1, {SERVER_ID_LAST}]")
 
 
 def config_data(members: Iterable[Member], version: int) -> bytes:

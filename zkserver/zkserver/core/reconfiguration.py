@@ -12,15 +12,15 @@ from typing import Any
 
 from duolog_protocol.error_codes import ZkErrorCode
 
-from .members import Member, config_data, parse_config, parse_member, parse_members
+from .members import Member, config_data, parse_config, parse_member, parse_members, require_ids
 from .prepare import Rejected
 from .quorum import Quorums
 
 
-def new_members(shown: bytes, message: Any, synced: Set[int]) -> tuple[Member, ...]:
+def wanted_members(shown: bytes, message: Any) -> tuple[Member, ...]:
     """The members that a `ReconfigRequest` asks for. Raises Rejected.
 
-    `shown`: what `/zookeeper/config` holds. `synced`: the servers that have all that is proposed.
+    `shown`: what `/zookeeper/config` holds.
     """
     joining, leaving, replaced, version = message
     try:
@@ -31,15 +31,27 @@ def new_members(shown: bytes, message: Any, synced: Set[int]) -> tuple[Member, .
         text = f"the members are of version {current_version:#x}, not {version:#x}"
         raise Rejected(ZkErrorCode.BAD_VERSION, text)
     try:
-        wanted = _wanted(members, joining, leaving, replaced)
+        return _wanted(members, joining, leaving, replaced)
     except ValueError as error:
         raise Rejected(ZkErrorCode.BAD_ARGUMENTS, str(error)) from error
-    voters = frozenset(each.server_id for each in wanted if each.is_voter)
+
+
+def require_quorum(wanted: Iterable[Member], synced: Set[int]) -> None:
+    """Whether they can be members, and a quorum of the participants among them could go on at once.
+    Raises Rejected.
+
+    `synced`: the servers that have all that is proposed.
+    """
+    members = tuple(wanted)
+    try:
+        require_ids(members)
+    except ValueError as error:
+        raise Rejected(ZkErrorCode.BAD_ARGUMENTS, str(error)) from error
+    voters = frozenset(each.server_id for each in members if each.is_voter)
     if not Quorums(voters).has_quorum(synced):
         here = ", ".join(map(str, sorted(voters & synced))) or "none"
         text = f"no quorum of the new participants is here and up to date: {here} of {len(voters)}"
         raise Rejected(ZkErrorCode.NEW_CONFIG_NO_QUORUM, text)
-    return wanted
 
 
 def _wanted(
