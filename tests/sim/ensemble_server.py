@@ -2,7 +2,7 @@
 
 A life is the real Peer over the real PeerDisk and DataDirectory, with everything asynchronous
 stepped by the scheduler. A crash point may end a life in the middle of its effects. State is
-f(log prefix): what `ApplyUpTo` has told is applied, nothing at start.
+f(log prefix): all that was recovered at the start, then what `ApplyUpTo` has told.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from duolog_protocol.quorum_messages import (
     NewLeaderAck,
     Notification,
     PeerState,
+    Ping,
     Proposal,
     UpToDate,
 )
@@ -33,8 +34,10 @@ from zkserver.core.peer_events import (
     AppendRecords,
     ApplyUpTo,
     CloseLink,
+    ConfirmLead,
     Dial,
     DialFailed,
+    LeadConfirmed,
     LinkLost,
     LinkOpened,
     LogRefused,
@@ -49,6 +52,7 @@ from zkserver.core.peer_events import (
     Serve,
     StopServing,
     Tell,
+    Truncated,
     TruncateLog,
 )
 from zkserver.server.peer_disk import PeerDisk
@@ -64,8 +68,8 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = "/zk"
 MAX_GROUP_BYTES: Final = (1, 100, 1_000, 1 << 20)
-MAX_PART_BYTES: Final = (1, 100, 1 << 20)
-"""From one record to all there are."""
+MAX_PART_BYTES: Final = (40, 400, 1 << 20)
+"""From two records to all there are."""
 ENSEMBLE_ID: Final = 7
 IMPORTANT: Final = (LeaderInfo, AckEpoch, NewLeaderAck, Ack, UpToDate)
 """Messages that something must be durable before: a crash next to them is worth trying."""
@@ -87,8 +91,12 @@ class Life:
         self.durable = machine.durable
         self.records: list[bytes] = []
         """The log as the peer sees it: on the disk, or on its way there."""
+        self.state: list[bytes] = []
+        """What clients would see: what was recovered and applied, committed or not."""
         self.applied_count = 0
-        """How many of `records` are applied."""
+        """How many of `records` are applied and known to be committed."""
+        self._rebuilt: list[bytes] | None = None
+        """The state that a disk job has built anew, until its end is told."""
         self.serving_epoch = 0
         """Clients are served under this epoch; 0: they are not."""
         self.serves_as_leader = False
@@ -131,6 +139,7 @@ class Life:
             log_options=LogOptions(world.mix.log_file_bytes, 512),
         )
         self.records = list(self._data.records(may_be_half=True))
+        self.state = list(self.records)
         epochs = self._data.epochs
         world.checks.booted(self, epochs.accepted_epoch, epochs.current_epoch)
         machine.durable[:] = self.records  # recovery has made it durable
@@ -142,6 +151,7 @@ class Life:
             self,
             max_group_bytes=rng.choice(MAX_GROUP_BYTES),
             max_part_bytes=rng.choice(MAX_PART_BYTES),
+            rebuild=self._rebuild,
         )
         log = EpochEnds(0)
         for zxid in map(zxid_of, self.records):
@@ -152,6 +162,7 @@ class Life:
             epochs.current_epoch,
             log,
             random.Random(rng.getrandbits(64)),
+            last_zxid_of(self.state),
         )
         world.network.attach(self.server_id, self)
         self.is_attached = True
@@ -183,16 +194,20 @@ class Life:
 
     def _watch_log(self) -> None:
         """Know what the disk holds, whatever happens next."""
-        log, durable = self._data.log, self.durable
+        log, durable, gone = self._data.log, self.durable, self.machine.gone
         append_durably, truncate_to = log.append_durably, log.truncate_to
 
         def append(records: list[bytes], last_zxid: int) -> None:
             append_durably(records, last_zxid)
             durable.extend(records)
+            gone.difference_update(records)
 
         def truncate(zxid: int) -> None:
-            del durable[count_up_to(durable, zxid) :]  # from now on a crash may lose them
+            kept = count_up_to(durable, zxid)
+            cut = durable[kept:]
+            del durable[kept:]  # from now on a crash may lose them
             truncate_to(zxid)
+            gone.update(cut)  # from now on none may bring them back
 
         log.append_durably = append  # type: ignore[method-assign, assignment]
         log.truncate_to = truncate  # type: ignore[method-assign]
@@ -320,6 +335,12 @@ class Life:
         self.pending += records
         self.run(lambda: self.step(Propose(records, first, first + count - 1)))
 
+    def confirm_lead(self) -> None:
+        """Let a client ask the established leader for a sync."""
+        ensemble = self.world.ensemble
+        asked = (ensemble.last_established_epoch, ensemble.last_acknowledged_zxid)
+        self.run(lambda: self.step(ConfirmLead(asked)))
+
     def step(self, event: PeerEvent) -> None:
         """Let the peer take an event, and do what it asks for."""
         now_ms = self.world.scheduler.now_ms
@@ -327,6 +348,9 @@ class Life:
         if isinstance(event, LogRefused):
             del self.records[len(self.durable) :]
             self.world.mark("disk full")
+        elif isinstance(event, Truncated):
+            assert self._rebuilt is not None, "nothing was built anew"
+            self.state, self._rebuilt = self._rebuilt, None
         was_leader = self.peer.role == PeerState.LEADING
         effects = self.peer.step(event, now_ms)
         self.speaks_as_leader = was_leader or self.peer.role == PeerState.LEADING
@@ -379,16 +403,19 @@ class Life:
                     raise Violation(f"ServesOnceSynced: {self} serves before it may")
                 self.serving_epoch = epoch
                 self.serves_as_leader = leader_id == self.server_id
+                self._confirm(len(self.state))
             case StopServing():
                 self.serving_epoch = 0
                 self.serves_as_leader = False
                 self.pending.clear()
+            case LeadConfirmed(token=asked):
+                self.world.checks.confirmed(self, *asked)
 
     def _tell(self, link: Link, message: Any) -> None:
         if link not in self._links:
             return  # it has ended, and the peer will hear of it
         held = self._links[link]
-        if held is not None:
+        if held is not None and not isinstance(message, Ping):
             held.append(message)
             return
         important = isinstance(message, IMPORTANT)
@@ -419,10 +446,20 @@ class Life:
 
     def _apply_up_to(self, zxid: int) -> None:
         count = count_up_to(self.records, zxid)
+        self.state += self.records[len(self.state) : count]
+        self._confirm(count)
+        self.world.applied(self)
+
+    def _confirm(self, count: int) -> None:
+        """So much of the state is known to be committed."""
         for index in range(self.applied_count, count):
             self.applied_count = index + 1
-            self.world.checks.applies(self, index, self.records[index])
-        self.world.applied(self)
+            self.world.checks.applies(self, index, self.state[index])
+
+    def _rebuild(self, zxid: int) -> None:
+        """In a disk job, once the log ends at `zxid`."""
+        self._rebuilt = self.log_on_disk()
+        assert last_zxid_of(self._rebuilt) == zxid, f"{zxid:#x}"
 
     # ---- time -----------------------------------------------------------------------------------
 

@@ -37,8 +37,13 @@ class Situations(Invariant):
         if life.records[-1:] and epoch_of(last_zxid_of(life.records)) < life.peer.epoch - 1:
             self._mark("epochs without a record")
 
+    def confirmed(self, life: Life, epoch: int, zxid: int) -> None:
+        self._mark("lead confirmed")
+
     def truncates(self, life: Life, zxid: int, kept: int) -> None:
         self._mark("log truncated")
+        if kept < len(life.state):
+            self._mark("what was applied at the start truncated")
         if kept and epoch_of(zxid_of(life.records[kept])) != epoch_of(zxid):
             self._mark("whole epochs truncated")
 

@@ -302,3 +302,28 @@ def test_a_server_that_cannot_be_reached_is_not_waited_for() -> None:
     ensemble.deliver(2, 3)
     ensemble.advance(1_000)
     assert ensemble.leader is ensemble[2]
+
+
+# --- What is applied at the start -----------------------------------------------------------------
+
+
+def test_nobody_is_served_before_all_that_was_applied_at_the_start_is_committed() -> None:
+    """What only 2 has on its disk is applied there, and may have to go again."""
+    ensemble = established()
+    ensemble[3].propose(b"a")
+    ensemble.deliver(3, 2)
+    ensemble[2].do_disk()
+    ensemble.lose_link(2, 3)
+    ensemble[2].kill()
+    ensemble[2].start()
+    ensemble.gossip()
+    ensemble.advance(DEFAULTS.notification_last_ms, quiet=False)
+    for _ in range(3):
+        ensemble.deliver(2, 3)
+        ensemble.deliver(3, 2)
+        ensemble[2].do_disk()
+    assert ensemble[2].built == [b"1.0 a"] and ensemble[2].serving is None
+    assert ensemble[3].messages(UpToDate, to=2)[-1] == UpToDate(0)
+    ensemble[3].do_disk()
+    ensemble.settle()
+    assert ensemble[2].serving == (1, 3) and ensemble[2].applied == [b"1.0 a"]

@@ -66,12 +66,16 @@ class EpochEnds:
             self._ends.append(last_zxid)
 
     def forget_before(self, zxid: int) -> None:
-        """The log begins after `zxid`, which is held, from now on: a snapshot holds the rest."""
+        """The log begins after `zxid`, which is held, from now on: a snapshot holds the rest.
+
+        Nothing happens where it begins later already: the log's files may go back further than what
+        was read of them at the start.
+        """
+        if zxid <= self.first_zxid_before:
+            return
         assert self.holds(zxid), f"{zxid:#x} is not in the log"
         self.first_zxid_before = zxid
         del self._ends[: bisect_left(self._ends, zxid)]
-        if not self._ends or epoch_of(self._ends[0]) != epoch_of(zxid):
-            self._ends.insert(0, zxid)
 
     def truncate_to(self, zxid: int) -> None:
         """Forget everything after `zxid`, which is held."""
