@@ -27,6 +27,7 @@ from .invariants import (
     PrimaryIntegrity,
     ProcessConsistency,
     ServesCommitted,
+    WholeSnapshot,
 )
 from .message_invariants import DurableBeforeSent, MessageLegal, PromisedOnce
 from .situations import Situations
@@ -49,6 +50,7 @@ INVARIANTS: Final[tuple[type[Invariant], ...]] = (
     LinearizableSync,
     CommittedLogDurability,
     DurableLog,
+    WholeSnapshot,
     HonestVote,
     EpochOfLog,
     DurableBeforeSent,
@@ -72,6 +74,7 @@ class Checks:
         self._notifies = self._overriding("notifies")
         self._leads = self._overriding("leads")
         self._confirmed = self._overriding("confirmed")
+        self._installs = self._overriding("installs")
         self._stepped = self._overriding("stepped")
 
     def _overriding(self, name: str) -> list[Callable[..., None]]:
@@ -109,6 +112,10 @@ class Checks:
     def notifies(self, life: Life, notification: Notification) -> None:
         for each in self._notifies:
             each(life, notification)
+
+    def installs(self, life: Life, records: list[bytes]) -> None:
+        for each in self._installs:
+            each(life, records)
 
     def confirmed(self, life: Life, epoch: int, zxid: int) -> None:
         for each in self._confirmed:

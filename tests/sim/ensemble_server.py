@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from duolog_cluster.sim.disk import PowerLoss
@@ -37,9 +37,12 @@ from zkserver.core.peer_events import (
     ConfirmLead,
     Dial,
     DialFailed,
+    DropSnapshot,
+    InstallSnapshot,
     LeadConfirmed,
     LinkLost,
     LinkOpened,
+    LogPurged,
     LogRefused,
     MessageReceived,
     NotificationReceived,
@@ -48,19 +51,27 @@ from zkserver.core.peer_events import (
     PeerEvent,
     PeerTimerFired,
     Propose,
+    ReadOn,
+    ReceiveSnapshot,
     SendHistory,
+    SendSnapshot,
     Serve,
+    SnapshotInstalled,
+    SnapshotRefused,
     StopServing,
+    StoreChunk,
     Tell,
     Truncated,
     TruncateLog,
 )
 from zkserver.server.peer_disk import PeerDisk
+from zkserver.server.snapshotting import Snapshotting
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
 from .ensemble_disk import SimExecutor
 from .ensemble_records import count_up_to, last_zxid_of, make_record, zxid_of
+from .ensemble_snapshots import decode_chunks, records_on_disk, snapshotting_of
 from .violation import Violation
 
 if TYPE_CHECKING:
@@ -118,8 +129,12 @@ class Life:
         """The earliest timer that is set, 0 for none."""
         self._timers_now = (0, 0)
         self._rng = random.Random(f"{self.world.seed} life {self.server_id} {self.number}")
+        self.rng = self._rng
+        self._snapshot: list[bytes] = []
+        """Chunks of a leader's snapshot that have come so far."""
         self._data: DataDirectory
         self._disk: PeerDisk
+        self._snapshotting: Snapshotting
         self.peer: Peer
 
     def __repr__(self) -> str:
@@ -138,23 +153,32 @@ class Life:
             ensemble_id=ENSEMBLE_ID,
             log_options=LogOptions(world.mix.log_file_bytes, 512),
         )
-        self.records = list(self._data.records(may_be_half=True))
+        data = self._data
+        before = decode_chunks(data.snapshot_chunks())
+        behind = list(data.records(may_be_half=True))
+        self.records = before + behind
         self.state = list(self.records)
         epochs = self._data.epochs
         world.checks.booted(self, epochs.accepted_epoch, epochs.current_epoch)
         machine.durable[:] = self.records  # recovery has made it durable
+        if machine.taking_over is not None:
+            machine.gone.update(*machine.taking_over)
+            machine.gone.difference_update(self.records)
+            machine.taking_over = None
         machine.accepted_epoch, machine.current_epoch = epochs.accepted_epoch, epochs.current_epoch
         self._watch_log()
+        executor = SimExecutor(self, world.scheduler, rng, world.mix.pace)
+        self._snapshotting = snapshotting_of(self, data, executor)
         self._disk = PeerDisk(
-            self._data,
-            SimExecutor(self, world.scheduler, rng, world.mix.pace),
+            data,
+            executor,
             self,
             max_group_bytes=rng.choice(MAX_GROUP_BYTES),
             max_part_bytes=rng.choice(MAX_PART_BYTES),
-            rebuild=self._rebuild,
+            builder=self,
         )
-        log = EpochEnds(0)
-        for zxid in map(zxid_of, self.records):
+        log = EpochEnds(data.snapshot_zxid)
+        for zxid in map(zxid_of, behind):
             log.append(zxid, zxid)
         self.peer = Peer(
             machine.config,
@@ -210,11 +234,22 @@ class Life:
             gone.update(cut)  # from now on none may bring them back
 
         log.append_durably = append  # type: ignore[method-assign, assignment]
+
+        def take_over(writer: Any, zxid: int) -> None:
+            assert machine.taking_over is not None, "no state was built of the snapshot"
+            old, new = machine.taking_over
+            install(writer, zxid)
+            gone.update(set(old).difference(new))
+            durable[:] = new
+            machine.taking_over = None
+
+        machine, install = self.machine, self._data.install
+        self._data.install = take_over  # type: ignore[method-assign]
         log.truncate_to = truncate  # type: ignore[method-assign]
 
     def log_on_disk(self) -> list[bytes]:
-        """What the log's files hold."""
-        return list(self._data.log.read_from(0))
+        """What snapshot and log hold."""
+        return records_on_disk(self._data)
 
     def guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
         """The callback of this life: it does nothing after its end, and may end it."""
@@ -296,18 +331,35 @@ class Life:
         self._send_history(link, records, is_last)
         if not is_last:
             self.world.mark("history in parts")
-            delay = self._rng.randrange(3_000)  # until the link has taken it
-            self.world.scheduler.after(
-                delay, self.guarded(lambda: self.arrive(lambda: self._disk.read_on(link)))
-            )
+            self._read_on(link)
+
+    def _read_on(self, link: Link) -> None:
+        delay = self._rng.randrange(3_000)  # until the link has taken it
+        self.world.scheduler.after(
+            delay, self.guarded(lambda: self.arrive(lambda: self._disk.read_on(link)))
+        )
 
     def history_gone(self, link: Link) -> None:
         """See PeerDiskOwner."""
-        raise Violation(f"HistoryIsThere: {self} has nothing for a learner")
+        self.world.mark("history gone")
+        self._links.pop(link, None)
+        link.close()
+        self.step(LinkLost(link))
 
     def snapshot_read(self, link: Link, message: Any) -> None:
         """See PeerDiskOwner."""
-        raise Violation(f"HistoryIsThere: {self} sends a snapshot")
+        if link in self._links:
+            self.world.checks.tells(self, link, message)
+            link.send(message)
+
+    def may_purge(self) -> bool:
+        """Nothing of the log is being read for a learner."""
+        return not self._disk.sends_history
+
+    def log_purged(self, first_zxid_before: int) -> None:
+        """Some of the log's files were deleted."""
+        self.world.mark("log purged")
+        self.step(LogPurged(first_zxid_before))
 
     def retry_disk(self, delay_ms: int) -> None:
         """See PeerDiskOwner."""
@@ -348,9 +400,14 @@ class Life:
         if isinstance(event, LogRefused):
             del self.records[len(self.durable) :]
             self.world.mark("disk full")
-        elif isinstance(event, Truncated):
+        elif isinstance(event, SnapshotRefused):
+            self.world.mark("snapshot refused")
+            self.records[:] = self.durable
+        elif isinstance(event, Truncated | SnapshotInstalled):
             assert self._rebuilt is not None, "nothing was built anew"
             self.state, self._rebuilt = self._rebuilt, None
+            if isinstance(event, SnapshotInstalled):
+                self._confirm(len(self.state))
         was_leader = self.peer.role == PeerState.LEADING
         effects = self.peer.step(event, now_ms)
         self.speaks_as_leader = was_leader or self.peer.role == PeerState.LEADING
@@ -388,7 +445,22 @@ class Life:
                 self.world.checks.truncates(self, zxid, kept)
                 del self.records[kept:]
                 self._disk.put(effect)
-            case SendHistory(link=link):
+            case ReceiveSnapshot():
+                self._snapshot = []
+                self._disk.put(effect)
+            case StoreChunk(data=data):
+                self._snapshot.append(data)
+                self._disk.put(effect)
+            case InstallSnapshot():
+                records = decode_chunks(self._snapshot)
+                self.world.checks.installs(self, records)
+                self.records[:] = records
+                self._disk.put(effect)
+            case DropSnapshot():
+                self._disk.put(effect)
+            case ReadOn(link=link):
+                self._read_on(link)
+            case SendHistory(link=link) | SendSnapshot(link=link):
                 if link in self._links:
                     self._links[link] = []
                     self._disk.put(effect)
@@ -447,8 +519,11 @@ class Life:
     def _apply_up_to(self, zxid: int) -> None:
         count = count_up_to(self.records, zxid)
         self.state += self.records[len(self.state) : count]
+        self._snapshotting.count(count - self.applied_count)
         self._confirm(count)
         self.world.applied(self)
+        if self.serving_epoch:
+            self._snapshotting.maybe_begin()
 
     def _confirm(self, count: int) -> None:
         """So much of the state is known to be committed."""
@@ -456,10 +531,21 @@ class Life:
             self.applied_count = index + 1
             self.world.checks.applies(self, index, self.state[index])
 
-    def _rebuild(self, zxid: int) -> None:
-        """In a disk job, once the log ends at `zxid`."""
+    # ---- the disk's builder of states, in a disk job --------------------------------------------
+
+    def on_truncated(self, zxid: int) -> None:
+        """See StateBuilder."""
         self._rebuilt = self.log_on_disk()
         assert last_zxid_of(self._rebuilt) == zxid, f"{zxid:#x}"
+
+    def on_received(self, zxid: int, chunks: Iterator[bytes]) -> None:
+        """See StateBuilder."""
+        self._rebuilt = decode_chunks(chunks)
+        assert last_zxid_of(self._rebuilt) == zxid, f"{zxid:#x}"
+        old, new = list(self.durable), list(self._rebuilt)
+        self.machine.taking_over = (old, new)
+        both = count_up_to(old, last_zxid_of([a for a, b in zip(old, new, strict=False) if a == b]))
+        del self.durable[both:]  # from now on a crash may lose them
 
     # ---- time -----------------------------------------------------------------------------------
 

@@ -274,7 +274,10 @@ class EnsembleWorld:
 
     def disk_crash_point(self, machine: Machine, place: str) -> None:
         """As `crash_point`, in the middle of a disk job."""
-        self._maybe_crash(machine, place, self.mix.disk_crash_rate)
+        if machine.taking_over is None:
+            self._maybe_crash(machine, place, self.mix.disk_crash_rate)
+        else:
+            self._maybe_crash(machine, f"{place}, installing", self.mix.install_crash_rate)
 
     def _maybe_crash(self, machine: Machine, place: str, rate: float) -> None:
         if self._are_crash_points_on and rate and self._crash_rng.random() < rate:

@@ -85,6 +85,9 @@ class Invariant:
     def leads(self, life: Life) -> None:
         """A leader has just been established."""
 
+    def installs(self, life: Life, records: list[bytes]) -> None:
+        """A leader's snapshot, of these records, is about to take the place of a log."""
+
     def confirmed(self, life: Life, epoch: int, zxid: int) -> None:
         """A leader knows that it has led since it was asked: then the last epoch that had been
         established was `epoch`, and the last zxid that had been acknowledged `zxid`."""
@@ -170,10 +173,16 @@ class PrimaryIntegrity(Invariant):
 class CommittedByQuorum(Invariant):
     """commitConsistent: what is applied first is on the disks of a quorum that holds the epoch."""
 
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__(ensemble)
+        self._count = 0
+        """Of those that were applied by anybody."""
+
     def applies(self, life: Life, index: int, record: bytes) -> None:
         ensemble, epoch = self.ensemble, life.last_epoch
-        if index != len(ensemble.committed) - 1:
+        if index < self._count:
             return
+        self._count = index + 1
         count = 0
         for machine in ensemble.voters:
             durable = machine.durable
@@ -303,6 +312,21 @@ class CommittedLogDurability(Invariant):
         ):
             if mine == committed:
                 self.fail(life, f"is cut to {zxid:#x}: loses", tell([mine]))
+
+
+class WholeSnapshot(Invariant):
+    """A leader's snapshot is of committed records, and is taken over whole or not at all."""
+
+    def installs(self, life: Life, records: list[bytes]) -> None:
+        if records != self.ensemble.committed[: len(records)]:
+            self.fail(life, "is given", tell(records), "which is not committed")
+        if records[: life.applied_count] != life.state[: life.applied_count]:
+            self.fail(life, "is given", tell(records), "after", tell(life.state))
+
+    def booted(self, life: Life, accepted_epoch: int, current_epoch: int) -> None:
+        was = life.machine.taking_over
+        if was is not None and life.records not in was:
+            self.fail(life, "recovered", tell(life.records), "of", *map(tell, was))
 
 
 class DurableLog(Invariant):

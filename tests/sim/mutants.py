@@ -30,6 +30,7 @@ from zkserver.storage.txnlog import TxnLog
 from .core_mutants import CORE_MUTANTS, CoreMutant
 from .directed import SCENARIOS
 from .ensemble_world import EnsembleWorld
+from .snapshot_mutants import SNAPSHOT_MUTANTS
 
 MUTANTS: Final[dict[str, Callable[[], contextlib.AbstractContextManager[Any]]]] = {}
 
@@ -129,7 +130,7 @@ def quorum_one_too_small() -> Iterator[None]:
         yield
 
 
-MUTANTS.update({each.name: each for each in CORE_MUTANTS})
+MUTANTS.update({each.name: each for each in CORE_MUTANTS + SNAPSHOT_MUTANTS})
 
 
 def run_mutant(name: str, seeds: range, *, until: int = 0) -> Counter[str]:

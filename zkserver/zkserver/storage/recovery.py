@@ -13,7 +13,12 @@ from collections.abc import Iterator
 from random import Random
 from typing import Final
 
-from duolog_protocol.errors import CorruptRecordError, DataDirectoryError, StorageError
+from duolog_protocol.errors import (
+    CorruptRecordError,
+    DataDirectoryError,
+    LogOfflineError,
+    StorageError,
+)
 from duolog_protocol.types import epoch_of
 from duolog_runtime.files import File, Files
 
@@ -70,6 +75,8 @@ class DataDirectory:
             # read from here on is relied on.
             files.sync_dir(self.path)
             for zxid in received_files(files, self.path):
+                for _ in self.received_chunks(zxid):
+                    pass  # whatever it is to replace is still here: read it first
                 replace_logs(files, self.path, self.identity, rng, zxid)
                 self._adopt_received(zxid)
             self.epochs = EpochFiles(files, self.path, self.identity)
@@ -152,25 +159,28 @@ class DataDirectory:
         """Begin to take a leader's snapshot; finished, it waits for `install`. Raises OSError."""
         return SnapshotWriter(self.files, self.path, self.identity, zxid, received_name(zxid))
 
-    def received_chunks(self, zxid: int) -> Iterator[bytes]:
-        """The chunks of a snapshot that was received, and is not installed. As `read_snapshot`."""
-        return read_snapshot(self.files, self.path, self.identity, zxid, received_name(zxid))
+    def received_chunks(self, zxid: int, *, is_sealed_only: bool = False) -> Iterator[bytes]:
+        """The chunks of a snapshot that was received, and is not installed. As `read_snapshot`.
 
-    def discard_received(self, zxid: int) -> None:
-        """It is of no use. Raises OSError."""
-        self.files.unlink(f"{self.path}/{received_name(zxid)}")
-        self.files.sync_dir(self.path)
+        `is_sealed_only`: it was not published yet.
+        """
+        name = received_name(zxid) + (".tmp" if is_sealed_only else "")
+        return read_snapshot(self.files, self.path, self.identity, zxid, name)
 
-    def install(self, zxid: int) -> None:
+    def install(self, writer: SnapshotWriter, zxid: int) -> None:
         """A snapshot that was received takes the place of everything that is here, durably.
 
-        It is complete and durable, and goes beyond the end of the log. While its name says
+        It is sealed, and goes beyond the end of the log. From the moment at which its name says
         that it was received, every start installs it, so that a crash on the way does no harm.
-        Raises LogOfflineError, OSError.
+        Raises LogOfflineError for whatever fails: only the next start knows how far it has come.
         """
         assert zxid > self.log.last_zxid, (f"{zxid:#x}", f"{self.log.last_zxid:#x}")
-        self.log.restart_at(zxid)
-        self._adopt_received(zxid)
+        try:
+            writer.publish()
+            self.log.restart_at(zxid)
+            self._adopt_received(zxid)
+        except OSError as error:
+            raise LogOfflineError(f"cannot install {received_name(zxid)}: {error}") from error
         self.snapshot_zxid = zxid
 
     def _adopt_received(self, zxid: int) -> None:
