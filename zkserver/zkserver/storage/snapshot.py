@@ -68,9 +68,13 @@ class SnapshotWriter:
         self._chain = 0
         self._unsynced_bytes = 0
         header = encode_header(SNAPSHOT_MAGIC, identity, zxid)
-        self._file.truncate(0)
-        self._file.pwrite(header, 0)
         self._position = len(header)
+        try:
+            self._file.truncate(0)
+            self._file.pwrite(header, 0)
+        except OSError:
+            self.abort()
+            raise
 
     def write(self, chunk: bytes) -> None:
         """Add a chunk."""
