@@ -111,7 +111,6 @@ CORE_MUTANTS: Final = (
                 "(epoch, self._phase)",
                 "if self._phase is not Phase.ADOPTING: return",
             ),
-            Edit(Follower, "_on_truncate", "ledger.is_settled", "True"),
             Edit(Ledger, "truncate_to", 'assert self.is_settled, "truncated', 'assert True, "'),
         ),
     ),

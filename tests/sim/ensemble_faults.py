@@ -95,6 +95,7 @@ def draw_mix(seed: int) -> FaultMix:
         mean_notice_us=rng.choice((100, 1_000)),
     )
     mix.snap_count = rng.choice((8, 30, 120, 1_000_000))
+    mix.limits["disk_limit_ms"] = rng.choice((250, 10_000))
     mix.snap_retain_count = rng.choice((1, 1, 3))
     if rng.random() < 0.25:
         return mix

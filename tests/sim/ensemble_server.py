@@ -162,8 +162,8 @@ class Life:
         world.checks.booted(self, epochs.accepted_epoch, epochs.current_epoch)
         machine.durable[:] = self.records  # recovery has made it durable
         if machine.taking_over is not None:
-            machine.gone.update(*machine.taking_over)
-            machine.gone.difference_update(self.records)
+            old, _ = machine.taking_over
+            machine.gone.update(set(old).difference(self.records))
             machine.taking_over = None
         machine.accepted_epoch, machine.current_epoch = epochs.accepted_epoch, epochs.current_epoch
         self._watch_log()
@@ -546,6 +546,7 @@ class Life:
         self.machine.taking_over = (old, new)
         both = count_up_to(old, last_zxid_of([a for a, b in zip(old, new, strict=False) if a == b]))
         del self.durable[both:]  # from now on a crash may lose them
+        self.machine.gone.difference_update(new)
 
     # ---- time -----------------------------------------------------------------------------------
 

@@ -23,11 +23,14 @@ from zkserver.core.peer_events import (
     AdoptEpoch,
     AppendRecords,
     ApplyUpTo,
+    ChunkWritten,
     CloseLink,
     Dial,
     DialFailed,
+    DropSnapshot,
     EpochAccepted,
     EpochAdopted,
+    InstallSnapshot,
     LeadConfirmed,
     LinkLost,
     LinkOpened,
@@ -40,10 +43,13 @@ from zkserver.core.peer_events import (
     PeerEvent,
     PeerTimerFired,
     Propose,
+    ReceiveSnapshot,
     SendHistory,
     SendSnapshot,
     Serve,
+    SnapshotInstalled,
     StopServing,
+    StoreChunk,
     Tell,
     Truncated,
     TruncateLog,
@@ -53,7 +59,16 @@ MAX_ROUNDS = 200
 """An ensemble is quiet after so many."""
 DEFAULTS = PeerConfig(1, frozenset({1}))
 
-Work = AcceptEpoch | AdoptEpoch | AppendRecords | TruncateLog
+Work = (
+    AcceptEpoch
+    | AdoptEpoch
+    | AppendRecords
+    | TruncateLog
+    | ReceiveSnapshot
+    | StoreChunk
+    | InstallSnapshot
+    | DropSnapshot
+)
 
 
 def zxid_of(record: bytes) -> int:
@@ -174,10 +189,12 @@ class Server:
         done = 0
         while self.disk and done != count:
             done += 1
-            self.step(self._do(self.disk.popleft()))
+            event = self._do(self.disk.popleft())
+            if event is not None:
+                self.step(event)
         return done
 
-    def _do(self, work: Work) -> PeerEvent:
+    def _do(self, work: Work) -> PeerEvent | None:
         match work:
             case AppendRecords(first_zxid=first_zxid) if self.is_full:
                 self.disk.clear()
@@ -190,6 +207,13 @@ class Server:
                 assert self.log[: len(self.applied)] == self.applied, "truncates what is committed"
                 self.built = self.built[: len(self.log)]
                 return Truncated(zxid)
+            case ReceiveSnapshot() | DropSnapshot():
+                return None
+            case StoreChunk():
+                return ChunkWritten()
+            case InstallSnapshot(zxid=zxid):
+                self.log, self.built = [], []
+                return SnapshotInstalled(zxid)
             case AcceptEpoch(epoch=epoch):
                 assert epoch > self.accepted_epoch, (epoch, self.accepted_epoch)
                 self.accepted_epoch = epoch
