@@ -239,3 +239,13 @@ def test_what_was_applied_and_truncated_is_applied_again_as_it_is_then() -> None
 def test_nothing_is_applied_that_is_not_logged() -> None:
     with pytest.raises(AssertionError):
         rebuilt(last=2, applied_to=3)
+
+
+def test_a_purge_is_heard_of_also_while_a_snapshot_is_installed_that_is_refused_then() -> None:
+    """Otherwise the log would be promised to learners further back than it goes."""
+    found = rebuilt(last=5, applied_to=5)
+    found.receive_snapshot(z(9))
+    found.install_snapshot(z(9), 1, 0)
+    found.on_purged(z(3))
+    found.on_snapshot_refused()
+    assert (found.log.first_zxid_before, found.log.last_zxid) == (z(3), z(5))

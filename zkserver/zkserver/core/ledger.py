@@ -189,6 +189,12 @@ class Ledger:
             self.log, self._replaced_log = self._replaced_log, None
         assert self.log.last_zxid == self.durable_zxid, (self.log.last_zxid, self.durable_zxid)
 
+    def on_purged(self, first_zxid_before: int) -> None:
+        """The log's files begin after that zxid, also if what is to replace them is refused."""
+        for log in (self.log, self._replaced_log):
+            if log is not None:
+                log.forget_before(first_zxid_before)
+
     def on_truncated(self, zxid: int) -> None:
         """The log ends at `zxid`."""
         self._ended()

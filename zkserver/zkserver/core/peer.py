@@ -207,7 +207,7 @@ class Peer:
                     raise GaveUp(reason)
             case LogPurged(first_zxid_before=zxid):
                 if zxid > self._ledger.log.first_zxid_before:
-                    self._ledger.log.forget_before(zxid)
+                    self._ledger.on_purged(zxid)
             case NotificationReceived():
                 self._on_notification(event.sender_id, event.notification)
             case PeerTimerFired():

@@ -195,9 +195,17 @@ class DataDirectory:
         """Forget every record after `zxid`, and every snapshot that has one of them, durably.
 
         Snapshots go first: after a crash in between, the log still holds all that it did. Raises
-        as `TxnLog.truncate_to`, OSError.
+        as `TxnLog.truncate_to`, OSError; DataDirectoryError, with nothing changed, where neither
+        snapshot nor log would be left to say what the state is.
         """
-        newer = [each for each in snapshot_files(self.files, self.path) if each > zxid]
+        snapshots = snapshot_files(self.files, self.path)
+        newer = [each for each in snapshots if each > zxid]
+        older = snapshots[: len(snapshots) - len(newer)]
+        if max(older, default=0) < self.log.first_zxid_before:
+            raise DataDirectoryError(
+                f"{self.path}: cannot be truncated to zxid {zxid:#x}, the log begins after "
+                f"{self.log.first_zxid_before:#x}"
+            )
         for each in newer:
             self.files.unlink(f"{self.path}/{snapshot_name(each)}")
         if newer:
