@@ -180,6 +180,8 @@ class Life:
         log = EpochEnds(data.snapshot_zxid)
         for zxid in map(zxid_of, behind):
             log.append(zxid, zxid)
+        older = map(zxid_of, data.records_before_snapshot())
+        log = log.with_history(data.log.first_zxid_before, older)
         self.peer = Peer(
             machine.config,
             epochs.accepted_epoch,

@@ -185,7 +185,9 @@ def main() -> int:
         survivors += died == 0 and not directed
         seconds = time.perf_counter() - started
         reasons = ", ".join(f"{reason} {count}" for reason, count in found.most_common())
-        told = ", ".join(directed)
+        told = next(iter(directed), "")
+        if len(directed) > 1:
+            told += f", and in {len(directed) - 1} more"
         print(f"{name}: died in {died} of {given.seeds} seeds, {seconds:.0f} s: {reasons}; {told}")
         rows.append(f"| {name} | {_origin(name)} | {died} of {given.seeds} | {reasons} | {told} |")
     if given.table is not None:

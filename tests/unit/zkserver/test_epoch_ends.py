@@ -116,6 +116,26 @@ def test_what_was_forgotten_before_the_log_begins_is_forgotten_once() -> None:
         log.forget_before(make_zxid(2, 8))
 
 
+def test_a_log_that_was_read_from_its_snapshot_on_is_known_from_further_back() -> None:
+    whole = log_of((1, 4), (3, 6), (4, 1))
+    zxids = [make_zxid(epoch, n) for epoch, count in ((1, 5), (3, 3)) for n in range(count)]
+    behind = EpochEnds(zxids[-1])
+    behind.append(make_zxid(3, 3), make_zxid(3, 6))
+    behind.append(make_zxid(4, 0), make_zxid(4, 1))
+    found = behind.with_history(0, zxids)
+    assert found.first_zxid_before == 0 and found._ends == whole._ends
+    assert behind.with_history(zxids[1], zxids[2:])._ends == whole._ends[1:]
+    assert behind.with_history(zxids[-1], [])._ends == behind._ends
+
+
+@pytest.mark.parametrize("missing", [0, 3, 7])
+def test_what_is_read_with_a_gap_is_not_promised(missing: int) -> None:
+    zxids = [make_zxid(epoch, n) for epoch, count in ((1, 5), (3, 3)) for n in range(count)]
+    behind = EpochEnds(zxids[-1])
+    del zxids[missing]
+    assert behind.with_history(0, zxids) is behind
+
+
 def nearby(rng: random.Random, log: EpochEnds) -> int:
     """A zxid in, around and between the epochs of the log."""
     return make_zxid(rng.randint(0, epoch_of(log.last_zxid) + 2), rng.randint(0, 12))

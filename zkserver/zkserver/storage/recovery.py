@@ -125,6 +125,16 @@ class DataDirectory:
                 f"{name} is {bound}: the files are not of one moment"
             )
 
+    def records_before_snapshot(self) -> Iterator[bytes]:
+        """The records up to the snapshot, as far back as the log goes; once `records` has ended.
+
+        No state rests on them any more. Raises CorruptRecordError, DataDirectoryError, OSError.
+        """
+        for record in self.log.read_from(self.log.first_zxid_before):
+            if int.from_bytes(record[:8], "big") > self.snapshot_zxid:
+                return
+            yield record
+
     def purge(self, retain_count: int) -> list[str]:
         """Delete all snapshots but the newest `retain_count`, and the logs that none of them needs.
 
