@@ -21,10 +21,13 @@ from .invariants import (
     Invariant,
     LeaderLogCompleteness,
     Leadership,
+    LinearizableSync,
     NoAckedWriteLost,
     PrefixConsistency,
     PrimaryIntegrity,
     ProcessConsistency,
+    ServesCommitted,
+    WholeSnapshot,
 )
 from .message_invariants import DurableBeforeSent, MessageLegal, PromisedOnce
 from .situations import Situations
@@ -43,8 +46,11 @@ INVARIANTS: Final[tuple[type[Invariant], ...]] = (
     ProcessConsistency,
     LeaderLogCompleteness,
     NoAckedWriteLost,
+    ServesCommitted,
+    LinearizableSync,
     CommittedLogDurability,
     DurableLog,
+    WholeSnapshot,
     HonestVote,
     EpochOfLog,
     DurableBeforeSent,
@@ -67,6 +73,8 @@ class Checks:
         self._tells = self._overriding("tells")
         self._notifies = self._overriding("notifies")
         self._leads = self._overriding("leads")
+        self._confirmed = self._overriding("confirmed")
+        self._installs = self._overriding("installs")
         self._stepped = self._overriding("stepped")
 
     def _overriding(self, name: str) -> list[Callable[..., None]]:
@@ -104,6 +112,14 @@ class Checks:
     def notifies(self, life: Life, notification: Notification) -> None:
         for each in self._notifies:
             each(life, notification)
+
+    def installs(self, life: Life, records: list[bytes]) -> None:
+        for each in self._installs:
+            each(life, records)
+
+    def confirmed(self, life: Life, epoch: int, zxid: int) -> None:
+        for each in self._confirmed:
+            each(life, epoch, zxid)
 
     def stepped(self, life: Life) -> None:
         """A peer has taken an event; a leader that it made is told of, too."""

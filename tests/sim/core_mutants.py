@@ -111,7 +111,6 @@ CORE_MUTANTS: Final = (
                 "(epoch, self._phase)",
                 "if self._phase is not Phase.ADOPTING: return",
             ),
-            Edit(Follower, "_on_truncate", "ledger.is_settled", "True"),
             Edit(Ledger, "truncate_to", 'assert self.is_settled, "truncated', 'assert True, "'),
         ),
     ),
@@ -350,6 +349,47 @@ CORE_MUTANTS: Final = (
                 "    self._ledger.effects.append(Serve(self.epoch, self.leader_id))",
             ),
         ),
+    ),
+    CoreMutant(
+        "serves_what_may_go_again",
+        "ZR16, ServesCommitted",
+        (
+            Edit(
+                Follower,
+                "_serve_if_committed",
+                "not self._serves and self._ledger.may_serve",
+                "not self._serves",
+            ),
+        ),
+    ),
+    CoreMutant(
+        "applied_and_truncated_not_applied_again",
+        "ServesCommitted",
+        (
+            Edit(
+                Ledger,
+                "truncate_to",
+                "self.applied_zxid = min(self.applied_zxid, zxid)",
+                "pass",
+            ),
+        ),
+    ),
+    CoreMutant(
+        "sync_without_a_round",
+        "A.10, Z-1675, Z-2136, Z-3600",
+        (
+            Edit(
+                Leader,
+                "on_confirm",
+                "self._asking.append(token)",
+                "self._ledger.effects.append(LeadConfirmed(token))",
+            ),
+        ),
+    ),
+    CoreMutant(
+        "sync_confirmed_by_old_pongs",
+        "A.10, Z-1675, Z-2136, Z-3600",
+        (Edit(Leader, "_count_round", " and each.round == self._round", ""),),
     ),
     CoreMutant(
         "leads_without_a_quorum",

@@ -7,12 +7,12 @@ crash, a pause or a message may come between.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from duolog_cluster.sim.scheduler import Scheduler
-from duolog_protocol.errors import StorageError
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class DiskOwner(Protocol):
 
 
 class SimExecutor:
-    """A `DiskExecutor` of one life, for an owner that gives it one piece of work at a time."""
+    """A `DiskExecutor` of one life: one piece of work after the other."""
 
     def __init__(
         self, owner: DiskOwner, scheduler: Scheduler, rng: random.Random, pace: DiskPace
@@ -59,14 +59,25 @@ class SimExecutor:
         self._scheduler = scheduler
         self._rng = rng
         self._pace = pace
-        self.pending = 0
+        self._queue: deque[tuple[Callable[[], Any], Callable[..., None]]] = deque()
+        self._is_working = False
+
+    @property
+    def pending(self) -> int:
+        """See DiskExecutor."""
+        return len(self._queue) + self._is_working
 
     def submit(
         self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]
     ) -> None:
         """See DiskExecutor."""
-        assert not self.pending, "one at a time"
-        self.pending = 1
+        self._queue.append((work, done))
+        if not self._is_working:
+            self._next()
+
+    def _next(self) -> None:
+        work, done = self._queue.popleft()
+        self._is_working = True
         rng, pace = self._rng, self._pace
         delay = int(rng.expovariate(1) * pace.mean_work_us)
         if rng.random() < pace.stall_rate:
@@ -80,13 +91,17 @@ class SimExecutor:
         result, failure = None, None
         try:
             result = work()
-        except (StorageError, OSError) as error:
+        except AssertionError:
+            raise
+        except Exception as error:
             failure = error
         self._owner.disk_changed()
         self._owner.crash_point("between work and notice")
 
         def notice() -> None:
-            self.pending = 0
+            self._is_working = False
+            if self._queue:
+                self._next()
             done(result, failure)
 
         self._later(int(self._rng.expovariate(1) * self._pace.mean_notice_us), notice)

@@ -36,12 +36,18 @@ class FaultMix:
     limits: dict[str, Any] = field(default_factory=dict)
     """Fields of PeerConfig."""
     log_file_bytes: int = 4_096
+    snap_count: int = 1_000_000
+    """A server takes a snapshot after so many records, or half of them."""
+    snap_retain_count: int = 1
+    """Snapshots that are kept, with the log behind the oldest of them."""
     most_in_history: int = 8
     """Records of a proposal of the history."""
     mean_propose_ms: int = 20
     most_in_propose: int = 4
     disk_crash_rate: float = 0.0
     """At every sync and rename, before it and after it."""
+    install_crash_rate: float = 0.0
+    """The same while a snapshot of the leader takes the place of what is there."""
     notice_crash_rate: float = 0.0
     """Between the end of a disk job and the event that tells it."""
     ack_crash_rate: float = 0.0
@@ -88,12 +94,16 @@ def draw_mix(seed: int) -> FaultMix:
         mean_work_us=rng.choice((300, 2_000, 8_000)),
         mean_notice_us=rng.choice((100, 1_000)),
     )
+    mix.snap_count = rng.choice((8, 30, 120, 1_000_000))
+    mix.limits["disk_limit_ms"] = rng.choice((250, 10_000))
+    mix.snap_retain_count = rng.choice((1, 1, 3))
     if rng.random() < 0.25:
         return mix
     mix.network = _draw_network(rng)
     mix.pace.stall_rate = rng.choice((0.0, 0.0, 0.01))
     if rng.random() < 0.6:
         mix.disk_crash_rate = rng.choice((0.0, 0.0005, 0.002))
+        mix.install_crash_rate = rng.choice((0.0, 0.05, 0.2))
         mix.notice_crash_rate = rng.choice((0.0, 0.002, 0.01))
         mix.ack_crash_rate = rng.choice((0.0, 0.001, 0.01))
         mix.message_crash_rate = rng.choice((0.0, 0.02, 0.1))

@@ -27,6 +27,10 @@ class Machine:
         )
         self.durable: list[bytes] = []
         """Records that no crash may lose; a truncation under way has already cut them."""
+        self.gone: set[bytes] = set()
+        """Records that were truncated, and that no crash may bring back."""
+        self.taking_over: tuple[list[bytes], list[bytes]] | None = None
+        """What was there and what comes instead, while a leader's snapshot is being installed."""
         self.accepted_epoch = 0
         self.current_epoch = 0
         """Epochs that no crash may lose."""

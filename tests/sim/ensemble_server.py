@@ -2,14 +2,14 @@
 
 A life is the real Peer over the real PeerDisk and DataDirectory, with everything asynchronous
 stepped by the scheduler. A crash point may end a life in the middle of its effects. State is
-f(log prefix): what `ApplyUpTo` has told is applied, nothing at start.
+f(log prefix): all that was recovered at the start, then what `ApplyUpTo` has told.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from duolog_cluster.sim.disk import PowerLoss
@@ -21,6 +21,7 @@ from duolog_protocol.quorum_messages import (
     NewLeaderAck,
     Notification,
     PeerState,
+    Ping,
     Proposal,
     UpToDate,
 )
@@ -33,10 +34,15 @@ from zkserver.core.peer_events import (
     AppendRecords,
     ApplyUpTo,
     CloseLink,
+    ConfirmLead,
     Dial,
     DialFailed,
+    DropSnapshot,
+    InstallSnapshot,
+    LeadConfirmed,
     LinkLost,
     LinkOpened,
+    LogPurged,
     LogRefused,
     MessageReceived,
     NotificationReceived,
@@ -45,18 +51,27 @@ from zkserver.core.peer_events import (
     PeerEvent,
     PeerTimerFired,
     Propose,
+    ReadOn,
+    ReceiveSnapshot,
     SendHistory,
+    SendSnapshot,
     Serve,
+    SnapshotInstalled,
+    SnapshotRefused,
     StopServing,
+    StoreChunk,
     Tell,
+    Truncated,
     TruncateLog,
 )
 from zkserver.server.peer_disk import PeerDisk
+from zkserver.server.snapshotting import Snapshotting
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
 from .ensemble_disk import SimExecutor
 from .ensemble_records import count_up_to, last_zxid_of, make_record, zxid_of
+from .ensemble_snapshots import decode_chunks, records_on_disk, snapshotting_of
 from .violation import Violation
 
 if TYPE_CHECKING:
@@ -64,8 +79,8 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = "/zk"
 MAX_GROUP_BYTES: Final = (1, 100, 1_000, 1 << 20)
-MAX_PART_BYTES: Final = (1, 100, 1 << 20)
-"""From one record to all there are."""
+MAX_PART_BYTES: Final = (40, 400, 1 << 20)
+"""From two records to all there are."""
 ENSEMBLE_ID: Final = 7
 IMPORTANT: Final = (LeaderInfo, AckEpoch, NewLeaderAck, Ack, UpToDate)
 """Messages that something must be durable before: a crash next to them is worth trying."""
@@ -87,8 +102,12 @@ class Life:
         self.durable = machine.durable
         self.records: list[bytes] = []
         """The log as the peer sees it: on the disk, or on its way there."""
+        self.state: list[bytes] = []
+        """What clients would see: what was recovered and applied, committed or not."""
         self.applied_count = 0
-        """How many of `records` are applied."""
+        """How many of `records` are applied and known to be committed."""
+        self._rebuilt: list[bytes] | None = None
+        """The state that a disk job has built anew, until its end is told."""
         self.serving_epoch = 0
         """Clients are served under this epoch; 0: they are not."""
         self.serves_as_leader = False
@@ -110,8 +129,12 @@ class Life:
         """The earliest timer that is set, 0 for none."""
         self._timers_now = (0, 0)
         self._rng = random.Random(f"{self.world.seed} life {self.server_id} {self.number}")
+        self.rng = self._rng
+        self._snapshot: list[bytes] = []
+        """Chunks of a leader's snapshot that have come so far."""
         self._data: DataDirectory
         self._disk: PeerDisk
+        self._snapshotting: Snapshotting
         self.peer: Peer
 
     def __repr__(self) -> str:
@@ -130,28 +153,42 @@ class Life:
             ensemble_id=ENSEMBLE_ID,
             log_options=LogOptions(world.mix.log_file_bytes, 512),
         )
-        self.records = list(self._data.records(may_be_half=True))
+        data = self._data
+        before = decode_chunks(data.snapshot_chunks())
+        behind = list(data.records(may_be_half=True))
+        self.records = before + behind
+        self.state = list(self.records)
         epochs = self._data.epochs
         world.checks.booted(self, epochs.accepted_epoch, epochs.current_epoch)
         machine.durable[:] = self.records  # recovery has made it durable
+        if machine.taking_over is not None:
+            old, _ = machine.taking_over
+            machine.gone.update(set(old).difference(self.records))
+            machine.taking_over = None
         machine.accepted_epoch, machine.current_epoch = epochs.accepted_epoch, epochs.current_epoch
         self._watch_log()
+        executor = SimExecutor(self, world.scheduler, rng, world.mix.pace)
+        self._snapshotting = snapshotting_of(self, data, executor)
         self._disk = PeerDisk(
-            self._data,
-            SimExecutor(self, world.scheduler, rng, world.mix.pace),
+            data,
+            executor,
             self,
             max_group_bytes=rng.choice(MAX_GROUP_BYTES),
             max_part_bytes=rng.choice(MAX_PART_BYTES),
+            builder=self,
         )
-        log = EpochEnds(0)
-        for zxid in map(zxid_of, self.records):
+        log = EpochEnds(data.snapshot_zxid)
+        for zxid in map(zxid_of, behind):
             log.append(zxid, zxid)
+        older = map(zxid_of, data.records_before_snapshot())
+        log = log.with_history(data.log.first_zxid_before, older)
         self.peer = Peer(
             machine.config,
             epochs.accepted_epoch,
             epochs.current_epoch,
             log,
             random.Random(rng.getrandbits(64)),
+            last_zxid_of(self.state),
         )
         world.network.attach(self.server_id, self)
         self.is_attached = True
@@ -183,23 +220,38 @@ class Life:
 
     def _watch_log(self) -> None:
         """Know what the disk holds, whatever happens next."""
-        log, durable = self._data.log, self.durable
+        log, durable, gone = self._data.log, self.durable, self.machine.gone
         append_durably, truncate_to = log.append_durably, log.truncate_to
 
         def append(records: list[bytes], last_zxid: int) -> None:
             append_durably(records, last_zxid)
             durable.extend(records)
+            gone.difference_update(records)
 
         def truncate(zxid: int) -> None:
-            del durable[count_up_to(durable, zxid) :]  # from now on a crash may lose them
+            kept = count_up_to(durable, zxid)
+            cut = durable[kept:]
+            del durable[kept:]  # from now on a crash may lose them
             truncate_to(zxid)
+            gone.update(cut)  # from now on none may bring them back
 
         log.append_durably = append  # type: ignore[method-assign, assignment]
+
+        def take_over(writer: Any, zxid: int) -> None:
+            assert machine.taking_over is not None, "no state was built of the snapshot"
+            old, new = machine.taking_over
+            install(writer, zxid)
+            gone.update(set(old).difference(new))
+            durable[:] = new
+            machine.taking_over = None
+
+        machine, install = self.machine, self._data.install
+        self._data.install = take_over  # type: ignore[method-assign]
         log.truncate_to = truncate  # type: ignore[method-assign]
 
     def log_on_disk(self) -> list[bytes]:
-        """What the log's files hold."""
-        return list(self._data.log.read_from(0))
+        """What snapshot and log hold."""
+        return records_on_disk(self._data)
 
     def guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
         """The callback of this life: it does nothing after its end, and may end it."""
@@ -281,18 +333,35 @@ class Life:
         self._send_history(link, records, is_last)
         if not is_last:
             self.world.mark("history in parts")
-            delay = self._rng.randrange(3_000)  # until the link has taken it
-            self.world.scheduler.after(
-                delay, self.guarded(lambda: self.arrive(lambda: self._disk.read_on(link)))
-            )
+            self._read_on(link)
+
+    def _read_on(self, link: Link) -> None:
+        delay = self._rng.randrange(3_000)  # until the link has taken it
+        self.world.scheduler.after(
+            delay, self.guarded(lambda: self.arrive(lambda: self._disk.read_on(link)))
+        )
 
     def history_gone(self, link: Link) -> None:
         """See PeerDiskOwner."""
-        raise Violation(f"HistoryIsThere: {self} has nothing for a learner")
+        self.world.mark("history gone")
+        self._links.pop(link, None)
+        link.close()
+        self.step(LinkLost(link))
 
     def snapshot_read(self, link: Link, message: Any) -> None:
         """See PeerDiskOwner."""
-        raise Violation(f"HistoryIsThere: {self} sends a snapshot")
+        if link in self._links:
+            self.world.checks.tells(self, link, message)
+            link.send(message)
+
+    def may_purge(self) -> bool:
+        """Nothing of the log is being read for a learner."""
+        return not self._disk.sends_history
+
+    def log_purged(self, first_zxid_before: int) -> None:
+        """Some of the log's files were deleted."""
+        self.world.mark("log purged")
+        self.step(LogPurged(first_zxid_before))
 
     def retry_disk(self, delay_ms: int) -> None:
         """See PeerDiskOwner."""
@@ -320,6 +389,12 @@ class Life:
         self.pending += records
         self.run(lambda: self.step(Propose(records, first, first + count - 1)))
 
+    def confirm_lead(self) -> None:
+        """Let a client ask the established leader for a sync."""
+        ensemble = self.world.ensemble
+        asked = (ensemble.last_established_epoch, ensemble.last_acknowledged_zxid)
+        self.run(lambda: self.step(ConfirmLead(asked)))
+
     def step(self, event: PeerEvent) -> None:
         """Let the peer take an event, and do what it asks for."""
         now_ms = self.world.scheduler.now_ms
@@ -327,6 +402,14 @@ class Life:
         if isinstance(event, LogRefused):
             del self.records[len(self.durable) :]
             self.world.mark("disk full")
+        elif isinstance(event, SnapshotRefused):
+            self.world.mark("snapshot refused")
+            self.records[:] = self.durable
+        elif isinstance(event, Truncated | SnapshotInstalled):
+            assert self._rebuilt is not None, "nothing was built anew"
+            self.state, self._rebuilt = self._rebuilt, None
+            if isinstance(event, SnapshotInstalled):
+                self._confirm(len(self.state))
         was_leader = self.peer.role == PeerState.LEADING
         effects = self.peer.step(event, now_ms)
         self.speaks_as_leader = was_leader or self.peer.role == PeerState.LEADING
@@ -364,7 +447,22 @@ class Life:
                 self.world.checks.truncates(self, zxid, kept)
                 del self.records[kept:]
                 self._disk.put(effect)
-            case SendHistory(link=link):
+            case ReceiveSnapshot():
+                self._snapshot = []
+                self._disk.put(effect)
+            case StoreChunk(data=data):
+                self._snapshot.append(data)
+                self._disk.put(effect)
+            case InstallSnapshot():
+                records = decode_chunks(self._snapshot)
+                self.world.checks.installs(self, records)
+                self.records[:] = records
+                self._disk.put(effect)
+            case DropSnapshot():
+                self._disk.put(effect)
+            case ReadOn(link=link):
+                self._read_on(link)
+            case SendHistory(link=link) | SendSnapshot(link=link):
                 if link in self._links:
                     self._links[link] = []
                     self._disk.put(effect)
@@ -379,16 +477,19 @@ class Life:
                     raise Violation(f"ServesOnceSynced: {self} serves before it may")
                 self.serving_epoch = epoch
                 self.serves_as_leader = leader_id == self.server_id
+                self._confirm(len(self.state))
             case StopServing():
                 self.serving_epoch = 0
                 self.serves_as_leader = False
                 self.pending.clear()
+            case LeadConfirmed(token=asked):
+                self.world.checks.confirmed(self, *asked)
 
     def _tell(self, link: Link, message: Any) -> None:
         if link not in self._links:
             return  # it has ended, and the peer will hear of it
         held = self._links[link]
-        if held is not None:
+        if held is not None and not isinstance(message, Ping):
             held.append(message)
             return
         important = isinstance(message, IMPORTANT)
@@ -419,10 +520,35 @@ class Life:
 
     def _apply_up_to(self, zxid: int) -> None:
         count = count_up_to(self.records, zxid)
+        self.state += self.records[len(self.state) : count]
+        self._snapshotting.count(count - self.applied_count)
+        self._confirm(count)
+        self.world.applied(self)
+        if self.serving_epoch:
+            self._snapshotting.maybe_begin()
+
+    def _confirm(self, count: int) -> None:
+        """So much of the state is known to be committed."""
         for index in range(self.applied_count, count):
             self.applied_count = index + 1
-            self.world.checks.applies(self, index, self.records[index])
-        self.world.applied(self)
+            self.world.checks.applies(self, index, self.state[index])
+
+    # ---- the disk's builder of states, in a disk job --------------------------------------------
+
+    def on_truncated(self, zxid: int) -> None:
+        """See StateBuilder."""
+        self._rebuilt = self.log_on_disk()
+        assert last_zxid_of(self._rebuilt) == zxid, f"{zxid:#x}"
+
+    def on_received(self, zxid: int, chunks: Iterator[bytes]) -> None:
+        """See StateBuilder."""
+        self._rebuilt = decode_chunks(chunks)
+        assert last_zxid_of(self._rebuilt) == zxid, f"{zxid:#x}"
+        old, new = list(self.durable), list(self._rebuilt)
+        self.machine.taking_over = (old, new)
+        both = count_up_to(old, last_zxid_of([a for a, b in zip(old, new, strict=False) if a == b]))
+        del self.durable[both:]  # from now on a crash may lose them
+        self.machine.gone.difference_update(new)
 
     # ---- time -----------------------------------------------------------------------------------
 

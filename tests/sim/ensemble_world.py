@@ -29,7 +29,7 @@ from duolog_protocol.errors import DiskFullError, StorageError
 from zkserver.core.peer_config import PeerConfig
 
 from .checks import Checks
-from .ensemble_faults import Nemesis, draw_mix
+from .ensemble_faults import FaultMix, Nemesis, draw_mix
 from .ensemble_machine import Machine
 from .ensemble_records import number_of, zxid_of
 from .ensemble_server import Life
@@ -50,9 +50,10 @@ MAX_PENDING = 64
 class EnsembleWorld:
     """One history; `run` raises Violation."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, mix: FaultMix | None = None) -> None:
+        """`mix`: instead of the one that the seed draws."""
         self.seed = seed
-        self.mix = draw_mix(seed)
+        self.mix = mix or draw_mix(seed)
         self.scheduler = Scheduler()
         self.network = Network(self.scheduler, random.Random(f"{seed} network"), self.mix.network)
         self.marks: dict[str, int] = {}
@@ -202,7 +203,7 @@ class EnsembleWorld:
         """The disks hold what was applied, and nothing else; all that was acknowledged."""
         for life in self.lives():
             NoAckedWriteLost(self.ensemble).check(life)
-            if life.log_on_disk() != self.ensemble.committed:
+            if life.log_on_disk() != self.ensemble.committed or life.state != life.records:
                 raise Violation(f"Convergence: the disk of {life} holds something else")
 
     def _state_of(self, machine: Machine) -> str:
@@ -254,6 +255,9 @@ class EnsembleWorld:
         while pending and zxid_of(pending[0]) <= done:
             record = pending.popleft()
             self.ensemble.acknowledged[zxid_of(record)] = record
+            self.ensemble.last_acknowledged_zxid = max(
+                self.ensemble.last_acknowledged_zxid, zxid_of(record)
+            )
 
     # ---- crashes --------------------------------------------------------------------------------
 
@@ -270,7 +274,10 @@ class EnsembleWorld:
 
     def disk_crash_point(self, machine: Machine, place: str) -> None:
         """As `crash_point`, in the middle of a disk job."""
-        self._maybe_crash(machine, place, self.mix.disk_crash_rate)
+        if machine.taking_over is None:
+            self._maybe_crash(machine, place, self.mix.disk_crash_rate)
+        else:
+            self._maybe_crash(machine, f"{place}, installing", self.mix.install_crash_rate)
 
     def _maybe_crash(self, machine: Machine, place: str, rate: float) -> None:
         if self._are_crash_points_on and rate and self._crash_rng.random() < rate:
@@ -328,4 +335,6 @@ class EnsembleWorld:
         for life in list(self.lives()):
             if life.serves_as_leader and not life.is_paused and len(life.pending) < MAX_PENDING:
                 life.propose(rng.randint(1, mix.most_in_propose))
+            if life.serves_as_leader and not (life.is_over or life.is_paused):
+                life.confirm_lead()
         self.scheduler.after(int(rng.expovariate(1) * mix.mean_propose_ms * 1_000), self._offer)

@@ -44,6 +44,9 @@ class Ensemble:
         """epoch -> its leader's log, from the moment at which it says NEWLEADER on."""
         self.epoch_leaders: dict[int, tuple[int, int]] = {}
         """epoch -> (server_id, life) of who has said NEWLEADER in it."""
+        self.last_established_epoch = 0
+        """The highest epoch that any leader was established in."""
+        self.last_acknowledged_zxid = 0
         self.history_counts: dict[int, int] = {}
         """epoch -> how many records its leader brought along."""
 
@@ -82,6 +85,13 @@ class Invariant:
     def leads(self, life: Life) -> None:
         """A leader has just been established."""
 
+    def installs(self, life: Life, records: list[bytes]) -> None:
+        """A leader's snapshot, of these records, is about to take the place of a log."""
+
+    def confirmed(self, life: Life, epoch: int, zxid: int) -> None:
+        """A leader knows that it has led since it was asked: then the last epoch that had been
+        established was `epoch`, and the last zxid that had been acknowledged `zxid`."""
+
     def stepped(self, life: Life) -> None:
         """A peer has taken an event, and its effects were performed."""
 
@@ -105,6 +115,7 @@ class Leadership(Invariant):
         if other != me:
             self.fail(life, "is established in epoch", epoch, "and so was", other)
         self.ensemble.epoch_logs.setdefault(epoch, list(life.records))
+        self.ensemble.last_established_epoch = max(self.ensemble.last_established_epoch, epoch)
 
 
 class PrefixConsistency(Invariant):
@@ -162,10 +173,16 @@ class PrimaryIntegrity(Invariant):
 class CommittedByQuorum(Invariant):
     """commitConsistent: what is applied first is on the disks of a quorum that holds the epoch."""
 
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__(ensemble)
+        self._count = 0
+        """Of those that were applied by anybody."""
+
     def applies(self, life: Life, index: int, record: bytes) -> None:
         ensemble, epoch = self.ensemble, life.last_epoch
-        if index != len(ensemble.committed) - 1:
+        if index < self._count:
             return
+        self._count = index + 1
         count = 0
         for machine in ensemble.voters:
             durable = machine.durable
@@ -250,6 +267,38 @@ class NoAckedWriteLost(Invariant):
             self.fail(life, "lacks", sorted(map(zxid_of, missing)))
 
 
+class ServesCommitted(Invariant):
+    """A client never sees what may still be truncated: all that is applied is committed.
+
+    Applied is what was recovered, at once, and what was told; and it is what the log says.
+    """
+
+    def stepped(self, life: Life) -> None:
+        state, peer = life.state, life.peer
+        if not life.serving_epoch:
+            return
+        last = last_zxid_of(state)
+        if last > peer.last_committed_zxid:
+            self.fail(life, f"serves {last:#x}, committed is {peer.last_committed_zxid:#x}")
+        if last != min(peer.last_committed_zxid, peer.last_durable_zxid):
+            self.fail(life, f"has applied {last:#x} of {peer.last_committed_zxid:#x}")
+        if state and state[-1] != life.records[len(state) - 1]:
+            self.fail(life, "has applied", tell(state), "of", tell(life.records))
+
+
+class LinearizableSync(Invariant):
+    """Who reads after a sync sees whatever had been acknowledged when the sync was asked for.
+
+    A leader that has confirmed its lead was followed by nobody that was established by then.
+    """
+
+    def confirmed(self, life: Life, epoch: int, zxid: int) -> None:
+        if epoch > life.peer.epoch:
+            self.fail(life, "leads epoch", life.peer.epoch, "when", epoch, "was established")
+        if zxid > last_zxid_of(life.state):
+            self.fail(life, "shows", tell(life.state), f"when {zxid:#x} was acknowledged")
+
+
 class CommittedLogDurability(Invariant):
     """No synchronization takes a committed record away; and it cuts where the log has a record."""
 
@@ -265,14 +314,33 @@ class CommittedLogDurability(Invariant):
                 self.fail(life, f"is cut to {zxid:#x}: loses", tell([mine]))
 
 
+class WholeSnapshot(Invariant):
+    """A leader's snapshot is of committed records, and is taken over whole or not at all."""
+
+    def installs(self, life: Life, records: list[bytes]) -> None:
+        if records != self.ensemble.committed[: len(records)]:
+            self.fail(life, "is given", tell(records), "which is not committed")
+        if records[: life.applied_count] != life.state[: life.applied_count]:
+            self.fail(life, "is given", tell(records), "after", tell(life.state))
+
+    def booted(self, life: Life, accepted_epoch: int, current_epoch: int) -> None:
+        was = life.machine.taking_over
+        if was is not None and life.records not in was:
+            self.fail(life, "recovered", tell(life.records), "of", *map(tell, was))
+
+
 class DurableLog(Invariant):
-    """What a disk has synced is there after a crash; epochs never fall, and are in order."""
+    """What a disk has synced is there after a crash, and what it has truncated is not; epochs never
+    fall, and are in order."""
 
     def booted(self, life: Life, accepted_epoch: int, current_epoch: int) -> None:
         machine = life.machine
         durable = machine.durable
         if life.records[: len(durable)] != durable:
             self.fail(life, "recovered", tell(life.records), "of", tell(durable))
+        back = machine.gone.intersection(life.records[len(durable) :])
+        if back:
+            self.fail(life, "recovered what was truncated:", tell(sorted(back)))
         if accepted_epoch < machine.accepted_epoch or current_epoch < machine.current_epoch:
             was = (machine.accepted_epoch, machine.current_epoch)
             self.fail(life, "recovered epochs", (accepted_epoch, current_epoch), "of", was)

@@ -3,8 +3,9 @@
 Z15 stateConsistent, Z16 proposalConsistent, Z17 commitConsistent, Z18 ackConsistent and Z19
 messageLegal of reference reliability §7.2, checked where a message is sent: the grammar is
 
-    leader     LeaderInfo [Truncate] Proposal* NewLeader Proposal* UpToDate (Proposal | Commit)*
-    learner    FollowerInfo AckEpoch NewLeaderAck Ack*
+    leader     LeaderInfo [Truncate | SnapshotBegin SnapshotChunk* SnapshotEnd]
+               Proposal* NewLeader Proposal* UpToDate (Proposal | Commit)*
+    learner    FollowerInfo AckEpoch ChunkStored* NewLeaderAck Ack*
 
 with Ping and Pong anywhere behind the first FollowerInfo.
 """
@@ -17,6 +18,7 @@ from duolog_cluster.sim.network import Link
 from duolog_protocol.quorum_messages import (
     Ack,
     AckEpoch,
+    ChunkStored,
     Commit,
     FollowerInfo,
     LeaderInfo,
@@ -25,6 +27,9 @@ from duolog_protocol.quorum_messages import (
     Ping,
     Pong,
     Proposal,
+    SnapshotBegin,
+    SnapshotChunk,
+    SnapshotEnd,
     Truncate,
     UpToDate,
 )
@@ -39,15 +44,22 @@ START: Final = ""
 GRAMMAR: Final = {
     LeaderInfo: ({START}, "led"),
     Truncate: ({"led"}, "cut"),
+    SnapshotBegin: ({"led"}, "snapshot"),
+    SnapshotChunk: ({"snapshot"}, "snapshot"),
+    SnapshotEnd: ({"snapshot"}, "cut"),
     NewLeader: ({"led", "cut", "history"}, "new"),
     UpToDate: ({"new"}, "up"),
     Commit: ({"up"}, "up"),
     FollowerInfo: ({START}, "introduced"),
     AckEpoch: ({"introduced"}, "promised"),
+    ChunkStored: ({"promised"}, "promised"),
     NewLeaderAck: ({"promised"}, "adopted"),
     Ack: ({"adopted"}, "adopted"),
 }
-LEADER_SAYS: Final = (LeaderInfo, Truncate, Proposal, NewLeader, UpToDate, Commit, Ping)
+LEADER_SAYS: Final = (
+    *(LeaderInfo, Truncate, SnapshotBegin, SnapshotChunk, SnapshotEnd),
+    *(Proposal, NewLeader, UpToDate, Commit, Ping),
+)
 
 
 class Talk:
@@ -86,6 +98,10 @@ class MessageLegal(Invariant):
                 theirs.zxid = message.last_zxid
             case Truncate(zxid):
                 self._truncates(life, talk, zxid)
+            case SnapshotBegin(zxid):
+                if talk.zxid is None or zxid <= talk.zxid:
+                    self.fail(life, f"sends a snapshot at {zxid:#x} to who is at {talk.zxid}")
+                talk.zxid = zxid
             case Proposal():
                 self._proposes(life, talk, message)
             case NewLeader(epoch):

@@ -28,7 +28,9 @@ from zkserver.storage.epoch_files import EpochFiles
 from zkserver.storage.txnlog import TxnLog
 
 from .core_mutants import CORE_MUTANTS, CoreMutant
+from .directed import SCENARIOS
 from .ensemble_world import EnsembleWorld
+from .snapshot_mutants import SNAPSHOT_MUTANTS
 
 MUTANTS: Final[dict[str, Callable[[], contextlib.AbstractContextManager[Any]]]] = {}
 
@@ -40,8 +42,8 @@ TABLE_HEAD: Final = (
     "`tests/sim/mutants.py`; written by `python -m tests.sim.mutants --table`. Row names are those",
     "of the bug catalogue in the tests' comments: Z-n is an issue of ZooKeeper.",
     "",
-    "| mutant | origin | died in | found by (seeds) |",
-    "|---|---|---|---|",
+    "| mutant | origin | died in | found by (seeds) | found in a story of `directed.py` |",
+    "|---|---|---|---|---|",
 )
 
 
@@ -128,7 +130,7 @@ def quorum_one_too_small() -> Iterator[None]:
         yield
 
 
-MUTANTS.update({each.name: each for each in CORE_MUTANTS})
+MUTANTS.update({each.name: each for each in CORE_MUTANTS + SNAPSHOT_MUTANTS})
 
 
 def run_mutant(name: str, seeds: range, *, until: int = 0) -> Counter[str]:
@@ -142,6 +144,18 @@ def run_mutant(name: str, seeds: range, *, until: int = 0) -> Counter[str]:
                 found[str(violation).partition(":")[0]] += 1
                 if until and found.total() >= until:
                     break
+    return found
+
+
+def run_directed(name: str) -> Counter[str]:
+    """Violations by name, over the stories of `directed`, and in which of them they were."""
+    found: Counter[str] = Counter()
+    with MUTANTS[name]():
+        for scenario, tell in SCENARIOS.items():
+            try:
+                tell()
+            except Exception as violation:
+                found[f"{str(violation).partition(':')[0]} in `{scenario}`"] += 1
     return found
 
 
@@ -166,12 +180,16 @@ def main() -> int:
             continue
         started = time.perf_counter()
         found = run_mutant(name, range(given.first, given.first + given.seeds))
+        directed = run_directed(name)
         died = sum(found.values())
-        survivors += died == 0
+        survivors += died == 0 and not directed
         seconds = time.perf_counter() - started
         reasons = ", ".join(f"{reason} {count}" for reason, count in found.most_common())
-        print(f"{name}: died in {died} of {given.seeds} seeds, {seconds:.0f} s: {reasons}")
-        rows.append(f"| {name} | {_origin(name)} | {died} of {given.seeds} | {reasons} |")
+        told = next(iter(directed), "")
+        if len(directed) > 1:
+            told += f", and in {len(directed) - 1} more"
+        print(f"{name}: died in {died} of {given.seeds} seeds, {seconds:.0f} s: {reasons}; {told}")
+        rows.append(f"| {name} | {_origin(name)} | {died} of {given.seeds} | {reasons} | {told} |")
     if given.table is not None:
         given.table.write_text("\n".join([*TABLE_HEAD, *rows, ""]))
     return 1 if survivors else 0

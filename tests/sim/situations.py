@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from duolog_cluster.sim.network import Link
-from duolog_protocol.quorum_messages import Commit, NewLeader, Proposal, Truncate, UpToDate
+from duolog_protocol.quorum_messages import (
+    Commit,
+    NewLeader,
+    Proposal,
+    SnapshotBegin,
+    Truncate,
+    UpToDate,
+)
 from duolog_protocol.types import epoch_of
 
 from .ensemble_records import last_zxid_of, zxid_of
@@ -37,8 +44,27 @@ class Situations(Invariant):
         if life.records[-1:] and epoch_of(last_zxid_of(life.records)) < life.peer.epoch - 1:
             self._mark("epochs without a record")
 
+    def installs(self, life: Life, records: list[bytes]) -> None:
+        self._mark("snapshot installed")
+        if life.records:
+            self._mark("snapshot installed over a log")
+
+    def booted(self, life: Life, accepted_epoch: int, current_epoch: int) -> None:
+        was = life.machine.taking_over
+        if was is not None:
+            self._mark(
+                "recovered what was there before the snapshot"
+                if life.records == was[0]
+                else "recovered the snapshot"
+            )
+
+    def confirmed(self, life: Life, epoch: int, zxid: int) -> None:
+        self._mark("lead confirmed")
+
     def truncates(self, life: Life, zxid: int, kept: int) -> None:
         self._mark("log truncated")
+        if kept < len(life.state):
+            self._mark("what was applied at the start truncated")
         if kept and epoch_of(zxid_of(life.records[kept])) != epoch_of(zxid):
             self._mark("whole epochs truncated")
 
@@ -59,6 +85,8 @@ class Situations(Invariant):
             case NewLeader():
                 if len(life.records) > len(life.durable):
                     self._mark("synced while proposals were in flight")
+            case SnapshotBegin():
+                self._mark("snapshot sent")
             case Truncate(zxid):
                 if zxid == 0:
                     self._mark("log truncated to nothing")

@@ -19,6 +19,7 @@ from duolog_protocol.quorum_codec import (
     encode_message,
 )
 from duolog_protocol.quorum_messages import (
+    MAX_CHUNK_BYTES,
     Ack,
     Commit,
     HandshakeMessage,
@@ -35,6 +36,8 @@ from duolog_protocol.quorum_messages import (
     Ping,
     Pong,
     Proposal,
+    SnapshotBegin,
+    SnapshotChunk,
 )
 from tests.unit.protocol.samples import PEER_SAMPLES
 
@@ -206,3 +209,9 @@ def test_the_server_end_of_a_connection_takes_the_preamble_before_it() -> None:
     stranger.get_buffer()[:4] = b"ruok"
     assert stranger.buffer_updated(4) == []
     assert stranger.state is ServerState.FOREIGN
+
+
+def test_the_largest_chunk_of_a_snapshot_fits_into_a_frame() -> None:
+    decoder = PeerDecoder(LEARNER)
+    messages = [WELCOME, SnapshotBegin(9), SnapshotChunk(bytes(MAX_CHUNK_BYTES)), Ping(0)]
+    assert names(decoder.feed(sent(*messages))) == messages

@@ -23,11 +23,15 @@ from zkserver.core.peer_events import (
     AdoptEpoch,
     AppendRecords,
     ApplyUpTo,
+    ChunkWritten,
     CloseLink,
     Dial,
     DialFailed,
+    DropSnapshot,
     EpochAccepted,
     EpochAdopted,
+    InstallSnapshot,
+    LeadConfirmed,
     LinkLost,
     LinkOpened,
     Logged,
@@ -39,10 +43,13 @@ from zkserver.core.peer_events import (
     PeerEvent,
     PeerTimerFired,
     Propose,
+    ReceiveSnapshot,
     SendHistory,
     SendSnapshot,
     Serve,
+    SnapshotInstalled,
     StopServing,
+    StoreChunk,
     Tell,
     Truncated,
     TruncateLog,
@@ -52,7 +59,16 @@ MAX_ROUNDS = 200
 """An ensemble is quiet after so many."""
 DEFAULTS = PeerConfig(1, frozenset({1}))
 
-Work = AcceptEpoch | AdoptEpoch | AppendRecords | TruncateLog
+Work = (
+    AcceptEpoch
+    | AdoptEpoch
+    | AppendRecords
+    | TruncateLog
+    | ReceiveSnapshot
+    | StoreChunk
+    | InstallSnapshot
+    | DropSnapshot
+)
 
 
 def zxid_of(record: bytes) -> int:
@@ -99,7 +115,12 @@ class Server:
         self.disk: deque[Work] = deque()
         self.is_full = False
         self.alive: Peer | None = None
+        self.built: list[bytes] = []
+        """The state: all of the log at the start, then what it was told to apply."""
         self.applied: list[bytes] = []
+        """What of it is known to be committed: what it was told to apply, all once it serves."""
+        self.confirmed: list[Any] = []
+        """Tokens, in the order in which its lead was confirmed."""
         self.serving: tuple[int, int] | None = None
         """(epoch, leader_id)"""
         self.told: list[tuple[int, Any]] = []
@@ -133,8 +154,11 @@ class Server:
         for zxid in map(zxid_of, self.log):
             log.append(zxid, zxid)
         self.applied, self.told, self.notified, self.reasons = [], [], [], []
+        self.built, self.confirmed = list(self.log), []
         rng = random.Random(self.server_id)
-        self.alive = Peer(self.config, self.accepted_epoch, self.current_epoch, log, rng)
+        self.alive = Peer(
+            self.config, self.accepted_epoch, self.current_epoch, log, rng, log.last_zxid
+        )
         self._perform(self.alive.start(self.ensemble.now_ms))
 
     def kill(self) -> None:
@@ -165,10 +189,12 @@ class Server:
         done = 0
         while self.disk and done != count:
             done += 1
-            self.step(self._do(self.disk.popleft()))
+            event = self._do(self.disk.popleft())
+            if event is not None:
+                self.step(event)
         return done
 
-    def _do(self, work: Work) -> PeerEvent:
+    def _do(self, work: Work) -> PeerEvent | None:
         match work:
             case AppendRecords(first_zxid=first_zxid) if self.is_full:
                 self.disk.clear()
@@ -178,8 +204,16 @@ class Server:
                 return Logged(work.last_zxid)
             case TruncateLog(zxid=zxid):
                 self.log = [record for record in self.log if zxid_of(record) <= zxid]
-                assert self.log[: len(self.applied)] == self.applied, "truncates what is applied"
+                assert self.log[: len(self.applied)] == self.applied, "truncates what is committed"
+                self.built = self.built[: len(self.log)]
                 return Truncated(zxid)
+            case ReceiveSnapshot() | DropSnapshot():
+                return None
+            case StoreChunk():
+                return ChunkWritten()
+            case InstallSnapshot(zxid=zxid):
+                self.log, self.built = [], []
+                return SnapshotInstalled(zxid)
             case AcceptEpoch(epoch=epoch):
                 assert epoch > self.accepted_epoch, (epoch, self.accepted_epoch)
                 self.accepted_epoch = epoch
@@ -213,10 +247,13 @@ class Server:
                     self._apply_up_to(zxid)
                 case Serve(epoch=epoch, leader_id=leader_id):
                     self.serving = (epoch, leader_id)
+                    self._deliver(self.built)
                     assert self.ensemble.led.setdefault(epoch, leader_id) == leader_id
                 case StopServing(reason=reason):
                     self.reasons.append(reason)
                     self.serving = None
+                case LeadConfirmed(token=token):
+                    self.confirmed.append(token)
                 case _:
                     self.disk.append(effect)
 
@@ -226,11 +263,20 @@ class Server:
         self.ensemble.send(self.server_id, link, message)
 
     def _apply_up_to(self, zxid: int) -> None:
-        self.applied = [record for record in self.log if zxid_of(record) <= zxid]
-        assert zxid_of(self.applied[-1]) == zxid, "applies what is not on its disk"
+        built = [record for record in self.log if zxid_of(record) <= zxid]
+        assert zxid_of(built[-1]) == zxid, "applies what is not on its disk"
+        assert built[: len(self.built)] == self.built, "applies something twice"
+        self.built = built
+        self._deliver(built)
+
+    def _deliver(self, records: list[bytes]) -> None:
+        """These are known to be committed."""
+        if records:
+            assert zxid_of(records[-1]) <= self.peer.last_committed_zxid, "shows what may go again"
+        self.applied = list(records)
         delivered = self.ensemble.delivered
-        delivered += self.applied[len(delivered) :]
-        assert delivered[: len(self.applied)] == self.applied, (delivered, self.applied)
+        delivered += records[len(delivered) :]
+        assert delivered[: len(records)] == records, (delivered, records)
 
 
 class Ensemble:

@@ -22,6 +22,9 @@ class PlainLog:
     def truncate_to(self, zxid: int) -> None:
         self.zxids = {each for each in self.zxids if each <= zxid}
 
+    def forget_before(self, zxid: int) -> None:
+        self.zxids = {each for each in self.zxids if each >= zxid}
+
     def last_common(self, zxid: int) -> int | None:
         return max((each for each in self.zxids if each <= zxid), default=None)
 
@@ -104,20 +107,54 @@ def test_only_what_is_held_can_be_truncated_to() -> None:
     assert log.last_zxid == 0 and log.follows(1)
 
 
+def test_what_was_forgotten_before_the_log_begins_is_forgotten_once() -> None:
+    """A log's files may go back further than what was read of them at the start."""
+    log = EpochEnds(make_zxid(2, 7))
+    log.forget_before(make_zxid(1, 3))
+    assert log.first_zxid_before == log.last_zxid == make_zxid(2, 7)
+    with pytest.raises(AssertionError):
+        log.forget_before(make_zxid(2, 8))
+
+
+def test_a_log_that_was_read_from_its_snapshot_on_is_known_from_further_back() -> None:
+    whole = log_of((1, 4), (3, 6), (4, 1))
+    zxids = [make_zxid(epoch, n) for epoch, count in ((1, 5), (3, 3)) for n in range(count)]
+    behind = EpochEnds(zxids[-1])
+    behind.append(make_zxid(3, 3), make_zxid(3, 6))
+    behind.append(make_zxid(4, 0), make_zxid(4, 1))
+    found = behind.with_history(0, zxids)
+    assert found.first_zxid_before == 0 and found._ends == whole._ends
+    assert behind.with_history(zxids[1], zxids[2:])._ends == whole._ends[1:]
+    assert behind.with_history(zxids[-1], [])._ends == behind._ends
+
+
+@pytest.mark.parametrize("missing", [0, 3, 7])
+def test_what_is_read_with_a_gap_is_not_promised(missing: int) -> None:
+    zxids = [make_zxid(epoch, n) for epoch, count in ((1, 5), (3, 3)) for n in range(count)]
+    behind = EpochEnds(zxids[-1])
+    del zxids[missing]
+    assert behind.with_history(0, zxids) is behind
+
+
 def nearby(rng: random.Random, log: EpochEnds) -> int:
     """A zxid in, around and between the epochs of the log."""
     return make_zxid(rng.randint(0, epoch_of(log.last_zxid) + 2), rng.randint(0, 12))
 
 
 def step(rng: random.Random, log: EpochEnds, plain: PlainLog) -> None:
-    kind = rng.randrange(4)
+    kind = rng.randrange(8)
+    if kind == 7:
+        zxid = rng.choice(sorted(plain.zxids))
+        log.forget_before(zxid)
+        plain.forget_before(zxid)
+        return
     if kind == 0:
         zxid = rng.choice(sorted(plain.zxids))
         log.truncate_to(zxid)
         plain.truncate_to(zxid)
         return
     first_zxid = log.last_zxid + 1
-    if kind == 1:
+    if kind <= 2:
         first_zxid = make_zxid(epoch_of(log.last_zxid) + rng.randint(1, 2), 0)
     last_zxid = first_zxid + rng.randrange(4)
     assert log.follows(first_zxid), f"{first_zxid:#x}"
@@ -132,7 +169,7 @@ def test_random_programs_against_a_plain_set(seed: int) -> None:
     log, plain = EpochEnds(start), PlainLog(start)
     for _ in range(40):
         step(rng, log, plain)
-        assert log.first_zxid_before == start
+        assert log.first_zxid_before == min(plain.zxids)
         assert log.last_zxid == max(plain.zxids)
         assert all(map(log.holds, plain.zxids)), seed
         for _ in range(20):

@@ -9,6 +9,7 @@ import pytest
 from duolog_protocol.quorum_messages import (
     Ack,
     AckEpoch,
+    ChunkStored,
     Commit,
     FollowerInfo,
     LeaderInfo,
@@ -16,8 +17,12 @@ from duolog_protocol.quorum_messages import (
     NewLeaderAck,
     Ping,
     Pong,
+    SnapshotBegin,
+    SnapshotChunk,
+    SnapshotEnd,
     Truncate,
     UpToDate,
+    Vote,
 )
 from duolog_protocol.types import make_zxid
 
@@ -302,3 +307,120 @@ def test_a_server_that_cannot_be_reached_is_not_waited_for() -> None:
     ensemble.deliver(2, 3)
     ensemble.advance(1_000)
     assert ensemble.leader is ensemble[2]
+
+
+# --- What is applied at the start -----------------------------------------------------------------
+
+
+def test_nobody_is_served_before_all_that_was_applied_at_the_start_is_committed() -> None:
+    """What only 2 has on its disk is applied there, and may have to go again."""
+    ensemble = established()
+    ensemble[3].propose(b"a")
+    ensemble.deliver(3, 2)
+    ensemble[2].do_disk()
+    ensemble.lose_link(2, 3)
+    ensemble[2].kill()
+    ensemble[2].start()
+    ensemble.gossip()
+    ensemble.advance(DEFAULTS.notification_last_ms, quiet=False)
+    for _ in range(3):
+        ensemble.deliver(2, 3)
+        ensemble.deliver(3, 2)
+        ensemble[2].do_disk()
+    assert ensemble[2].built == [b"1.0 a"] and ensemble[2].serving is None
+    assert ensemble[3].messages(UpToDate, to=2)[-1] == UpToDate(0)
+    ensemble[3].do_disk()
+    ensemble.settle()
+    assert ensemble[2].serving == (1, 3) and ensemble[2].applied == [b"1.0 a"]
+
+
+# --- What comes of the history, and in which order ------------------------------------------------
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+@pytest.mark.parametrize("late", [Truncate(0), SnapshotBegin(make_zxid(2, 7))])
+def test_nothing_is_cut_or_replaced_once_history_has_come(late: Any, is_written: bool) -> None:
+    ensemble = syncing()
+    ensemble.deliver(3, 1, 1)
+    if is_written:
+        ensemble[1].do_disk()
+    ensemble.forge(3, 1, late)
+    assert "out of its phase" in ensemble[1].reasons[0]
+
+
+def receiving() -> Ensemble:
+    """1 has promised epoch 2, and was told that a snapshot comes, at 1.5."""
+    ensemble = asked()
+    ensemble.deliver(3, 1)
+    ensemble[1].do_disk()
+    ensemble.ways[3, 1].clear()
+    ensemble.forge(3, 1, SnapshotBegin(make_zxid(1, 5)))
+    return ensemble
+
+
+def test_every_chunk_is_answered_once_it_is_written() -> None:
+    ensemble = receiving()
+    ensemble.forge(3, 1, SnapshotChunk(b"a"))
+    assert ensemble[1].messages(ChunkStored) == []
+    ensemble[1].do_disk()
+    assert ensemble[1].messages(ChunkStored) == [ChunkStored()]
+
+
+def test_behind_a_snapshot_the_log_goes_on_and_the_epoch_is_adopted_last() -> None:
+    """A.6: state, history, epoch, and only then it is acknowledged."""
+    ensemble = receiving()
+    ensemble.forge(3, 1, SnapshotChunk(b"a"))
+    ensemble.forge(3, 1, SnapshotEnd(make_zxid(1, 5), 1, 0))
+    ensemble.forge(3, 1, proposal(b"1.6 b"))
+    ensemble.forge(3, 1, NewLeader(2))
+    kinds = [type(work).__name__ for work in ensemble[1].disk]
+    assert kinds == [
+        *("ReceiveSnapshot", "StoreChunk", "InstallSnapshot", "AppendRecords", "AdoptEpoch")
+    ]
+    ensemble[1].do_disk(4)
+    assert ensemble[1].current_epoch == 0 and ensemble[1].messages(NewLeaderAck) == []
+    assert ensemble[1].peer.last_durable_zxid == make_zxid(1, 6)
+    ensemble[1].do_disk()
+    assert ensemble[1].messages(NewLeaderAck) == [NewLeaderAck(2)]
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_term_that_ends_within_a_snapshot_votes_with_what_is_there(has_ended: bool) -> None:
+    """A.6.7: half a snapshot is nothing; a whole one is installed, and then there is a vote."""
+    ensemble = receiving()
+    ensemble.forge(3, 1, SnapshotChunk(b"a"))
+    if has_ended:
+        ensemble.forge(3, 1, SnapshotEnd(make_zxid(1, 5), 1, 0))
+    count = len(ensemble[1].notified)
+    ensemble.lose_link(1, 3)
+    assert ensemble[1].is_looking and len(ensemble[1].notified) == count, "not yet"
+    ensemble[1].do_disk()
+    zxid = make_zxid(1, 5) if has_ended else 0
+    assert ensemble[1].notified[-1].vote == Vote(0, zxid, 1)
+    assert ensemble[1].peer.last_committed_zxid == zxid
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        SnapshotEnd(make_zxid(1, 4), 0, 0),
+        SnapshotBegin(make_zxid(1, 6)),
+        proposal(b"1.6 b"),
+        NewLeader(2),
+        Truncate(0),
+    ],
+)
+def test_what_does_not_belong_into_a_snapshot_ends_the_term(wrong: Any) -> None:
+    ensemble = receiving()
+    ensemble.forge(3, 1, wrong)
+    assert len(ensemble[1].reasons) == 1 and ensemble[1].messages(NewLeaderAck) == []
+
+
+@pytest.mark.parametrize("wrong", [SnapshotChunk(b"a"), SnapshotEnd(make_zxid(1, 5), 0, 0)])
+def test_nothing_of_a_snapshot_comes_without_its_beginning(wrong: Any) -> None:
+    ensemble = asked()
+    ensemble.deliver(3, 1)
+    ensemble[1].do_disk()
+    ensemble.ways[3, 1].clear()
+    ensemble.forge(3, 1, wrong)
+    assert len(ensemble[1].reasons) == 1

@@ -16,8 +16,8 @@ from duolog_protocol.quorum_messages import (
     NewLeaderAck,
     UpToDate,
 )
-from duolog_protocol.types import make_zxid
-from zkserver.core.peer_events import LinkOpened, MessageReceived
+from duolog_protocol.types import ZXID_COUNTER_LAST, make_zxid
+from zkserver.core.peer_events import LinkOpened, MessageReceived, Propose
 from zkserver.core.roles import MAX_CALLERS_PER_SERVER
 
 from .peer_support import DEFAULTS, Ensemble, Link, established
@@ -342,3 +342,12 @@ def test_a_disk_without_space_ends_the_term_of_a_leader() -> None:
     ensemble.advance(1_000)
     assert ensemble.leader is ensemble[2]
     assert [each.applied for each in ensemble.servers.values()] == [[b"1.0 a"]] * 3
+
+
+def test_no_proposal_goes_beyond_the_last_counter_of_an_epoch() -> None:
+    """Z-1277: whoever makes the records resigns before; the next epoch is opened by an election."""
+    ensemble = established()
+    last = make_zxid(1, ZXID_COUNTER_LAST)
+    for first, end in [(last, last + 1), (last + 1, last + 1)]:
+        with pytest.raises(AssertionError):
+            ensemble[3].step(Propose([b"a"] * (end - first + 1), first, end))

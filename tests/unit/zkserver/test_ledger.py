@@ -200,3 +200,53 @@ def test_work_that_nobody_asked_for_does_not_end() -> None:
         found.on_epoch_adopted(2)
     with pytest.raises(AssertionError):
         found.on_truncated(z(2))
+
+
+# --- What is applied at the start -----------------------------------------------------------------
+
+
+def rebuilt(last: int, applied_to: int) -> Ledger:
+    """One that holds epoch 1 up to `last`, and has applied that much of it already."""
+    log = EpochEnds(0)
+    log.append(z(0), z(last))
+    return Ledger(1, 1, log, Memberships(Membership(frozenset({1}))), z(applied_to))
+
+
+def test_what_is_applied_already_is_not_told_to_be_applied() -> None:
+    found = rebuilt(last=5, applied_to=5)
+    assert not found.may_serve
+    found.commit(z(3))
+    assert applied(found) == [] and not found.may_serve, "4 and 5 may have to go again"
+    found.commit(z(5))
+    assert applied(found) == [] and found.may_serve
+    append(found, 6, 6)
+    found.commit(z(6))
+    assert found.may_serve
+    found.on_logged(z(6))
+    assert applied(found) == [z(6)]
+
+
+def test_what_was_applied_and_truncated_is_applied_again_as_it_is_then() -> None:
+    found = rebuilt(last=5, applied_to=5)
+    found.truncate_to(z(2))
+    assert found.applied_zxid == z(2)
+    found.on_truncated(z(2))
+    append(found, 3, 3)
+    found.on_logged(z(3))
+    found.commit(z(3))
+    assert applied(found) == [z(3)] and found.may_serve
+
+
+def test_nothing_is_applied_that_is_not_logged() -> None:
+    with pytest.raises(AssertionError):
+        rebuilt(last=2, applied_to=3)
+
+
+def test_a_purge_is_heard_of_also_while_a_snapshot_is_installed_that_is_refused_then() -> None:
+    """Otherwise the log would be promised to learners further back than it goes."""
+    found = rebuilt(last=5, applied_to=5)
+    found.receive_snapshot(z(9))
+    found.install_snapshot(z(9), 1, 0)
+    found.on_purged(z(3))
+    found.on_snapshot_refused()
+    assert (found.log.first_zxid_before, found.log.last_zxid) == (z(3), z(5))

@@ -20,10 +20,11 @@ from zkserver.core.peer_events import (
     LinkOpened,
     MessageReceived,
     NotificationReceived,
+    PeerTimerFired,
 )
 from zkserver.core.roles import MAX_CALLERS_PER_SERVER
 
-from .peer_support import DEFAULTS, Ensemble, Link, established
+from .peer_support import DEFAULTS, Ensemble, Link, Server, established
 
 # --- From the start to a committed record ---------------------------------------------------------
 
@@ -219,6 +220,7 @@ def test_a_late_joiner_finds_the_leader_from_whatever_round() -> None:
     for _ in range(5):
         ensemble.lose_link(1, 3)
         ensemble.settle()
+        ensemble.advance(DEFAULTS.back_off_last_ms)
         assert ensemble[1].serving == (1, 3)
     ensemble[2].kill()
     ensemble[2].start()
@@ -326,3 +328,81 @@ def test_a_dial_of_an_earlier_term_that_fails_late_does_not_end_this_one() -> No
         for called_id in (1, 2, 3):
             ensemble[each].step(DialFailed(called_id))
     assert set(ensemble.serving().values()) == {(1, 3)}
+
+
+# --- What fails again and again -------------------------------------------------------------------
+
+
+def terms_of(server: Server) -> int:
+    return len(server.messages(FollowerInfo))
+
+
+def test_a_follower_without_space_tries_less_and_less_often_and_comes_back_soon() -> None:
+    """It is served, as it has everything, and is refused the next write: no success."""
+    ensemble = established()
+    ensemble[1].is_full = True
+    counts = []
+    for _ in range(20):
+        before = terms_of(ensemble[1])
+        for _ in range(10):
+            ensemble[3].propose(b"a")
+            ensemble.advance(100)
+        counts.append(terms_of(ensemble[1]) - before)
+    assert counts[0] >= 3, "the first pauses are short"
+    assert all(1 <= sum(counts[i : i + 2]) <= 3 for i in range(4, 20, 2)), counts
+    assert set(ensemble.serving().values()) >= {(1, 3)} and ensemble[3].is_leading
+    ensemble[1].is_full = False
+    ensemble.advance(DEFAULTS.back_off_last_ms + 100)
+    assert ensemble[1].applied == ensemble[3].applied and ensemble[1].serving == (1, 3)
+
+
+def test_a_term_that_has_lasted_is_a_success() -> None:
+    ensemble = established()
+    for _ in range(5):
+        ensemble.advance(DEFAULTS.back_off_last_ms + 1)
+        ensemble.lose_link(1, 3)
+        ensemble.settle()
+        assert ensemble[1].serving == (1, 3), "without a pause"
+
+
+def advance_without_disk_of(ensemble: Ensemble, server_id: int, ms: int) -> None:
+    """Let time pass for all, while nothing that one server asks of its disk is done."""
+    for _ in range(ms // 50):
+        ensemble.settle(without_disk_of=server_id)
+        ensemble.now_ms += 50
+        for server in ensemble.servers.values():
+            server.step(PeerTimerFired())
+
+
+def test_a_leader_whose_disk_hangs_leaves_it_to_the_others() -> None:
+    ensemble = established()
+    ensemble.advance(DEFAULTS.disk_limit_ms)
+    ensemble[3].propose(b"a")
+    advance_without_disk_of(ensemble, 3, DEFAULTS.disk_limit_ms)
+    assert ensemble[3].is_leading
+    advance_without_disk_of(ensemble, 3, 2 * DEFAULTS.ping_interval_ms)
+    assert not ensemble[3].is_leading and "our disk" in ensemble[3].reasons[0]
+    assert ensemble[3].peer.deadline_ms() is None, "it does not vote before the disk is done"
+    advance_without_disk_of(ensemble, 3, DEFAULTS.notification_last_ms)
+    assert ensemble.leader is ensemble[2] and ensemble[2].applied == [b"1.0 a"]
+    ensemble.settle()
+    ensemble.advance(DEFAULTS.notification_last_ms)
+    assert ensemble[3].serving == (2, 2) and ensemble[3].applied == [b"1.0 a"]
+
+
+def test_a_follower_whose_disk_hangs_keeps_nobody_waiting_and_heaps_nothing_up() -> None:
+    ensemble = established()
+    ensemble[3].propose(b"a")
+    advance_without_disk_of(ensemble, 1, DEFAULTS.disk_limit_ms + 2 * DEFAULTS.ping_interval_ms)
+    assert ensemble[1].serving is None and "our disk" in ensemble[1].reasons[0]
+    assert ensemble[3].serving == ensemble[2].serving == (1, 3)
+
+
+def test_a_slow_disk_that_gets_on_is_no_reason() -> None:
+    ensemble = established()
+    for _ in range(4):
+        ensemble[3].propose(b"a")
+        ensemble[3].propose(b"b")
+        advance_without_disk_of(ensemble, 3, DEFAULTS.disk_limit_ms - 1_000)
+        ensemble[3].do_disk(1)
+    assert ensemble[3].is_leading and ensemble[3].disk

@@ -22,7 +22,12 @@ from tests.unit.zkserver.storage_support import (
 from zkserver.storage.epoch_files import ACCEPTED_EPOCH, CURRENT_EPOCH, IDENTITY, EpochFiles
 from zkserver.storage.file_header import HEADER_BYTES
 from zkserver.storage.recovery import DataDirectory
-from zkserver.storage.snapshot import SnapshotWriter, snapshot_files, snapshot_name
+from zkserver.storage.snapshot import (
+    SnapshotWriter,
+    received_name,
+    snapshot_files,
+    snapshot_name,
+)
 from zkserver.storage.txnlog import log_files, log_name
 
 
@@ -282,3 +287,58 @@ def test_a_second_owner_is_refused_and_the_lock_ends_with_the_first(tmp_path: ob
     second = DataDirectory(RealFiles(), directory, 1, random.Random(3))
     assert list(second.records()) == records
     second.close()
+
+
+# --- What an ensemble changes ---------------------------------------------------------------------
+
+
+def test_a_truncation_takes_the_snapshots_behind_it_along() -> None:
+    files, records = snapshotted()
+    data, _ = open_directory(files)
+    data.truncate_to(make_zxid(1, 33))
+    data.close()
+    assert snapshot_files(files, DIRECTORY) == [make_zxid(1, 20)]
+    data, found = open_directory(files)
+    assert data.snapshot_zxid == make_zxid(1, 20) and found == records[20:33]
+
+
+def test_a_truncation_below_what_snapshot_and_log_reach_is_refused_and_changes_nothing() -> None:
+    files, records = snapshotted()
+    data, _ = open_directory(files)
+    data.purge(2)
+    with pytest.raises(DataDirectoryError, match="cannot be truncated"):
+        data.truncate_to(make_zxid(1, 33))
+    data.close()
+    assert open_directory(files)[1] == records[60:]
+
+
+def received(files: MemoryFiles, zxid: int) -> None:
+    """Leave what a crash leaves right after the rename."""
+    data, _ = open_directory(files)
+    writer = data.receive_snapshot(zxid)
+    writer.write(b"the leader's")
+    writer.seal()
+    writer.publish()
+    data.close()
+
+
+def test_a_start_goes_on_with_the_installation_of_a_snapshot() -> None:
+    files, _ = snapshotted()
+    zxid = make_zxid(1, 100)
+    received(files, zxid)
+    data, found = open_directory(files)
+    assert data.snapshot_zxid == zxid and found == []
+    assert list(data.snapshot_chunks()) == [b"the leader's"]
+    assert data.log.last_zxid == data.log.first_zxid_before == zxid
+    assert snapshot_files(files, DIRECTORY) == log_files(files, DIRECTORY) == [zxid]
+
+
+def test_a_received_snapshot_that_has_decayed_is_refused_before_anything_is_deleted() -> None:
+    files, _ = snapshotted()
+    zxid = make_zxid(1, 100)
+    received(files, zxid)
+    before = log_files(files, DIRECTORY), snapshot_files(files, DIRECTORY)
+    files.nodes[f"{DIRECTORY}/{received_name(zxid)}"].data[70] ^= 1
+    with pytest.raises(CorruptRecordError, match="received"):
+        open_directory(files)
+    assert (log_files(files, DIRECTORY), snapshot_files(files, DIRECTORY)) == before

@@ -26,6 +26,7 @@ Source: Kafka's `LeaderEpochFileCache` (KIP-101), for zxids.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 
 from duolog_protocol.types import counter_of, epoch_of
 
@@ -65,13 +66,32 @@ class EpochEnds:
         else:
             self._ends.append(last_zxid)
 
+    def with_history(self, first_zxid_before: int, zxids: Iterable[int]) -> EpochEnds:
+        """The same log from further back on: `zxids` are the records from there to where it begins.
+
+        As it was, if they have a gap: then a snapshot serves whoever ends before.
+        """
+        whole = EpochEnds(first_zxid_before)
+        for zxid in zxids:
+            if not whole.follows(zxid):
+                return self
+            whole.append(zxid, zxid)
+        if whole.last_zxid != self.first_zxid_before:
+            return self
+        whole._ends[-1:] = self._ends
+        return whole
+
     def forget_before(self, zxid: int) -> None:
-        """The log begins after `zxid`, which is held, from now on: a snapshot holds the rest."""
+        """The log begins after `zxid`, which is held, from now on: a snapshot holds the rest.
+
+        Nothing happens where it begins later already: the log's files may go back further than what
+        was read of them at the start.
+        """
+        if zxid <= self.first_zxid_before:
+            return
         assert self.holds(zxid), f"{zxid:#x} is not in the log"
         self.first_zxid_before = zxid
         del self._ends[: bisect_left(self._ends, zxid)]
-        if not self._ends or epoch_of(self._ends[0]) != epoch_of(zxid):
-            self._ends.insert(0, zxid)
 
     def truncate_to(self, zxid: int) -> None:
         """Forget everything after `zxid`, which is held."""

@@ -2,7 +2,8 @@
 
     DIALLING         the link to the leader is being opened
     DISCOVERY        LEADERINFO: an epoch that is not older than what was promised
-    SYNCHRONIZATION  TRUNC, history, NEWLEADER: logged and durable, then `current_epoch`, then ACK
+    SYNCHRONIZATION  TRUNC or SNAP, history, NEWLEADER: logged and durable, then `current_epoch`,
+                     then ACK
     BROADCAST        UPTODATE: serve; log proposals, acknowledge what is durable, apply what is
                      committed
 
@@ -14,7 +15,7 @@ whose acknowledgements nobody counts. Source: ZooKeeper `Learner`, `Follower`, `
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Final
 
 from duolog_protocol.errors import RemoteProtocolError
 from duolog_protocol.quorum_messages import (
@@ -53,10 +54,19 @@ class Phase(Enum):
     PROMISING = auto()
     """The promise is on its way to the disk."""
     SYNCHRONIZATION = auto()
+    """Nothing of the leader's history has come: the log may be cut, or replaced."""
+    HISTORY = auto()
+    """Some of it has come."""
     ADOPTING = auto()
     """NEWLEADER has come; history and epoch are on their way to the disk."""
     ADOPTED = auto()
     BROADCAST = auto()
+
+
+_PATIENT: Final = (Phase.SYNCHRONIZATION, Phase.HISTORY, Phase.ADOPTING)
+"""A long history takes its time, as long as the leader says something."""
+_LOGGING: Final = (Phase.HISTORY, Phase.ADOPTING, Phase.ADOPTED, Phase.BROADCAST)
+"""Proposals may come."""
 
 
 class Follower:
@@ -130,8 +140,8 @@ class Follower:
         if link is not self.link:
             return  # of a term that is over
         self._heard_ms = now_ms
-        if self._phase in (Phase.SYNCHRONIZATION, Phase.ADOPTING):
-            self._limit_ms = now_ms + self._config.init_limit_ms  # a long history takes its time
+        if self._phase in _PATIENT:
+            self._limit_ms = now_ms + self._config.init_limit_ms
         try:
             self._take(message)
         except RemoteProtocolError as error:
@@ -144,6 +154,7 @@ class Follower:
             case Commit(zxid):
                 self._on_commit(zxid)
             case Ping(number):
+                self._look_at_disk()
                 self._tell(Pong(number))
             case SnapshotBegin(zxid):
                 self._on_snapshot_begin(zxid)
@@ -162,6 +173,12 @@ class Follower:
                 self._on_up_to_date(zxid)
             case _:
                 raise RemoteProtocolError(f"a leader does not say {message!r}")
+
+    def _look_at_disk(self) -> None:
+        """What is logged would heap up behind a disk that hangs. Raises GaveUp."""
+        stalled_ms = self._ledger.stalled_ms(self._heard_ms)
+        if self._serves and stalled_ms >= self._config.disk_limit_ms:
+            raise GaveUp(f"our disk has written nothing for {stalled_ms} ms")
 
     def _tell(self, message: LearnerMessage) -> None:
         self._ledger.effects.append(Tell(self.link, message))
@@ -197,15 +214,15 @@ class Follower:
         expect(self._phase is Phase.SYNCHRONIZATION, "TRUNC out of its phase", zxid)
         expect(ledger.log.holds(zxid), "truncated to what is not in the log", zxid)
         expect(zxid >= ledger.committed_zxid, "truncates what is committed", zxid)
-        expect(ledger.is_settled, "truncated after history has come", zxid)
+        self._phase = Phase.HISTORY
         ledger.truncate_to(zxid)
 
     def _on_snapshot_begin(self, zxid: int) -> None:
         ledger = self._ledger
         expect(self._phase is Phase.SYNCHRONIZATION, "SNAP out of its phase", zxid)
-        expect(ledger.is_settled and not self._snapshot_zxid, "SNAP behind something else", zxid)
         expect(zxid > ledger.log.last_zxid, "a snapshot of what is here", zxid)
         expect(epoch_of(zxid) <= self.epoch, "of a later epoch", zxid)
+        self._phase = Phase.HISTORY
         self._snapshot_zxid = zxid
         ledger.receive_snapshot(zxid)
 
@@ -225,15 +242,17 @@ class Follower:
 
     def _on_proposal(self, message: Proposal) -> None:
         log = self._ledger.log
-        phases = (Phase.SYNCHRONIZATION, Phase.ADOPTING, Phase.ADOPTED, Phase.BROADCAST)
-        expect(self._phase in phases, "a proposal out of its phase", message.first_zxid)
+        if self._phase is Phase.SYNCHRONIZATION:
+            self._phase = Phase.HISTORY
+        expect(self._phase in _LOGGING, "a proposal out of its phase", message.first_zxid)
         expect(not self._snapshot_zxid, "a proposal inside a snapshot", message.first_zxid)
         expect(log.follows(message.first_zxid), "a gap", log.last_zxid, message.first_zxid)
         expect(epoch_of(message.last_zxid) <= self.epoch, "of a later epoch", message.last_zxid)
         self._ledger.append(message.records, message.first_zxid, message.last_zxid)
 
     def _on_new_leader(self, epoch: int) -> None:
-        expect(self._phase is Phase.SYNCHRONIZATION, "NEWLEADER out of its phase", epoch)
+        phases = (Phase.SYNCHRONIZATION, Phase.HISTORY)
+        expect(self._phase in phases, "NEWLEADER out of its phase", epoch)
         expect(not self._snapshot_zxid, "NEWLEADER inside a snapshot", epoch)
         expect(epoch == self.epoch, "another epoch", epoch, self.epoch)
         self._phase = Phase.ADOPTING

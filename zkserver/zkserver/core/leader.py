@@ -113,9 +113,6 @@ class Leader:
         """Who waits for a quorum to answer this round."""
         self._asking: list[Any] = []
         """Who came since it has begun, and waits for the next one."""
-        self._durable_since = (0, now_ms)
-        """What was durable here when that last moved, or when nothing was to be written, and when
-        that was."""
         self._ping_ms = now_ms + config.ping_interval_ms
         self._limit_ms = now_ms + config.init_limit_ms
         self._last_limit_ms = now_ms + _LONGEST_SYNC * config.init_limit_ms
@@ -436,11 +433,9 @@ class Leader:
 
     def _look_at_disk(self, now_ms: int) -> None:
         """A leader whose disk hangs holds up everybody, although a quorum may go on without it."""
-        durable, since_ms = self._durable_since
-        if self._ledger.is_settled or self._ledger.durable_zxid != durable:
-            self._durable_since = (self._ledger.durable_zxid, now_ms)
-        elif now_ms - since_ms >= self._config.disk_limit_ms:
-            raise GaveUp(f"our disk has written nothing for {now_ms - since_ms} ms")
+        stalled_ms = self._ledger.stalled_ms(now_ms)
+        if stalled_ms >= self._config.disk_limit_ms:
+            raise GaveUp(f"our disk has written nothing for {stalled_ms} ms")
 
     def absent_members(self) -> list[int]:
         """Members that do not follow."""

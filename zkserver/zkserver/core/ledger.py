@@ -72,11 +72,20 @@ class Ledger:
         """Pieces of disk work that have not ended, without the appends."""
         self._appends: deque[int] = deque()
         """The last zxid of every append that has not ended, in order."""
+        self._oldest_append = (0, 0)
+        """The one of them that was asked about last, and since when (ms)."""
 
     @property
     def is_settled(self) -> bool:
         """No disk work is under way: what is logged is durable."""
         return self._jobs == 0 and not self._appends
+
+    def stalled_ms(self, now_ms: int) -> int:
+        """For how long the oldest append has been under way, as far as is known: ask regularly."""
+        oldest = self._appends[0] if self._appends else 0
+        if oldest == 0 or oldest != self._oldest_append[0]:
+            self._oldest_append = (oldest, now_ms)
+        return now_ms - self._oldest_append[1]
 
     @property
     def may_serve(self) -> bool:
@@ -195,6 +204,12 @@ class Ledger:
         if self._replaced_log is not None:
             self.log, self._replaced_log = self._replaced_log, None
         assert self.log.last_zxid == self.durable_zxid, (self.log.last_zxid, self.durable_zxid)
+
+    def on_purged(self, first_zxid_before: int) -> None:
+        """The log's files begin after that zxid, also if what is to replace them is refused."""
+        for log in (self.log, self._replaced_log):
+            if log is not None:
+                log.forget_before(first_zxid_before)
 
     def on_truncated(self, zxid: int) -> None:
         """The log ends at `zxid`."""

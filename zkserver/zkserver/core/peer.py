@@ -97,9 +97,11 @@ class Peer:
         """Links of learners that dialled while we were looking, and what they have said."""
         self._now_ms = 0
         self._failures = 0
-        """Terms that have ended without having served, one after the other."""
+        """Terms, one after the other, that have ended soon, or without having served."""
         self._call_ms = 0
         """When it tells absent members again that it leads."""
+        self._elected_ms = 0
+        """When the last election ended."""
         self._look_ms = 0
         """Not before this does it look for a leader."""
 
@@ -235,7 +237,7 @@ class Peer:
                     raise GaveUp(reason)
             case LogPurged(first_zxid_before=zxid):
                 if zxid > self._ledger.log.first_zxid_before:
-                    self._ledger.log.forget_before(zxid)
+                    self._ledger.on_purged(zxid)
             case NotificationReceived():
                 self._on_notification(event.sender_id, event.notification)
             case PeerTimerFired():
@@ -352,11 +354,13 @@ class Peer:
     def _give_up(self, reason: str) -> None:
         role = self._role
         assert isinstance(role, Leader | Follower), role
+        served_ms = 0
         if role.is_established:
             self._ledger.effects.append(StopServing(reason))
-            self._failures = 0
-        else:
-            self._failures += 1
+            served_ms = self._now_ms - self._elected_ms
+        # Whoever is served for a moment only, as with a full disk, has not succeeded.
+        is_success = served_ms > self._config.back_off_last_ms
+        self._failures = 0 if is_success else self._failures + 1
         self._look_ms = self._now_ms + self._back_off_ms()
         role.close(reason)
         self._role = Settling()
@@ -399,6 +403,7 @@ class Peer:
             return
         self._election_round = max(self._election_round, decision.election_round)
         self._elected = decision
+        self._elected_ms = self._now_ms
         callers, self._callers = self._callers, {}
         if decision.leader_id != self._config.server_id:
             self._role = Follower(self._config, self._ledger, decision.leader_id, self._now_ms)

@@ -25,7 +25,7 @@ class PeerConfig(NamedTuple):
     """A peer that was not heard for so long is gone."""
 
     disk_limit_ms: int = 10_000
-    """A leader whose disk has not written for so long what is to be written leads no longer."""
+    """A server whose disk takes so long for one append neither leads nor follows any longer."""
     back_off_first_ms: int = 100
     """A server whose terms fail one after the other waits before it looks for a leader again: so
     long after the third, doubled each time."""

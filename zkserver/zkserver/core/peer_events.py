@@ -232,7 +232,11 @@ class Dial:
 
 
 class Tell:
-    """Send a message over a link, behind everything that was told before."""
+    """Send a message over a link, behind everything that was told before.
+
+    A Ping alone need not wait behind history that is still being read: it shows both ends that the
+    other one is there.
+    """
 
     __slots__ = ("link", "message")
 

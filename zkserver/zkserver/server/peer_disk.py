@@ -192,10 +192,13 @@ class PeerDisk:
         self._go_on()
 
     def read_on(self, link: Any) -> None:
-        """The link can take the next part of its history; nothing happens if it is forgotten."""
+        """The link can take the next part of its history; nothing happens if it is forgotten.
+
+        Nor if that part is asked for already: a learner may say more often than it should that it
+        takes the next chunk.
+        """
         history = self._histories.get(link)
-        if history is not None:
-            assert not history.is_reading and history not in self._queue, link
+        if history is not None and not history.is_reading and history not in self._queue:
             self._queue.append(history)
             self._go_on()
 
@@ -345,19 +348,18 @@ class PeerDisk:
                 self._written[0] += 1
                 self._written[1] = crc32c(data, self._written[1])
             case InstallSnapshot(zxid=zxid):
-                writer, self._writer = self._writer, None
-                assert writer is not None, "no snapshot to install"
+                assert self._writer is not None, "no snapshot to install"
                 if self._written != [job.chunk_count, job.crc]:
-                    writer.abort()
                     raise _SnapshotDamaged("not all that was sent has come")
-                writer.finish()
+                self._writer.seal()
                 if self._builder is not None:
+                    chunks = self._data.received_chunks(zxid, is_sealed_only=True)
                     try:
-                        self._builder.on_received(zxid, self._data.received_chunks(zxid))
+                        self._builder.on_received(zxid, chunks)
                     except StorageError as error:
-                        self._data.discard_received(zxid)
                         raise _SnapshotDamaged(str(error)) from error
-                self._data.install(zxid)
+                writer, self._writer = self._writer, None  # no way back any more
+                self._data.install(writer, zxid)
             case DropSnapshot():
                 self._abort_writer()
 

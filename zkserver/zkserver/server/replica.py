@@ -228,6 +228,7 @@ class Replica(Stepper):
         self.stats.records_loaded.add(count)
         self.stats.init_time.add(now_ms() - begun_ms)
         self._snapshotting.count(count)
+        ends = self._with_history(ends)
         self.peer = Peer(
             self._config,
             data.epochs.accepted_epoch,
@@ -244,6 +245,17 @@ class Replica(Stepper):
             zxid=f"{ends.last_zxid:#x}",
             records=count,
         )
+
+    def _with_history(self, ends: EpochEnds) -> EpochEnds:
+        """What the log holds from its beginning on: who lacks a little needs no snapshot."""
+        data = self._data
+        records = data.records_before_snapshot()
+        zxids = (int.from_bytes(record[:8], "big") for record in records)
+        try:
+            return ends.with_history(data.log.first_zxid_before, zxids)
+        except (StorageError, OSError) as error:
+            self._log.warning("history_unreadable", reason=str(error))
+            return ends
 
     def start(self) -> None:
         """Look for a leader."""

@@ -13,7 +13,12 @@ from collections.abc import Iterator
 from random import Random
 from typing import Final
 
-from duolog_protocol.errors import CorruptRecordError, DataDirectoryError, StorageError
+from duolog_protocol.errors import (
+    CorruptRecordError,
+    DataDirectoryError,
+    LogOfflineError,
+    StorageError,
+)
 from duolog_protocol.types import epoch_of
 from duolog_runtime.files import File, Files
 
@@ -70,6 +75,8 @@ class DataDirectory:
             # read from here on is relied on.
             files.sync_dir(self.path)
             for zxid in received_files(files, self.path):
+                for _ in self.received_chunks(zxid):
+                    pass  # whatever it is to replace is still here: read it first
                 replace_logs(files, self.path, self.identity, rng, zxid)
                 self._adopt_received(zxid)
             self.epochs = EpochFiles(files, self.path, self.identity)
@@ -118,6 +125,16 @@ class DataDirectory:
                 f"{name} is {bound}: the files are not of one moment"
             )
 
+    def records_before_snapshot(self) -> Iterator[bytes]:
+        """The records up to the snapshot, as far back as the log goes; once `records` has ended.
+
+        No state rests on them any more. Raises CorruptRecordError, DataDirectoryError, OSError.
+        """
+        for record in self.log.read_from(self.log.first_zxid_before):
+            if int.from_bytes(record[:8], "big") > self.snapshot_zxid:
+                return
+            yield record
+
     def purge(self, retain_count: int) -> list[str]:
         """Delete all snapshots but the newest `retain_count`, and the logs that none of them needs.
 
@@ -152,25 +169,28 @@ class DataDirectory:
         """Begin to take a leader's snapshot; finished, it waits for `install`. Raises OSError."""
         return SnapshotWriter(self.files, self.path, self.identity, zxid, received_name(zxid))
 
-    def received_chunks(self, zxid: int) -> Iterator[bytes]:
-        """The chunks of a snapshot that was received, and is not installed. As `read_snapshot`."""
-        return read_snapshot(self.files, self.path, self.identity, zxid, received_name(zxid))
+    def received_chunks(self, zxid: int, *, is_sealed_only: bool = False) -> Iterator[bytes]:
+        """The chunks of a snapshot that was received, and is not installed. As `read_snapshot`.
 
-    def discard_received(self, zxid: int) -> None:
-        """It is of no use. Raises OSError."""
-        self.files.unlink(f"{self.path}/{received_name(zxid)}")
-        self.files.sync_dir(self.path)
+        `is_sealed_only`: it was not published yet.
+        """
+        name = received_name(zxid) + (".tmp" if is_sealed_only else "")
+        return read_snapshot(self.files, self.path, self.identity, zxid, name)
 
-    def install(self, zxid: int) -> None:
+    def install(self, writer: SnapshotWriter, zxid: int) -> None:
         """A snapshot that was received takes the place of everything that is here, durably.
 
-        It is complete and durable, and goes beyond the end of the log. While its name says
+        It is sealed, and goes beyond the end of the log. From the moment at which its name says
         that it was received, every start installs it, so that a crash on the way does no harm.
-        Raises LogOfflineError, OSError.
+        Raises LogOfflineError for whatever fails: only the next start knows how far it has come.
         """
         assert zxid > self.log.last_zxid, (f"{zxid:#x}", f"{self.log.last_zxid:#x}")
-        self.log.restart_at(zxid)
-        self._adopt_received(zxid)
+        try:
+            writer.publish()
+            self.log.restart_at(zxid)
+            self._adopt_received(zxid)
+        except OSError as error:
+            raise LogOfflineError(f"cannot install {received_name(zxid)}: {error}") from error
         self.snapshot_zxid = zxid
 
     def _adopt_received(self, zxid: int) -> None:
@@ -185,9 +205,17 @@ class DataDirectory:
         """Forget every record after `zxid`, and every snapshot that has one of them, durably.
 
         Snapshots go first: after a crash in between, the log still holds all that it did. Raises
-        as `TxnLog.truncate_to`, OSError.
+        as `TxnLog.truncate_to`, OSError; DataDirectoryError, with nothing changed, where neither
+        snapshot nor log would be left to say what the state is.
         """
-        newer = [each for each in snapshot_files(self.files, self.path) if each > zxid]
+        snapshots = snapshot_files(self.files, self.path)
+        newer = [each for each in snapshots if each > zxid]
+        older = snapshots[: len(snapshots) - len(newer)]
+        if max(older, default=0) < self.log.first_zxid_before:
+            raise DataDirectoryError(
+                f"{self.path}: cannot be truncated to zxid {zxid:#x}, the log begins after "
+                f"{self.log.first_zxid_before:#x}"
+            )
         for each in newer:
             self.files.unlink(f"{self.path}/{snapshot_name(each)}")
         if newer:

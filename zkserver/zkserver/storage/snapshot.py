@@ -68,9 +68,13 @@ class SnapshotWriter:
         self._chain = 0
         self._unsynced_bytes = 0
         header = encode_header(SNAPSHOT_MAGIC, identity, zxid)
-        self._file.truncate(0)
-        self._file.pwrite(header, 0)
         self._position = len(header)
+        try:
+            self._file.truncate(0)
+            self._file.pwrite(header, 0)
+        except OSError:
+            self.abort()
+            raise
 
     def write(self, chunk: bytes) -> None:
         """Add a chunk."""
@@ -88,9 +92,18 @@ class SnapshotWriter:
 
     def finish(self) -> None:
         """Footer, sync, rename, sync of the directory: now it counts."""
+        self.seal()
+        self.publish()
+
+    def seal(self) -> None:
+        """Footer and sync: complete and durable, but the next start removes it all the same."""
         footer = _FOOTER.pack(0, self._count, self._bytes, self._chain)
         self._file.pwrite(footer + _CRC.pack(crc32c(footer)), self._position)
         self._file.sync()
+
+    def publish(self) -> None:
+        """Give it its name, durably. Where that fails, only the next start can tell whether it has
+        it."""
         self._file.close()
         self._files.rename(self._path + ".tmp", self._path)
         self._files.sync_dir(self._directory)
