@@ -230,6 +230,7 @@ class Apache(Server):
             "-Dfile.encoding=UTF-8",
             "-Djava.awt.headless=true",
             f"-Dzookeeper.log.dir={self.directory}",
+            f"-Dreadonlymode.enabled={str(bool(self.ensemble)).lower()}",
             f"-Dzookeeper.DigestAuthenticationProvider.superDigest={SUPER_DIGEST}",
         ]
         if settings.tls:
@@ -303,6 +304,7 @@ class Ours(Server):
             ]
             arguments += [
                 *("--server-id", str(self.place.server_id), "--ensemble-id", "1"),
+                *("--read-only-after-ms", "2000"),
                 *("--servers", ",".join(members)),
             ]
         path = os.pathsep.join(str(ROOT / each) for each in SOURCE_ROOTS)

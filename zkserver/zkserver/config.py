@@ -49,6 +49,9 @@ class ServerConfig:
     """A server of the ensemble that was silent for so long is taken for gone (`syncLimit`)."""
     init_limit_ms: int = 5_000
     """Time that a new leader has until a quorum has its history (`initLimit`)."""
+    read_only_after_ms: int = 0
+    """Without a leader for so long, let clients read what is here that are content with it; 0:
+    never (`readonlymode.enabled`)."""
     loop: Literal["auto", "uvloop", "asyncio"] = "auto"
     """Event loop; auto takes uvloop where it is installed."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -174,6 +177,7 @@ class ServerConfig:
             "max_connections",
             "max_connections_per_address",
             "connection_tokens",
+            "read_only_after_ms",
             "fsync_warning_ms",
             "admin_snapshot_interval_ms",
         ):

@@ -1,11 +1,12 @@
 """The core of an ensemble's server: `ZkCore` as leader, as learner, or serving nobody.
 
+    (nobody) ── serve_read_only ──► reader: of what is here, while there is no leader
     (nobody) ── lead ──► leader     prepares and logs, also what learners forward
         ▲    └─ follow ► learner    forwards, applies what is committed
         └────── leave ──────────────┘
 
-What the log says is applied in all three: `Committed` brings its records, but those that a leader
-has made itself, of which it hears by `Durable`: here, committed and durable.
+What the log says is applied by leader, learner and nobody: `Committed` brings its records, but
+those that a leader has made itself, of which it hears by `Durable`: here, committed and durable.
 
 Owns what differs from a standalone server. It must never expire a session but through a Txn of the
 leader, and a sync must not be answered before a quorum has said that the leader still leads.
@@ -24,6 +25,7 @@ from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import RemoteProtocolError
 from duolog_protocol.quorum_messages import MAX_SESSIONS_HEARD, SessionsHeard
 from duolog_protocol.txns import Body
+from duolog_protocol.zk_codec import REFUSED, Refusal
 
 from .auth import AuthProviders
 from .config import CoreConfig
@@ -66,6 +68,8 @@ class EnsembleCore(ZkCore):
         """`members_shown`: what `/zookeeper/config` holds at the very first, if anything."""
         super().__init__(config, rng, auth)
         self._members_shown = members_shown
+        self.is_read_only = False
+        """It serves those that are content with reading."""
         self.synced_servers: Callable[[], frozenset[int]] = frozenset
         """Which servers have all that a leader proposes; the peer knows."""
         self._joint_zxid = 0
@@ -113,10 +117,22 @@ class EnsembleCore(ZkCore):
         self._sessions.begin_term(forward=self._following.ask)
         self.is_serving = True
 
+    def serve_read_only(self, now_ms: int) -> None:
+        """There is no leader: clients that are content with that may read what is here.
+
+        What they see may be old, and may even have to go again (ZOOKEEPER-704).
+        """
+        assert not self.is_serving, "it serves already"
+        self._now_ms = now_ms
+        self._history.take_new()
+        self._tracker.begin_term(follows=False)
+        self._sessions.begin_term(read_only=True)
+        self.is_read_only = self.is_serving = True
+
     def leave(self, reason: str) -> list[Effect]:
         """The term is over: every client is dropped, and nothing outstanding is answered."""
         assert self.is_serving, "it does not serve"
-        self.is_serving = False
+        self.is_serving = self.is_read_only = False
         self._following = self._delegation = None
         self._joint_zxid = 0
         for session in self.state.sessions.values():
@@ -239,6 +255,8 @@ class EnsembleCore(ZkCore):
         return ahead + super()._effects(heard)
 
     def _log_set(self, connection: Connection, request: Request) -> bool:
+        if self.is_read_only:
+            return False
         if self._following is None:
             return super()._log_set(connection, request)
         session = connection.session
@@ -250,10 +268,17 @@ class EnsembleCore(ZkCore):
     def _submit(
         self, connection: Connection, api_key: int, correlation_id: int, message: Any
     ) -> None:
-        if self._following is None:
+        if self.is_read_only:
+            self._refuse_write(connection, correlation_id)
+        elif self._following is None:
             super()._submit(connection, api_key, correlation_id, message)
         else:
             self._following.ask(connection, api_key, correlation_id, message)
+
+    def _refuse_write(self, connection: Connection, correlation_id: int) -> None:
+        text = "there is no leader: this server only reads"
+        refusal = Refusal(ZkErrorCode.NOT_READ_ONLY, text, False)
+        self._take(connection, (REFUSED, correlation_id, refusal))
 
     def _answer(self, each: Pending, result: Any) -> None:
         super()._answer(each, result)
@@ -278,6 +303,9 @@ class EnsembleCore(ZkCore):
         A quorum says first that the leader still leads: sync and read together are linearizable.
         What the connection asks meanwhile waits behind it.
         """
+        if self.is_read_only:
+            self._refuse_write(connection, correlation_id)
+            return
         if self._following is not None:
             connection.barrier_count += 1
             self._following.ask(connection, zk.SYNC.key, correlation_id, message)

@@ -34,6 +34,7 @@ from .state import ReplicatedState
 _EXPIRED_AT_ONCE: Final = 16
 """Sessions between two looks at how much is outstanding: each may own 2 MiB of paths."""
 
+_LOCAL_ID_BITS: Final = 48
 Forward = Callable[[Connection, int, int, Any], None]
 """Takes (connection, api key, correlation id, message)."""
 
@@ -64,17 +65,22 @@ class Sessions:
         self._on_attached = on_attached
         self._forward: Forward | None = None
         self._on_taken_over: Callable[[int], None] | None = None
+        self._read_only = False
+        """Nothing can be logged: sessions are what they are, or this server's own."""
+        self._local_count = 0
 
     def begin_term(
         self,
         *,
         forward: Forward | None = None,
         on_taken_over: Callable[[int], None] | None = None,
+        read_only: bool = False,
     ) -> None:
         """Where to take what only the leader can do, on a server that follows; on the leader, who
         hears of a session that is not new and whose client has come to this server."""
         self._forward = forward
         self._on_taken_over = on_taken_over
+        self._read_only = read_only
 
     def connect(
         self, connection: Connection, correlation_id: int, message: Any, now_ms: int
@@ -92,7 +98,9 @@ class Sessions:
             refusal = Refusal(ZkErrorCode.SERVER_BEHIND_CLIENT, text, True)
             self._refuse(connection, correlation_id, refusal)
             return
-        if self._forward is not None:
+        if self._read_only:
+            self._connect_to_read(connection, correlation_id, message)
+        elif self._forward is not None:
             self._forward(connection, zk.CONNECT.key, correlation_id, message)
         elif message.session_id:
             session = self.take_over(
@@ -107,6 +115,23 @@ class Sessions:
         else:
             connection.submitted += 1
             self.log_open(message.timeout_ms, correlation_id, now_ms, connection)
+
+    def _connect_to_read(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        """A client that is content with reading; a new session ends with this server's trouble."""
+        if not message.read_only:
+            self._close(connection, "there is no leader, and the client wants to write, too")
+            return
+        if message.session_id:
+            session = self._find(message.session_id, message.password)
+            if session is None:
+                self._refuse_unknown(connection, correlation_id, message.session_id)
+                return
+            self._leave_old(session, connection)
+        else:
+            self._local_count += 1
+            session_id = -(self._config.server_id << _LOCAL_ID_BITS | self._local_count)
+            session = Session(session_id, self._negotiated(message.timeout_ms))
+        self._attach(connection, session, correlation_id)
 
     def _refuse_unknown(self, connection: Connection, correlation_id: int, session_id: int) -> None:
         text = f"session {session_id:#x} does not exist (any more)"
@@ -188,6 +213,11 @@ class Sessions:
             self._refuse(connection, correlation_id, refusal)
             return
         connection.last_request_taken = True
+        if self._read_only:
+            zxid = self._state.last_applied_zxid
+            connection.out.append(connection.codec.empty(correlation_id, zxid))
+            self._close(connection, "the client has gone")
+            return
         if self._forward is not None:
             message = zk.Empty()
             self._forward(connection, zk.CLOSE_SESSION.key, correlation_id, message)
@@ -260,7 +290,7 @@ class Sessions:
             session.timeout_ms,
             session.session_id,
             session_password(self._state.secret, session.session_id),
-            False,
+            self._read_only,
             self._config.server_id,
         )
         zxid = self._state.last_applied_zxid

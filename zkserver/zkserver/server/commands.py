@@ -123,9 +123,9 @@ def initial_configuration(view: ServerView, _query: Mapping[str, str]) -> Values
     return {"initial_configuration": "".join(lines)}
 
 
-def is_read_only(_view: ServerView, _query: Mapping[str, str]) -> Values:
-    """A standalone server writes whenever it serves."""
-    return {"read_only": False}
+def is_read_only(view: ServerView, _query: Mapping[str, str]) -> Values:
+    """Whoever serves takes writes, unless there is no leader."""
+    return {"read_only": view.mode == "read-only"}
 
 
 def last_snapshot(view: ServerView, _query: Mapping[str, str]) -> Values:
@@ -175,7 +175,7 @@ def server_stats(view: ServerView, _query: Mapping[str, str]) -> Values:
     buffers = {"last_buffer_size": -1, "min_buffer_size": -1, "max_buffer_size": -1}
     return {
         "version": view.version,
-        "read_only": False,
+        "read_only": view.mode == "read-only",
         "server_stats": {
             "packets_sent": stats.packets_sent,
             "packets_received": stats.packets_received,

@@ -136,6 +136,7 @@ class Node:
                     shell=self,
                     log=log,
                     options=options,
+                    read_only_after_ms=config.read_only_after_ms,
                 )
             else:
                 self._engine = Engine(

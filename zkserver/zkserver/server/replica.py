@@ -162,8 +162,10 @@ class Replica(Stepper):
         shell: ReplicaShell,
         log: Logger,
         options: EngineOptions | None = None,
+        read_only_after_ms: int = 0,
     ) -> None:
-        """`links` is set before `start`."""
+        """`links` is set before `start`. `read_only_after_ms`: how long there has to be no leader
+        before clients may read what is here; 0: never."""
         super().__init__(core, data, clock=clock, shell=shell, log=log)
         self._config = config
         self._disk = disk
@@ -197,6 +199,9 @@ class Replica(Stepper):
         self._held: dict[Any, list[LeaderMessage]] = {}
         """Links that are still being sent history, and what waits behind it."""
         self._turn_scheduled = False
+        self._read_only_after_ms = read_only_after_ms
+        self._leaderless_ms = 0
+        """Since when there is no leader; 0: there is one, or we do not care."""
 
     # ---- start and end --------------------------------------------------------------------------
 
@@ -260,6 +265,8 @@ class Replica(Stepper):
     def start(self) -> None:
         """Look for a leader."""
         self._now_ms = self._clock.now_ms()
+        if self._read_only_after_ms:
+            self._leaderless_ms = self._now_ms
         self._reach(self.peer.membership)
         self._perform_peer(self.peer.start(self._now_ms))
         self._arm()
@@ -276,7 +283,9 @@ class Replica(Stepper):
     @property
     def mode(self) -> str:
         """What operators call the role; empty while nobody is served."""
-        return _MODES[self.peer.role] if self.core.is_serving else ""
+        if not self.core.is_serving:
+            return ""
+        return "read-only" if self.core.is_read_only else _MODES[self.peer.role]
 
     def member_status(self) -> MemberStatus:
         """This server among the others."""
@@ -315,6 +324,17 @@ class Replica(Stepper):
         elif type(event) is LogRefused:
             self._forget_from(event.first_zxid)
         self._perform_peer(self.peer.step(event, self._now_ms))
+        if self._read_only_after_ms:
+            self._look_for_leader()
+
+    def _look_for_leader(self) -> None:
+        """Note since when there is none; where there may be one, nobody only reads any more."""
+        if self.peer.role == PeerState.LOOKING:
+            self._leaderless_ms = self._leaderless_ms or self._now_ms
+            return
+        self._leaderless_ms = 0
+        if self.core.is_read_only:
+            self._stop_serving("there may be a leader again")
 
     def step(self, event: Any) -> None:
         """Take an event and perform what it brings."""
@@ -326,10 +346,14 @@ class Replica(Stepper):
         """When to call `fire_timer` if nothing else happens."""
         if self.halted:
             return None
-        core_ms, peer_ms = self.core.deadline_ms(), self.peer.deadline_ms()
-        if core_ms is None or peer_ms is None:
-            return peer_ms if core_ms is None else core_ms
-        return min(core_ms, peer_ms)
+        deadlines = (self.core.deadline_ms(), self.peer.deadline_ms(), self._read_only_ms())
+        return min((each for each in deadlines if each is not None), default=None)
+
+    def _read_only_ms(self) -> int | None:
+        """When clients may read what is here."""
+        if not self._leaderless_ms or self.core.is_serving:
+            return None
+        return self._leaderless_ms + self._read_only_after_ms
 
     def fire_timer(self) -> None:
         """A deadline has come."""
@@ -340,6 +364,10 @@ class Replica(Stepper):
         peer_ms = self.peer.deadline_ms()
         if peer_ms is not None and peer_ms <= now_ms:
             self.step(PeerTimerFired())
+        read_only_ms = self._read_only_ms()
+        if read_only_ms is not None and read_only_ms <= now_ms:
+            self._log.warning("serving_read_only", zxid=f"{self.core.last_applied_zxid:#x}")
+            self.core.serve_read_only(now_ms)
 
     def _arm(self) -> None:
         if not self.halted:
@@ -362,7 +390,8 @@ class Replica(Stepper):
 
     def _may_snapshot(self) -> bool:
         """What is applied is committed, and the members are not about to change."""
-        return self.core.is_serving and not self.core.state.members_are_joint
+        core = self.core
+        return core.is_serving and not core.is_read_only and not core.state.members_are_joint
 
     # ---- the core's effects ---------------------------------------------------------------------
 

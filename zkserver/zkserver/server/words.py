@@ -124,8 +124,8 @@ def ruok(_view: ServerView, _argument: bytes) -> str:
 
 
 def isro(view: ServerView, _argument: bytes) -> str:
-    """Whoever serves takes writes."""
-    return "rw" if view.mode else "null"
+    """Whoever serves takes writes, unless there is no leader."""
+    return {"": "null", "read-only": "ro"}.get(view.mode, "rw")
 
 
 def srst(view: ServerView, _argument: bytes) -> str:
