@@ -1,6 +1,6 @@
 """`make sim`: many seeds of the simulated worlds; a violation prints how to replay it.
 
-python -m tests.sim --seeds 5000                     both daemons
+python -m tests.sim --seeds 5000                     all worlds
 python -m tests.sim --only kbroker --seed 17         one history
 """
 
@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 
-from .runner import WORLDS, run_seed, run_seeds
+from .runner import SHARES, WORLDS, run_seed, run_seeds
 
 
 def main() -> int:
@@ -29,15 +29,16 @@ def main() -> int:
             print(f"{name}: seed {found.seed} holds; reached {marks}")
             continue
         started = time.perf_counter()
-        failures, marks = run_seeds(name, range(found.first, found.first + found.seeds))
+        count = found.seeds if found.only else max(1, found.seeds // SHARES.get(name, 1))
+        failures, marks = run_seeds(name, range(found.first, found.first + count))
         seconds = time.perf_counter() - started
         for seed, violation in failures[:5]:
             print(f"{name}: seed {seed}: {violation}")
             print(f"  replay with: python -m tests.sim --only {name} --seed {seed}")
         reached = ", ".join(f"{mark} {count}" for mark, count in sorted(marks.items()))
         print(
-            f"{name}: {found.seeds} seeds, {len(failures)} violations, {seconds:.1f} s, "
-            f"{60 * found.seeds / seconds:,.0f} seeds per CPU-minute\n  reached: {reached}",
+            f"{name}: {count} seeds, {len(failures)} violations, {seconds:.1f} s, "
+            f"{60 * count / seconds:,.0f} seeds per CPU-minute\n  reached: {reached}",
             flush=True,
         )
         if failures:

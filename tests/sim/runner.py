@@ -9,13 +9,17 @@ from typing import Any, Final
 
 from .ensemble_world import EnsembleWorld
 from .kbroker_world import BrokerWorld
+from .served_world import ServedWorld
 from .zkserver_world import ServerWorld
 
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "zkserver": ServerWorld,
     "kbroker": BrokerWorld,
     "ensemble": EnsembleWorld,
+    "served": ServedWorld,
 }
+SHARES: Final = {"served": 4}
+"""Worlds whose histories are long: of these only every so manieth seed is asked for."""
 
 
 def run_seed(name: str, seed: int) -> dict[str, int]:

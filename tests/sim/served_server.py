@@ -46,6 +46,7 @@ class Machine:
         self.disk = SimDisk(random.Random(f"{world.seed} disk {config.server_id}"))
         self.life: Life | None = None
         self.life_count = 0
+        self.snapshots_received = 0
 
     def boot(self) -> None:
         """Start the process."""
@@ -179,6 +180,7 @@ class Life:
     def end(self, *, power_lost: bool) -> None:
         """The process is gone."""
         self.is_over = True
+        self.machine.snapshots_received += self.log.events.count("snapshot_received")
         self.world.network.detach(self.server_id, power_lost=power_lost)
         self._inbox.clear()
 

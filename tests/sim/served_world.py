@@ -13,6 +13,7 @@ is healed, one log is read, and `checkers.zk_history` compares all that anybody 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
@@ -22,6 +23,7 @@ from duolog_cluster.sim.scheduler import Scheduler
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
+from duolog_protocol.txns import decode_txn, is_members
 from tests.oracle import jute
 from tests.oracle.workload import Workload
 from zkserver.core.connection import Connection
@@ -81,7 +83,7 @@ class ServedWorld(HistoryWorld):
         self.marks: dict[str, int] = {}
         self.mean_disk_us = rng.choice((100, 500, 3_000))
         self.log_file_bytes = rng.choice((2_048, 65_536))
-        self.snap_count = rng.choice((20, 1_000_000))
+        self.snap_count = rng.choice((4, 20, 1_000_000))
         self.tick_ms = rng.choice((50, 200, 2_000))
         self.trouble = rng.choice((0.0, 0.01, 0.03, 0.08))
         voters = frozenset((1, 2, 3))
@@ -95,8 +97,9 @@ class ServedWorld(HistoryWorld):
             for server_id in range(1, len(members) + spare + 1)
         ]
 
-    async def run_history(self) -> None:
-        """As `run`, and the history is checked."""
+    async def run(self) -> None:  # type: ignore[override]
+        """Live through the seed's history. Raises Violation."""
+        self.live()
 
     def live(self, operations: int = OPERATIONS) -> None:
         """Live through the seed's history. Raises Violation."""
@@ -168,6 +171,18 @@ class ServedWorld(HistoryWorld):
 
     def _lives(self) -> list[Life]:
         return [each.life for each in self.machines if each.life is not None]
+
+    def reached(self) -> dict[str, int]:
+        """Situations that the history has come to."""
+        found: Counter[str] = Counter()
+        for record in self._committed.values():
+            if is_members(record):
+                found["joint" if decode_txn(record).body[1] else "final"] += 1
+        for client in self.clients:
+            found.update(opened.outcome for opened in client.tape.connections)
+        for machine in self.machines:
+            found["snapshot came"] += machine.snapshots_received
+        return dict(found)
 
     def _mark(self, name: str) -> None:
         self.marks[name] = self.marks.get(name, 0) + 1
