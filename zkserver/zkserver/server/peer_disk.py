@@ -57,6 +57,8 @@ from zkserver.storage.epoch_files import NO_SPACE
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.snapshot import SnapshotWriter
 
+from .stats import WrittenGroup
+
 MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 """Records that one job takes at most, so that nobody waits long for what others wrote."""
 MAX_PART_BYTES: Final = 1024 * 1024
@@ -152,13 +154,20 @@ class PeerDisk:
         max_group_bytes: int = MAX_GROUP_BYTES,
         max_part_bytes: int = MAX_PART_BYTES,
         builder: StateBuilder | None = None,
+        now_ms: Callable[[], int] = lambda: 0,
+        on_written: Callable[[WrittenGroup], None] = lambda _: None,
     ) -> None:
+        """`on_written` hears of every group, measured by `now_ms` (ms, monotonic)."""
         self._data = data
         self._disk = disk
         self._owner = owner
         self._max_group_bytes = max_group_bytes
         self._max_part_bytes = max_part_bytes
         self._builder = builder
+        self._now_ms = now_ms
+        self._on_written = on_written
+        self._needs_mark = False
+        """The last group of the log has no mark behind it."""
         self._writer: SnapshotWriter | None = None
         """Of a leader's snapshot that is being received; used in the disk executor only."""
         self._written = [0, 0]
@@ -209,6 +218,19 @@ class PeerDisk:
             history.is_wanted = False
             if not history.is_reading:
                 _close(history)
+
+    def mark_if_quiet(self) -> None:
+        """Nobody writes: let what was written last be told from a torn end, as no group after it
+        speaks for it."""
+        if self._needs_mark and self.idle and not self._halted:
+            self._needs_mark = False
+            self._start(self._data.log.mark, self._marked)
+
+    def _marked(self, _: None, error: BaseException | None) -> None:
+        if error is None:
+            self._ended(None)
+        else:
+            self._halt(error)
 
     def retry(self) -> None:
         """There may be space now."""
@@ -284,15 +306,35 @@ class PeerDisk:
             assert isinstance(each, AppendRecords), each
             records += each.records
             last_zxid = each.last_zxid
+        taken_ms = self._now_ms()
         return (
-            partial(self._data.log.append_durably, records, last_zxid),
-            partial(self._appended, first.first_zxid, last_zxid),
+            partial(self._write, records, last_zxid),
+            partial(self._appended, first.first_zxid, last_zxid, len(records), taken_ms),
         )
 
+    def _write(self, records: list[bytes], last_zxid: int) -> int:
+        """In the disk thread: durable when it returns. The result is how long it took (ms)."""
+        begun_ms = self._now_ms()
+        self._data.log.append_durably(records, last_zxid)
+        return self._now_ms() - begun_ms
+
     def _appended(
-        self, first_zxid: int, last_zxid: int, _: None, error: BaseException | None
+        self,
+        first_zxid: int,
+        last_zxid: int,
+        count: int,
+        taken_ms: int,
+        sync_ms: int | None,
+        error: BaseException | None,
     ) -> None:
         if error is None:
+            assert sync_ms is not None
+            self._needs_mark = True
+            waiting = count + sum(
+                len(each.records) for each in self._queue if isinstance(each, AppendRecords)
+            )
+            flush_ms = self._now_ms() - taken_ms
+            self._on_written(WrittenGroup(count, waiting, 0, sync_ms, flush_ms))
             self._ended(Logged(last_zxid))
         elif isinstance(error, DiskFullError):
             refused = [job for job in self._queue if not isinstance(job, _History)]

@@ -106,7 +106,7 @@ from zkserver.storage.recovery import DataDirectory
 from .engine import EngineOptions
 from .peer_disk import PeerDisk
 from .snapshotting import Snapshotting
-from .stats import DiskStats
+from .stats import DiskStats, WrittenGroup
 from .stepping import Shell, Stepper
 
 _PEER_EVENTS: Final = frozenset(PeerEvent.__args__)
@@ -189,7 +189,10 @@ class Replica(Stepper):
             snap_count=options.snap_count,
             retain_count=options.snap_retain_count,
         )
-        self._peer_disk = PeerDisk(data, disk, self, builder=self)
+        self._peer_disk = PeerDisk(
+            data, disk, self, builder=self, now_ms=clock.now_ms, on_written=self._on_written
+        )
+        self._fsync_warning_ms = options.fsync_warning_ms
         self._rebuilt: ReplicatedState | None = None
         """What the disk thread has built, until the loop hears of it."""
         self._unapplied: deque[AppendRecords] = deque()
@@ -364,6 +367,7 @@ class Replica(Stepper):
         peer_ms = self.peer.deadline_ms()
         if peer_ms is not None and peer_ms <= now_ms:
             self.step(PeerTimerFired())
+            self._peer_disk.mark_if_quiet()
         read_only_ms = self._read_only_ms()
         if read_only_ms is not None and read_only_ms <= now_ms:
             self._log.warning("serving_read_only", zxid=f"{self.core.last_applied_zxid:#x}")
@@ -574,6 +578,12 @@ class Replica(Stepper):
     def halt_for_disk(self, error: BaseException) -> None:
         """See PeerDiskOwner."""
         self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
+
+    def _on_written(self, group: WrittenGroup) -> None:
+        self.stats.wrote(group)
+        if group.sync_ms > self._fsync_warning_ms:
+            self.stats.slow_fsyncs += 1
+            self._log.warning("fsync_slow", elapsed_ms=group.sync_ms, records=group.records)
 
     def _on_purged(self, first_zxid_before: int) -> None:
         self.step(LogPurged(first_zxid_before))
