@@ -149,6 +149,8 @@ class FollowerInfo(NamedTuple):
 
     server_id: int
     accepted_epoch: int
+    level: int
+    """The highest feature level that it knows."""
 
 
 class LeaderInfo(NamedTuple):
@@ -375,7 +377,7 @@ PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
         (2002, Schema(PeerWelcome, _SERVER_ID, _VERSION)),
         (2003, Schema(PeerRefusal, INT16, string(MAX_REFUSAL_BYTES))),
         (2004, Schema(Notification, _one_of(PeerState), _VOTE, _COUNT)),
-        (2005, Schema(FollowerInfo, _SERVER_ID, _EPOCH_OR_NONE)),
+        (2005, Schema(FollowerInfo, _SERVER_ID, _EPOCH_OR_NONE, integer(0, 255))),
         (2006, Schema(LeaderInfo, _EPOCH)),
         (2007, Schema(AckEpoch, _EPOCH_OR_NONE, ZXID, BOOL)),
         (2008, Schema(Truncate, ZXID)),

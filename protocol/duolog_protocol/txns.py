@@ -62,6 +62,16 @@ class TxnKind:
     CREATE_CONTAINER: Final = 19
     CREATE_TTL: Final = 21
     NEW_EPOCH: Final = 32
+    LEVEL: Final = 33
+    """All members know the Txns and files of this feature level: (kind, level)."""
+
+
+LEVEL_LAST: Final = 1
+"""The highest feature level that this code knows.
+
+0  the first one
+1  MEMBERS: the members of an ensemble are in its log; snapshots that tell the level
+"""
 
 
 MAX_TTL_MS: Final = (1 << 40) - 1
@@ -146,6 +156,8 @@ def encode_body(body: Body) -> bytes:
         return b"".join((_SET.pack(len(raw), size, version), raw, data or b""))
     if kind == TxnKind.ERROR:
         return _I32.pack(body[1])
+    if kind == TxnKind.LEVEL:
+        return _U8.pack(body[1])
     if kind == TxnKind.MEMBERS:
         return _U8.pack(body[1]) + bytes(body[2])
     if kind == TxnKind.SET_ACL:
@@ -180,12 +192,14 @@ def close_session_path_bytes(path: str) -> int:
 
 
 _KIND_AT: Final = HEADER_BYTES - 2
-_MEMBERS_KIND: Final = TxnKind.MEMBERS.to_bytes(2, "big")
+_OF_THE_ENSEMBLE: Final = frozenset(
+    kind.to_bytes(2, "big") for kind in (TxnKind.MEMBERS, TxnKind.LEVEL)
+)
 
 
-def is_members(record: bytes) -> bool:
-    """Whether a log record says who belongs to the ensemble."""
-    return record[_KIND_AT:HEADER_BYTES] == _MEMBERS_KIND
+def is_of_the_ensemble(record: bytes) -> bool:
+    """Whether a log record says who belongs to the ensemble, or what all of them know."""
+    return record[_KIND_AT:HEADER_BYTES] in _OF_THE_ENSEMBLE
 
 
 def encode_acl(acl: tuple[Acl, ...]) -> bytes:
@@ -367,6 +381,8 @@ def _decode_other_body(kind: int, reader: RecordReader) -> Body:
         if count * _U16.size > reader.end - reader.position:
             raise DecodeError(f"{count} paths do not fit in the record")
         return (TxnKind.CLOSE_SESSION, reason, tuple([reader.string() for _ in range(count)]))
+    if kind == TxnKind.LEVEL:
+        return (TxnKind.LEVEL, *reader.fields(_U8))
     if kind == TxnKind.MEMBERS:
         (is_joint,) = reader.fields(_U8)
         if is_joint > 1:

@@ -17,6 +17,7 @@ from duolog_protocol.codec import Piece
 from duolog_protocol.frames import frame_at
 from duolog_protocol.quorum_codec import MAX_PEER_FRAME_BYTES, decode_message, encode_message
 from duolog_protocol.quorum_messages import Notification, PeerMessage
+from duolog_protocol.txns import LEVEL_LAST
 from duolog_runtime.logs import RecordingLogger
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
@@ -47,6 +48,12 @@ class Machine:
         self.life: Life | None = None
         self.life_count = 0
         self.snapshots_received = 0
+
+    def upgrade(self) -> bool:
+        """From the next start on it is of the newest version; whether it was not."""
+        was_old = self.config.level < LEVEL_LAST
+        self.config = self.config._replace(level=LEVEL_LAST)
+        return was_old
 
     def boot(self) -> None:
         """Start the process."""

@@ -4,6 +4,7 @@ Jute clients, each at one server and then at another, speak to real replicas: fo
 sessions that move, syncs, watches. Servers crash, stand still, are cut off. At the end everything
 is healed, one log is read, and `checkers.zk_history` compares all that anybody was told with it.
 
+    Upgrade      servers of two versions work together; once all are new, the ensemble is
     Progress     a healed ensemble serves every client
     SameCommit   no two servers commit two records at one zxid
     SameLog      every server's log holds the same
@@ -23,7 +24,7 @@ from duolog_cluster.sim.scheduler import Scheduler
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
-from duolog_protocol.txns import decode_txn, is_members
+from duolog_protocol.txns import LEVEL_LAST, decode_txn, is_of_the_ensemble
 from tests.oracle import jute
 from tests.oracle.workload import Workload
 from zkserver.core.connection import Connection
@@ -89,11 +90,13 @@ class ServedWorld(HistoryWorld):
         voters = frozenset((1, 2, 3))
         observers = frozenset((4,)) if rng.random() < 0.3 else frozenset()
         self.reconfigures = rng.choice((0.0, 0.0, 0.01, 0.03))
+        level = rng.choice((0, LEVEL_LAST, LEVEL_LAST))
+        """0: the servers are of an older version at first; each start may be of the newer one."""
         spare = 2 if self.reconfigures else 0
         members = [_member(number, number in voters) for number in sorted(voters | observers)]
         self.members_shown = config_data(members, 0)
         self.machines = [
-            Machine(self, PeerConfig(server_id, voters, observers))
+            Machine(self, PeerConfig(server_id, voters, observers, level=level))
             for server_id in range(1, len(members) + spare + 1)
         ]
 
@@ -133,6 +136,11 @@ class ServedWorld(HistoryWorld):
 
     def _compare_servers(self) -> None:
         """Nobody writes any more: let everybody come to the same."""
+        at_last = LEVEL_LAST
+        self._await(
+            "Upgrade",
+            lambda: {life.replica.core.state.level for life in self._lives()} == {at_last},
+        )
         self._await("SameLog", lambda: len({self._last_of(each) for each in self._lives()}) == 1)
         trees = []
         for life in self._lives():
@@ -176,13 +184,16 @@ class ServedWorld(HistoryWorld):
         """Situations that the history has come to."""
         found: Counter[str] = Counter()
         for record in self._committed.values():
-            if is_members(record):
+            if is_of_the_ensemble(record) and record[29] == 16:
                 found["joint" if decode_txn(record).body[1] else "final"] += 1
         for client in self.clients:
             found.update(opened.outcome for opened in client.tape.connections)
         for machine in self.machines:
             found["snapshot came"] += machine.snapshots_received
         return dict(found)
+
+    def _levels(self) -> set[int]:
+        return {life.replica.core.state.level for life in self._lives()}
 
     def _mark(self, name: str) -> None:
         self.marks[name] = self.marks.get(name, 0) + 1
@@ -265,13 +276,19 @@ class ServedWorld(HistoryWorld):
 
     def _start(self, machine: Machine) -> None:
         if machine.life is None:
+            if self.rng.random() < 0.3:
+                machine.upgrade()
             machine.boot()
 
     def _heal(self) -> None:
         self.trouble = 0.0
         self.network.heal_all()
         for machine in self.machines:
+            if machine.life is not None and machine.upgrade():
+                self._mark("upgrade")
+                self._crash(machine)
             if machine.life is None:
+                machine.upgrade()
                 machine.boot()
             else:
                 machine.life.resume()

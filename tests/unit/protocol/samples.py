@@ -234,7 +234,7 @@ PEER_SAMPLES: list[quorum.PeerMessage] = [
     quorum.PeerRefusal(2, "another ensemble"),
     quorum.Notification(quorum.PeerState.LOOKING, _VOTE, 5),
     quorum.Notification(quorum.PeerState.LOOKING, quorum.Vote(0, 0, 0), 0),
-    quorum.FollowerInfo(2, 2),
+    quorum.FollowerInfo(2, 2, 1),
     quorum.LeaderInfo(3),
     quorum.AckEpoch(2, (2 << 32) + 9, True),
     quorum.Truncate((2 << 32) + 8),

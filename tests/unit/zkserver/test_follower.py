@@ -81,10 +81,10 @@ def test_a_promise_is_durable_before_it_is_made() -> None:
     """A.14, Z-2307."""
     ensemble = asked()
     ensemble.deliver(3, 1)
-    assert ensemble[1].messages() == [FollowerInfo(1, 0)]
+    assert ensemble[1].messages() == [FollowerInfo(1, 0, 1)]
     ensemble[1].do_disk(1)
     assert ensemble[1].accepted_epoch == 2
-    assert ensemble[1].messages() == [FollowerInfo(1, 0), AckEpoch(0, 0, is_promise=True)]
+    assert ensemble[1].messages() == [FollowerInfo(1, 0, 1), AckEpoch(0, 0, is_promise=True)]
 
 
 def test_newleader_is_acknowledged_behind_history_and_current_epoch_in_this_order() -> None:
@@ -184,7 +184,7 @@ IN_EVERY_PHASE: list[Any] = [
     proposal(b"9.0 of a later epoch"),
     Ack(0),  # learners say that
     Pong(0),
-    FollowerInfo(3, 0),
+    FollowerInfo(3, 0, 1),
     NewLeaderAck(2),
     AckEpoch(0, 0, is_promise=True),
 ]

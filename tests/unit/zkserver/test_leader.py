@@ -30,7 +30,7 @@ def introduced() -> Ensemble:
     ensemble = Ensemble()
     ensemble.start()
     for learner_id in (1, 2):
-        assert ensemble.deliver(learner_id, 3) == [None, FollowerInfo(learner_id, 0)]
+        assert ensemble.deliver(learner_id, 3) == [None, FollowerInfo(learner_id, 0, 1)]
     return ensemble
 
 
@@ -297,7 +297,7 @@ def test_a_server_that_dials_again_before_the_epoch_is_established_has_not_gone(
     ensemble.deliver(2, 3)
     again = Link(2, 3)
     ensemble[3].step(LinkOpened(again, 0))
-    ensemble[3].step(MessageReceived(again, FollowerInfo(2, 0)))
+    ensemble[3].step(MessageReceived(again, FollowerInfo(2, 0, 1)))
     assert ensemble[3].reasons == ["it has dialled again"]
     assert ensemble[3].is_leading and 3 in again.open
 

@@ -41,7 +41,7 @@ def asked() -> Ensemble:
         Ack(make_zxid(2, 0)),
         NewLeaderAck(1),  # for the second time
         AckEpoch(1, 0, is_promise=True),  # it was not asked
-        FollowerInfo(1, 1),
+        FollowerInfo(1, 1, 1),
         Commit(0),  # leaders say that
         Ping(0),
         NewLeader(1),
@@ -66,7 +66,7 @@ def test_a_learner_that_says_what_does_not_fit_loses_its_link_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    "message", [NewLeaderAck(1), Ack(0), AckEpoch(0, 0, is_promise=True), FollowerInfo(3, 0)]
+    "message", [NewLeaderAck(1), Ack(0), AckEpoch(0, 0, is_promise=True), FollowerInfo(3, 0, 1)]
 )
 def test_a_caller_introduces_itself_first_and_not_as_the_leader(message: Any) -> None:
     """Z15."""
@@ -129,7 +129,7 @@ def test_a_promise_of_the_last_epoch_opens_none_behind_it() -> None:
     ensemble.start(2, 3)
     ensemble.deliver(2, 3, 1)
     link = ensemble.link_of(2, 3)
-    ensemble.forge(2, 3, FollowerInfo(2, ZXID_EPOCH_LAST))
+    ensemble.forge(2, 3, FollowerInfo(2, ZXID_EPOCH_LAST, 1))
     assert 3 not in link.open
     assert ensemble[3].accepted_epoch == 0 and not ensemble[3].disk
 

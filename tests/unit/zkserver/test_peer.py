@@ -252,7 +252,7 @@ def call(ensemble: Ensemble, caller_id: int, called_id: int, accepted_epoch: int
     link = Link(caller_id, called_id)
     ensemble.links.append(link)
     ensemble[called_id].step(LinkOpened(link, 0))
-    message = FollowerInfo(caller_id, accepted_epoch)
+    message = FollowerInfo(caller_id, accepted_epoch, 1)
     ensemble[called_id].step(MessageReceived(link, message))
     return link
 

@@ -58,9 +58,9 @@ async def test_a_learner_and_its_leader_talk_in_order() -> None:
         await connect(learner, leader)
         assert learner.opened[0][1] == 1
         assert leader.opened[0][1] == 0
-        learner.call("tell", learner.link, FollowerInfo(2, 0), 7)
+        learner.call("tell", learner.link, FollowerInfo(2, 0, 1), 7)
         await until(lambda: bool(leader.received))
-        assert leader.received == [(leader.link, FollowerInfo(2, 0), 7)]
+        assert leader.received == [(leader.link, FollowerInfo(2, 0, 1), 7)]
         told = [
             LeaderInfo(1),
             proposal(1, 100),
@@ -407,7 +407,7 @@ _REFUSED = (
     (PREAMBLE + encoded(Ping(1)), RefusalReason.NOT_A_HELLO),
     (PREAMBLE + b"\0\0\0\4ABCD", RefusalReason.NOT_A_HELLO),
     (PREAMBLE + b"\xff" * 100, RefusalReason.NOT_A_HELLO),
-    (hello(2, LEARNER) + encoded(FollowerInfo(2, 0)), RefusalReason.NOT_A_HELLO),
+    (hello(2, LEARNER) + encoded(FollowerInfo(2, 0, 1)), RefusalReason.NOT_A_HELLO),
 )
 
 
@@ -475,7 +475,7 @@ async def test_strangers_with_ever_new_words_make_no_storm_of_lines() -> None:
 async def test_bytes_at_random_bring_nothing_but_a_close() -> None:
     rng = random.Random(5)
     starts = (b"", PREAMBLE, hello(2, LEARNER), hello(2, ELECTION), hello(9, LEARNER))
-    sound = [FollowerInfo(2, 1), Ack(3), Pong(1), vote(2), Ping(1), proposal(1, 30, 3)]
+    sound = [FollowerInfo(2, 1, 1), Ack(3), Pong(1), vote(2), Ping(1), proposal(1, 30, 3)]
     async with ensemble() as (server, learner):
         for number in range(300):
             start = rng.choice(starts)
@@ -519,7 +519,7 @@ async def test_nothing_is_heard_after_the_close() -> None:
         one.call("dial", 9)
         one.call("notify", 3, vote(2))
         one.call("when_drained", one.link, lambda: pytest.fail("called after the close"))
-        two.call("tell", two.link, FollowerInfo(2, 0))
+        two.call("tell", two.link, FollowerInfo(2, 0, 1))
         await one.close()
         await one.close()
         one.call("dial", 2)

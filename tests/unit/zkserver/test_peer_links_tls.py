@@ -74,7 +74,7 @@ async def test_servers_of_one_authority_elect_and_talk(folder: Path) -> None:
             learner.call("notify", 1, vote(number))
             await until(lambda: len(leader.heard) == len(learner.heard) == number)  # noqa: B023
         await connect(learner, leader)
-        learner.call("tell", learner.link, FollowerInfo(2, 0))
+        learner.call("tell", learner.link, FollowerInfo(2, 0, 1))
         records = tuple(zxid.to_bytes(8, "big") + os.urandom(700_000) for zxid in range(1, 6))
         told = [Proposal(zxid, zxid, (record,)) for zxid, record in enumerate(records, 1)]
         for each in told:
@@ -105,7 +105,7 @@ async def test_an_end_is_heard_with_the_last_read(
             heard_in_the_same_turn.append(here.lost == [link])
 
         monkeypatch.setattr(cls, "eof_received", eof_received)
-        there.call("tell", there.link, Ping(1) if we_dial else FollowerInfo(2, 0))
+        there.call("tell", there.link, Ping(1) if we_dial else FollowerInfo(2, 0, 1))
         if orderly:
             there.call("close_link", there.link, "enough")
         else:

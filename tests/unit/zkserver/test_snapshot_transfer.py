@@ -165,7 +165,10 @@ def test_a_link_that_ends_closes_the_file() -> None:
 def test_a_snapshot_takes_the_place_of_all_that_was_there() -> None:
     world = learner()
     told = world.do(*receive(), append(6, 7))
-    assert told == [(ChunkWritten,)] * 3 + [(SnapshotInstalled, None, zxid(5)), (Logged, zxid(7))]
+    assert told == [(ChunkWritten,)] * 3 + [
+        (SnapshotInstalled, 0, None, zxid(5)),
+        (Logged, zxid(7)),
+    ]
     assert world.built == CHUNKS
     assert world.names() == {f"snapshot.{zxid(5):016x}", f"log.{zxid(5):016x}"}
     data = world.reopened()
@@ -216,7 +219,7 @@ def test_a_snapshot_that_is_not_completed_is_nothing() -> None:
 
 def test_one_that_begins_anew_forgets_what_had_come() -> None:
     world = learner()
-    assert world.do(*receive()[:3], *receive())[-1] == (SnapshotInstalled, None, zxid(5))
+    assert world.do(*receive()[:3], *receive())[-1] == (SnapshotInstalled, 0, None, zxid(5))
     assert world.built == CHUNKS
 
 

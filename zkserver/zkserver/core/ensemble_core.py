@@ -24,7 +24,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import RemoteProtocolError
 from duolog_protocol.quorum_messages import MAX_SESSIONS_HEARD, SessionsHeard
-from duolog_protocol.txns import Body
+from duolog_protocol.txns import Body, TxnKind
 from duolog_protocol.zk_codec import REFUSED, Refusal
 
 from .auth import AuthProviders
@@ -72,6 +72,8 @@ class EnsembleCore(ZkCore):
         """It serves those that are content with reading."""
         self.synced_servers: Callable[[], frozenset[int]] = frozenset
         """Which servers have all that a leader proposes; the peer knows."""
+        self._level_logged = 0
+        """The feature level of a LEVEL that is on its way; 0: none is."""
         self._joint_zxid = 0
         """Of a change of the members that old and new ones have not agreed on yet; 0: none."""
         self._following: Following | None = None
@@ -92,10 +94,23 @@ class EnsembleCore(ZkCore):
         shown = self.state.tree.nodes[CONFIG_PATH].data
         if self.state.members_are_joint:  # a leader before us has begun it
             self._log_final_members()
-        elif self._members_shown and not shown:
-            body = self._preparer.change_members(self._members_shown, is_joint=False)
-            self._proposals.add(self._proposals.next_zxid(), 0, body)
+        elif self.state.level and self._members_shown and not shown:
+            self._log_first_members()
         return self._effects()
+
+    def offer_level(self, level: int, now_ms: int) -> list[Effect]:
+        """All members know this feature level: the leader says so in the log, once."""
+        self._now_ms = now_ms
+        if self._delegation is not None and level > max(self.state.level, self._level_logged):
+            self._level_logged = level
+            self._proposals.add(self._proposals.next_zxid(), 0, (TxnKind.LEVEL, level))
+            if self._members_shown and not self.state.tree.nodes[CONFIG_PATH].data:
+                self._log_first_members()
+        return self._effects()
+
+    def _log_first_members(self) -> None:
+        body = self._preparer.change_members(self._members_shown, is_joint=False)
+        self._proposals.add(self._proposals.next_zxid(), 0, body)
 
     def follow(self, now_ms: int) -> None:
         """Serve as a learner: of the leader that the shell tells `TellLeader`s."""
@@ -134,7 +149,7 @@ class EnsembleCore(ZkCore):
         assert self.is_serving, "it does not serve"
         self.is_serving = self.is_read_only = False
         self._following = self._delegation = None
-        self._joint_zxid = 0
+        self._joint_zxid = self._level_logged = 0
         for session in self.state.sessions.values():
             session.closing = False
             if session.connection is not None:
@@ -209,6 +224,9 @@ class EnsembleCore(ZkCore):
         shown = self.state.tree.nodes[CONFIG_PATH].data or b""
         wanted = wanted_members(shown, message)
         self._preparer.require_change_of_members(connection)
+        if not self.state.level:
+            text = "not all members know this yet: upgrade them, and start them all"
+            raise Rejected(ZkErrorCode.RECONFIG_DISABLED, text)
         if self._joint_zxid:
             text = "another change of the members is under way"
             raise Rejected(ZkErrorCode.RECONFIG_IN_PROGRESS, text)

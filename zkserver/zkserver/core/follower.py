@@ -115,7 +115,9 @@ class Follower:
         self.link = link
         self._heard_ms = now_ms
         self._phase = Phase.DISCOVERY
-        self._tell(FollowerInfo(self._config.server_id, self._ledger.accepted_epoch))
+        self._tell(
+            FollowerInfo(self._config.server_id, self._ledger.accepted_epoch, self._config.level)
+        )
 
     def on_dial_failed(self) -> None:
         """The leader was not reached. Raises GaveUp."""

@@ -67,12 +67,23 @@ class LearnerStage(IntEnum):
 class Learner:
     """One learner, as its leader sees it."""
 
-    __slots__ = ("heard_ms", "last_zxid", "link", "round", "server_id", "stage", "synced_zxid")
+    __slots__ = (
+        "heard_ms",
+        "last_zxid",
+        "level",
+        "link",
+        "round",
+        "server_id",
+        "stage",
+        "synced_zxid",
+    )
 
     def __init__(self, link: Any, now_ms: int) -> None:
         self.link = link
         self.server_id = 0
         """0 until it is introduced."""
+        self.level = 0
+        """The highest feature level that it knows."""
         self.stage = LearnerStage.CONNECTED
         self.last_zxid = 0
         """What its log held when it promised the epoch; then what it has acknowledged."""
@@ -210,7 +221,10 @@ class Leader:
         self._expect_room_for(server_id)
         last_of_all = self.epoch if self.epoch == ZXID_EPOCH_LAST else ZXID_EPOCH_LAST - 1
         expect(message.accepted_epoch <= last_of_all, "no epoch is left", message.accepted_epoch)
+        level = self._ledger.memberships.level
+        expect(message.level >= level, "too old for the ensemble's feature level", level)
         others = [each for each in self._learners.values() if each.server_id == server_id]
+        learner.level = message.level
         learner.server_id = server_id
         learner.stage = LearnerStage.INTRODUCED
         for other in others:
@@ -436,6 +450,14 @@ class Leader:
         stalled_ms = self._ledger.stalled_ms(now_ms)
         if stalled_ms >= self._config.disk_limit_ms:
             raise GaveUp(f"our disk has written nothing for {stalled_ms} ms")
+
+    def common_level(self) -> int:
+        """The feature level that all members know, if all are here and synced; that of the log."""
+        found = self._ledger.memberships.level
+        if set(self._membership.ids) - self._synced:
+            return found
+        levels = [each.level for each in self._learners.values() if each.server_id]
+        return max(found, min([self._config.level, *levels]))
 
     def absent_members(self) -> list[int]:
         """Members that do not follow."""

@@ -185,11 +185,11 @@ class Ledger:
         """A piece of a snapshot is written."""
         self._ended()
 
-    def on_snapshot_installed(self, zxid: int, members: Membership | None) -> None:
+    def on_snapshot_installed(self, zxid: int, members: Membership | None, level: int) -> None:
         """State and log are what the leader had at `zxid`, which is committed."""
         self._ended()
         later = self.memberships  # what was appended behind it comes after it
-        self.memberships = later.rebased(zxid, members)
+        self.memberships = later.rebased(zxid, members, level)
         self._members_changed()
         assert zxid == self.log.first_zxid_before, (zxid, self.log.first_zxid_before)
         assert zxid > max(self.durable_zxid, self.committed_zxid), (zxid, self.durable_zxid)

@@ -1,12 +1,14 @@
-"""Who belongs to the ensemble, as the log says it: joint consensus.
+"""Who belongs to the ensemble and what all of them know, as the log says it.
 
     MEMBERS joint   at z: from the append on, quorums of the old and of the new voters are needed
     MEMBERS final   once z is committed by both: from the append on, the new ones alone
 
-A server goes by the last MEMBERS in its log, committed or not; what is truncated is taken back. So
-a new membership is decided by both, and no two disjoint quorums ever decide (Raft section 6;
-ZooKeeper's reconfiguration has the same joint quorum, and keeps the last seen membership in files).
+Joint consensus: a server goes by the last MEMBERS in its log, committed or not; what is truncated
+is taken back. So a new membership is decided by both, and no two disjoint quorums ever decide (Raft
+section 6; ZooKeeper's reconfiguration has the same joint quorum, and keeps what it saw in files).
 A server without any goes by its settings.
+
+A LEVEL says that all members know the Txns of a feature level, which may be written from then on.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from duolog_protocol.errors import DecodeError
-from duolog_protocol.txns import decode_txn, is_members
+from duolog_protocol.txns import TxnKind, decode_txn, is_of_the_ensemble
 
 from .members import Member, parse_config
 from .quorum import Quorums
@@ -59,11 +61,18 @@ class MembersRecord(NamedTuple):
     members: tuple[Member, ...]
 
 
-def members_record(record: bytes) -> MembersRecord | None:
-    """What a record of the log says of the members; None: nothing. Raises DecodeError."""
-    if not is_members(record):
+def members_record(record: bytes) -> MembersRecord | int | None:
+    """What a record of the log says of the members, or the level that they have; None: nothing.
+
+    Raises DecodeError.
+    """
+    if not is_of_the_ensemble(record):
         return None
-    _, is_joint, data = decode_txn(record).body
+    kind, *rest = decode_txn(record).body
+    if kind == TxnKind.LEVEL:
+        level: int = rest[0]
+        return level
+    is_joint, data = rest
     try:
         members, _ = parse_config(data)
     except ValueError as error:
@@ -89,10 +98,13 @@ class Memberships:
     def __init__(
         self,
         base: Membership,
-        read: Callable[[bytes], MembersRecord | None] = members_record,
+        read: Callable[[bytes], MembersRecord | int | None] = members_record,
+        level: int = 0,
     ) -> None:
-        """`base`: before its first record. `read`: what a record says of the members."""
+        """`base`, `level`: before its first record. `read`: what a record says of the members."""
         self._read = read
+        self._levels: list[tuple[int, int]] = [(-1, level)]
+        """(zxid, level), ascending."""
         self._entries: list[tuple[int, Membership]] = [(-1, base)]
         """(zxid from which on, membership), ascending; the first one is always there."""
 
@@ -100,6 +112,11 @@ class Memberships:
     def current(self) -> Membership:
         """At the end of the log."""
         return self._entries[-1][1]
+
+    @property
+    def level(self) -> int:
+        """The feature level at the end of the log."""
+        return self._levels[-1][1]
 
     @property
     def since_zxid(self) -> int:
@@ -113,6 +130,9 @@ class Memberships:
             found = self._read(record)
             if found is None:
                 continue
+            if isinstance(found, int):
+                self._levels.append((zxid, found))
+                continue
             before = self.current
             old_voters = before.voters if found.is_joint else None
             self._entries.append((zxid, membership_of(found.members, old_voters)))
@@ -124,13 +144,16 @@ class Memberships:
         before = len(self._entries)
         while self._entries[-1][0] > zxid:
             self._entries.pop()
+        while self._levels[-1][0] > zxid:
+            self._levels.pop()
         return len(self._entries) != before
 
-    def rebased(self, zxid: int, base: Membership | None) -> Memberships:
+    def rebased(self, zxid: int, base: Membership | None, level: int) -> Memberships:
         """As it is once a snapshot has taken the place of all up to `zxid`.
 
-        `base` None: the snapshot says nothing of members.
+        `base` None: the snapshot says nothing of members. `level`: what it says.
         """
-        found = Memberships(base or self._entries[0][1], self._read)
+        found = Memberships(base or self._entries[0][1], self._read, level)
+        found._levels += [each for each in self._levels if each[0] > zxid]
         found._entries += [each for each in self._entries if each[0] > zxid]
         return found

@@ -169,6 +169,14 @@ class Peer:
     def _others(self) -> tuple[int, ...]:
         return self.membership.others(self._config.server_id)
 
+    def common_level(self) -> int:
+        """The feature level that all members know; that of the log unless all are here and synced
+        and this server is their established leader."""
+        role = self._role
+        if not isinstance(role, Leader) or not role.is_established:
+            return self._ledger.memberships.level
+        return role.common_level()
+
     @property
     def _is_voter(self) -> bool:
         return self.membership.has_voter(self._config.server_id)
@@ -268,8 +276,8 @@ class Peer:
                 self._ledger.on_chunk_written()
                 if isinstance(self._role, Follower):
                     self._role.on_chunk_written()
-            case SnapshotInstalled(zxid=zxid, members=members):
-                self._ledger.on_snapshot_installed(zxid, members)
+            case SnapshotInstalled(zxid=zxid, members=members, level=level):
+                self._ledger.on_snapshot_installed(zxid, members, level)
             case SnapshotRefused(reason=reason):
                 self._ledger.on_snapshot_refused()
                 if isinstance(self._role, Follower):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from duolog_protocol.txns import LEVEL_LAST
+
 
 class PeerConfig(NamedTuple):
     """One server's place in the ensemble, and its limits of time (ms, monotonic)."""
@@ -30,6 +32,8 @@ class PeerConfig(NamedTuple):
     """A server whose terms fail one after the other waits before it looks for a leader again: so
     long after the third, doubled each time."""
     back_off_last_ms: int = 2_000
+    level: int = LEVEL_LAST
+    """The highest feature level that this server knows; lower only where an older one is played."""
 
     @property
     def is_voter(self) -> bool:

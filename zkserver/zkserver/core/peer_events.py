@@ -123,10 +123,11 @@ class ChunkWritten:
 class SnapshotInstalled:
     """The state is the leader's at `zxid`, durably; the log is empty and goes on from there."""
 
-    __slots__ = ("members", "zxid")
+    __slots__ = ("level", "members", "zxid")
 
-    def __init__(self, zxid: int, members: Membership | None = None) -> None:
-        """`members`: what the snapshot says of them, if anything."""
+    def __init__(self, zxid: int, members: Membership | None = None, level: int = 0) -> None:
+        """`members`: what the snapshot says of them, if anything; `level`: its feature level."""
+        self.level = level
         self.zxid = zxid
         self.members = members
 

@@ -8,7 +8,7 @@ of the moment of `begin`, whatever happens meanwhile; ZooKeeper's snapshots are 
 
     snapshot = head session* node* end
     each item: u32 length of the rest, then
-    head     "H" version u16, zxid u64, sessions u32, nodes u64, secret u8+bytes
+    head     "H" version u16, zxid u64, sessions u32, nodes u64, secret u8+bytes, level u8 (2 only)
     session  "S" session_id i64, timeout_ms i32
     node     "N" czxid mzxid pzxid u64, ctime mtime i64, version creates aversion i32,
                  ephemeral_owner i64, ttl_ms i64, data length i32 (-1: null), path length u16,
@@ -30,7 +30,9 @@ from duolog_protocol.txns import encode_acl
 from .datatree import Node
 from .state import ReplicatedState
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSIONS: Final = (1, 2)
+"""The second one has the feature level, and is written from level 1 on: older servers read the
+first one."""
 LENGTH: Final = struct.Struct(">I")
 HEAD: Final = struct.Struct(">BHQIQB")
 SESSION: Final = struct.Struct(">Bqi")
@@ -54,6 +56,7 @@ class Snapshot:
             (session.session_id, session.opened_timeout_ms) for session in state.sessions.values()
         ]
         self._secret = state.secret
+        self._level = state.level
         self._saved: dict[Node, Row] = {}
         state.tree.snapshot = self
 
@@ -90,9 +93,11 @@ class Snapshot:
         nodes = self._nodes
         count = len(nodes)
         secret = self._secret
+        version = FORMAT_VERSIONS[min(self._level, 1)]
         yield (
-            HEAD.pack(HEAD_TAG, FORMAT_VERSION, self.zxid, len(self._sessions), count, len(secret))
+            HEAD.pack(HEAD_TAG, version, self.zxid, len(self._sessions), count, len(secret))
             + secret
+            + (bytes([self._level]) if version > 1 else b"")
         )
         for session_id, timeout_ms in self._sessions:
             yield SESSION.pack(SESSION_TAG, session_id, timeout_ms)

@@ -23,7 +23,7 @@ from .session_tracker import Session
 from .snapshot import (
     END,
     END_TAG,
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
     HEAD,
     HEAD_TAG,
     LENGTH,
@@ -85,14 +85,16 @@ def _open(
 def _load(items: Iterator[Item]) -> ReplicatedState:
     reader, fields = _open(items, HEAD, HEAD_TAG)
     version, zxid, session_count, node_count, secret_size = fields
-    if version != FORMAT_VERSION:
-        raise DecodeError(f"format version {version} is not {FORMAT_VERSION}")
+    if version not in FORMAT_VERSIONS:
+        raise DecodeError(f"format version {version} is not one of {FORMAT_VERSIONS}")
     if zxid >> 63:
         raise DecodeError(f"zxid {zxid:#x} has the highest bit set")
     state = ReplicatedState()
     state.tree = DataTree()
     state.last_applied_zxid = zxid
     state.secret = reader.take(secret_size)
+    if version > 1:
+        state.level = reader.take(1)[0]
     reader.done()
     for _ in range(session_count):
         reader, (session_id, timeout_ms) = _open(items, SESSION, SESSION_TAG)

@@ -75,6 +75,8 @@ class ReplicatedState:
         self.members_are_joint = False
         """Old and new members have agreed on the new ones, and have to go on to them alone. Never
         so in a snapshot."""
+        self.level = 0
+        """The feature level of the ensemble."""
         self.ephemeral_count = 0
         self.quotas = Quotas(self.tree)
         self.changes: list[Change] = []
@@ -224,6 +226,9 @@ class ReplicatedState:
         set_data = (TxnKind.SET_DATA, CONFIG_PATH, data, next_version(node.version))
         return self._apply_set(zxid, session_id, wall_ms, set_data)
 
+    def _apply_level(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> None:
+        self.level = body[1]
+
     def _apply_error(self, zxid: int, session_id: int, wall_ms: int, body: Body) -> None:
         """A request that failed takes its zxid and changes nothing."""
 
@@ -239,6 +244,7 @@ class ReplicatedState:
         TxnKind.CLOSE_SESSION: _apply_close_session,
         TxnKind.MEMBERS: _apply_members,
         TxnKind.NEW_EPOCH: _apply_new_epoch,
+        TxnKind.LEVEL: _apply_level,
         TxnKind.ERROR: _apply_error,
     }
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any, Final, Protocol
 
-from duolog_protocol.errors import StorageError
+from duolog_protocol.errors import DataDirectoryError, StorageError
 from duolog_protocol.quorum_codec import proposals_of
 from duolog_protocol.quorum_messages import (
     Answers,
@@ -35,7 +35,7 @@ from duolog_protocol.quorum_messages import (
     SessionsHeard,
     SessionTaken,
 )
-from duolog_protocol.txns import decode_txn, is_members
+from duolog_protocol.txns import decode_txn, is_of_the_ensemble
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
@@ -223,14 +223,16 @@ class Replica(Stepper):
         self.stats.last_snapshot_zxid = data.snapshot_zxid
         self.stats.snapshot_load_time.add(now_ms() - begun_ms)
         settings = Membership(self._config.voters, self._config.observers)
-        memberships = Memberships(membership_in(self.core.state) or settings)
+        memberships = Memberships(
+            membership_in(self.core.state) or settings, level=self.core.state.level
+        )
         ends = EpochEnds(data.snapshot_zxid)
         count = 0
         replay = self.core.replay
         for record in data.records(may_be_half=True):
             zxid = replay(record)
             ends.append(zxid, zxid)
-            if is_members(record):
+            if is_of_the_ensemble(record):
                 memberships.on_appended(zxid, [record])
             count += 1
         self.stats.records_loaded.add(count)
@@ -247,6 +249,11 @@ class Replica(Stepper):
             memberships=memberships,
         )
         self.core.synced_servers = self.peer.synced_servers
+        if memberships.level > self._config.level:
+            raise DataDirectoryError(
+                f"{data.path} has feature level {memberships.level}, this program knows "
+                f"{self._config.level}: it is too old for this directory"
+            )
         self._log.info(
             "state_recovered",
             snapshot_zxid=f"{data.snapshot_zxid:#x}",
@@ -321,7 +328,7 @@ class Replica(Stepper):
             state, self._rebuilt = self._rebuilt, None
             self.core.replace_state(state)
             if type(event) is SnapshotInstalled:
-                event.members = membership_in(state)
+                event.members, event.level = membership_in(state), state.level
             while self._unapplied and self._unapplied[0].last_zxid <= state.last_applied_zxid:
                 self._unapplied.popleft()  # of before the snapshot
         elif type(event) is LogRefused:
@@ -367,11 +374,18 @@ class Replica(Stepper):
         peer_ms = self.peer.deadline_ms()
         if peer_ms is not None and peer_ms <= now_ms:
             self.step(PeerTimerFired())
+            self._offer_level()
             self._peer_disk.mark_if_quiet()
         read_only_ms = self._read_only_ms()
         if read_only_ms is not None and read_only_ms <= now_ms:
             self._log.warning("serving_read_only", zxid=f"{self.core.last_applied_zxid:#x}")
             self.core.serve_read_only(now_ms)
+
+    def _offer_level(self) -> None:
+        """Once all members know a feature level, the ensemble goes on to it."""
+        level = self.peer.common_level()
+        if self.core.is_serving and level > self.core.state.level and not self.halted:
+            self._perform(self.core.offer_level(level, self._clock.now_ms()))
 
     def _arm(self) -> None:
         if not self.halted:

@@ -101,6 +101,8 @@ def _body_fields(body: Body, with_data: bool) -> dict[str, Any]:
         fields["paths"] = list(body[2])
     elif kind == TxnKind.ERROR:
         fields["code"] = body[1]
+    elif kind == TxnKind.LEVEL:
+        fields["level"] = body[1]
     elif kind == TxnKind.MEMBERS:
         fields["joint"] = bool(body[1])
         fields["members"] = body[2].decode(errors="replace").split("\n")
