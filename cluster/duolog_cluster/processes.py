@@ -105,6 +105,9 @@ class Daemon:
     @property
     def reason(self) -> str:
         """Why it ended, as far as it has said so: the reason of its last error, in one line."""
+        code = None if self._process is None else self._process.returncode
+        if code is not None and code <= 0:
+            return f"killed by {signal.Signals(-code).name}" if code else "it was told to stop"
         for line in reversed(self.last_words.splitlines()):
             try:
                 told = json.loads(line)
