@@ -8,15 +8,16 @@ more than how to ask a zkserver for its role.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
-import re
 import signal
 import socket
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Final, Self
 
 from duolog_protocol.errors import ConfigError, Error
@@ -25,6 +26,9 @@ from .zk_words import Reach, ServerState, state_of
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 15.0
+MEMBERS_FILE: Final = "zkserver-members"
+"""Beside the directories of an ensemble: a member a line."""
+_PORTS: Final = (10_000, 32_768)
 LOOK_SECONDS: Final = 0.02
 """Between two looks at a server that does not serve yet."""
 _ERROR_BYTES: Final = 16 * 1024
@@ -187,18 +191,30 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of loopback that were free a moment ago."""
+    """Different ports of loopback that were free a moment ago.
+
+    None is one that the system gives to outgoing connections: while a server is away, one of those
+    that look for it would take its port, perhaps by connecting to itself.
+    """
+    found: list[int] = []
+    rng = random.SystemRandom()
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        for _ in range(100 * count):
+            if len(found) == count:
+                return found
+            port = rng.randrange(*_PORTS)
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    raise DaemonFailedError(f"no {count} free ports")
 
 
 class ZkEnsemble:
     """An ensemble of zkservers on loopback: an async context manager.
 
-    Server ids are 1, 2, ...; observers have the last ones. A single server stands alone.
+    Server ids are 1, 2, ...; observers have the last ones. A single server stands alone. The
+    members of an ensemble are in its log, so they, with their ports, are kept beside the data.
     """
 
     def __init__(
@@ -213,34 +229,39 @@ class ZkEnsemble:
     ) -> None:
         """`data`: the directory of all their directories; what it holds is gone on with.
         `count`: servers that vote. `port`: for clients of server 1, the others have those after
-        it; 0: any free ones. `arguments`: more flags for each of them.
+        it; 0: those that they have had, or any free ones. `arguments`: more flags for each.
 
-        Raises ConfigError for a directory that holds another number of servers.
+        Raises ConfigError for a directory that holds other servers.
         """
         assert count >= 1, count
         total = count + observers
         kept = zkservers_in(data)
         if kept not in (0, total):
-            rule = f"{data} holds the data of {kept}; a change of the number would lose writes"
+            rule = f"{data} holds the data of {kept}, which would lose writes with another number"
             raise ConfigError("zk", total, rule)
-        self.voter_ids: Final = range(1, count + 1)
-        self.directories: Final = (
-            [f"{data}/zkserver-{each + 1}" for each in range(total)]
-            if total > 1
-            else [f"{data}/zkserver"]
-        )
-        peer_ports, ports = free_ports(total), free_ports(total)
-        if port:
-            ports = [port + at for at in range(total)]
-        self.members: Final = [
-            f"{at + 1}=127.0.0.1:{peer_ports[at]}:{'participant' if at < count else 'observer'}"
-            f";127.0.0.1:{ports[at]}"
-            for at in range(total)
-        ]
+        members = _members_in(data)
+        if not members:
+            peer_ports, ports = free_ports(total), free_ports(total)
+            if port:
+                ports = [port + at for at in range(total)]
+            members = [
+                f"{at + 1}=127.0.0.1:{peer_ports[at]}:{'participant' if at < count else 'observer'}"
+                f";127.0.0.1:{ports[at]}"
+                for at in range(total)
+            ]
+        self.members: Final = members
         """The members, as zkserver's setting `servers` has them."""
+        ports = [int(each.rpartition(":")[2]) for each in members]
+        if port not in (0, ports[0]):
+            rule = f"{data} holds an ensemble whose first port is {ports[0]}"
+            raise ConfigError("zk_port", port, rule)
+        self.voter_ids: Final = range(1, count + 1)
+        self._data = data
+        names = [f"zkserver-{at + 1}" for at in range(total)] if total > 1 else ["zkserver"]
+        self.directories: Final = [f"{data}/{name}" for name in names]
         place: list[str] = []
         if total > 1:
-            place = ["--servers", ",".join(self.members)]
+            place = ["--servers", ",".join(members)]
             place += ["--ensemble-id", str(_ensemble_id(self.directories))]
         self.servers: Final = [
             zkserver(
@@ -272,12 +293,10 @@ class ZkEnsemble:
         await self.close()
 
     async def start(self) -> None:
-        """Start all and wait until all serve. On an error none is left. Raises DaemonFailedError.
-
-        The directories are made first, the last one first: it tells how many there are.
-        """
-        for directory in reversed(self.directories):
-            await asyncio.to_thread(os.makedirs, directory, exist_ok=True)
+        """Start all and wait until all serve; on an error none is left. Raises DaemonFailedError,
+        OSError."""
+        if len(self.servers) > 1:
+            await asyncio.to_thread(_keep_members, self._data, self.members)
         try:
             await _start_all(self.servers)
             if len(self.servers) > 1:  # one alone has said so by its first line
@@ -351,12 +370,23 @@ class ZkEnsemble:
 
 def zkservers_in(data: str) -> int:
     """How many zkservers `ZkEnsemble` has kept in this directory; 0: none yet."""
+    return len(_members_in(data)) or int(os.path.isdir(f"{data}/zkserver"))
+
+
+def _members_in(data: str) -> list[str]:
+    """The members of the ensemble that is kept there; none: there is no ensemble."""
     try:
-        names = os.listdir(data)
+        return Path(data, MEMBERS_FILE).read_text().split()
     except FileNotFoundError:
-        return 0
-    numbers = [int(each[9:]) for each in names if re.fullmatch(r"zkserver-[1-9]\d?", each)]
-    return max(numbers, default=int("zkserver" in names))
+        return []
+
+
+def _keep_members(data: str, members: Sequence[str]) -> None:
+    """Keep them, whole or not at all."""
+    os.makedirs(data, exist_ok=True)
+    new = Path(data, f"{MEMBERS_FILE}.new")
+    new.write_text("".join(f"{each}\n" for each in members))
+    new.replace(Path(data, MEMBERS_FILE))
 
 
 def _ensemble_id(directories: Sequence[str]) -> int:

@@ -64,7 +64,10 @@ async def test_an_ensemble_is_kept_and_not_mixed_with_another_number(tmp_path: P
         for count in (1, 5):
             with pytest.raises(ConfigError, match="holds the data of 3"):
                 ZkEnsemble(data, count)
-        async with ZkEnsemble(data) as ensemble, ZkClient(ensemble.address) as zk:
+        with pytest.raises(ConfigError, match="whose first port is"):
+            ZkEnsemble(data, port=1)
+        address = ensemble.address
+        async with ZkEnsemble(data) as ensemble, ZkClient(address) as zk:
             assert await zk.exists("/kept") is not None
             assert {each.epoch for each in await ensemble.states()} == {2}
 

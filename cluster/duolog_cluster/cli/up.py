@@ -28,14 +28,11 @@ _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def run(words: Sequence[str]) -> int:
     """Start, print the addresses, wait for Ctrl-C or SIGTERM, stop."""
     options = _parser().parse_args(words)
-    zk_port = options.zk_port
-    if zk_port is None:
-        zk_port = 0 if options.port == 0 else 2181
     if options.data is None:
         with tempfile.TemporaryDirectory(prefix="duolog-") as data:
-            return asyncio.run(_Up(options, data, zk_port).run())
+            return asyncio.run(_Up(options, data).run())
     os.makedirs(options.data, exist_ok=True)
-    return asyncio.run(_Up(options, os.path.abspath(options.data), zk_port).run())
+    return asyncio.run(_Up(options, os.path.abspath(options.data)).run())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         "--zk-port",
         type=int,
         help="zkserver's port (default 2181); 0: any. The servers of an ensemble have this one "
-        "and those after it",
+        "and those after it, and keep them with DIR",
     )
     found.add_argument(
         "--zk",
@@ -68,9 +65,13 @@ def _parser() -> argparse.ArgumentParser:
 class _Up:
     """What is up, until it is stopped."""
 
-    def __init__(self, options: argparse.Namespace, data: str, zk_port: int) -> None:
+    def __init__(self, options: argparse.Namespace, data: str) -> None:
         """Raises ConfigError."""
-        count = options.zk or zkservers_in(data) or 1
+        kept = zkservers_in(data)
+        count = options.zk or kept or 1
+        zk_port = options.zk_port
+        if zk_port is None:
+            zk_port = 0 if options.port == 0 or kept > 1 else 2181
         if count not in SIZES:
             raise ConfigError("data", data, f"holds {count} zkservers: not of `duolog up`")
         self._options = options
