@@ -42,8 +42,8 @@ class ServerState(NamedTuple):
     """Of the last transaction that it has applied."""
     epoch: int = 0
     """Of its leader; where the server does not tell, of its last transaction."""
-    connections: int = 0
-    """Of clients; the one that asks is among them."""
+    clients: int = 0
+    """Their connections, without the one that asks."""
     version: str = ""
     problem: str = ""
     """Why it could not be reached, or does not tell."""
@@ -69,6 +69,8 @@ async def state_of(host: str, port: int, timeout: float = WORD_SECONDS) -> Serve
     """How a server is. A server that cannot be reached is a result, not an error."""
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
+        if port == 0:
+            return ServerState(host, Reach.UNREACHABLE, problem="its client port is not told")
         text = await ask(host, port, "srvr", timeout)
         if not text:
             return ServerState(address, Reach.UNREACHABLE, problem="it does not answer srvr")
@@ -90,7 +92,7 @@ async def state_of(host: str, port: int, timeout: float = WORD_SECONDS) -> Serve
         told.get("Mode", ""),
         zxid,
         _number(more.get("zk_epoch", "")) or zxid >> 32,
-        _number(told.get("Connections", "0")),
+        max(0, _number(told.get("Connections", "0")) - 1),
         told.get("Zookeeper version", ""),
     )
 
