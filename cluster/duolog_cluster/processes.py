@@ -8,27 +8,21 @@ more than how to ask a zkserver for its role.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import random
 import signal
-import socket
 import sys
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Final, Self
 
 from duolog_protocol.errors import ConfigError, Error
 
+from .zk_members import client_port, keep_members, members_in, new_members
 from .zk_words import Reach, ServerState, state_of
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 15.0
-MEMBERS_FILE: Final = "zkserver-members"
-"""Beside the directories of an ensemble: a member a line."""
-_PORTS: Final = (10_000, 32_768)
 LOOK_SECONDS: Final = 0.02
 """Between two looks at a server that does not serve yet."""
 _ERROR_BYTES: Final = 16 * 1024
@@ -185,31 +179,6 @@ def _on_port(daemon: Daemon, port: int) -> Daemon:
     return daemon
 
 
-def free_port() -> int:
-    """A port of loopback that was free a moment ago."""
-    return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports of loopback that were free a moment ago.
-
-    None is one that the system gives to outgoing connections: while a server is away, one of those
-    that look for it would take its port, perhaps by connecting to itself.
-    """
-    found: list[int] = []
-    rng = random.SystemRandom()
-    with ExitStack() as stack:
-        for _ in range(100 * count):
-            if len(found) == count:
-                return found
-            port = rng.randrange(*_PORTS)
-            probe = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                found.append(port)
-    raise DaemonFailedError(f"no {count} free ports")
-
-
 class ZkEnsemble:
     """An ensemble of zkservers on loopback: an async context manager.
 
@@ -239,19 +208,10 @@ class ZkEnsemble:
         if kept not in (0, total):
             rule = f"{data} holds the data of {kept}, which would lose writes with another number"
             raise ConfigError("zk", total, rule)
-        members = _members_in(data)
-        if not members:
-            peer_ports, ports = free_ports(total), free_ports(total)
-            if port:
-                ports = [port + at for at in range(total)]
-            members = [
-                f"{at + 1}=127.0.0.1:{peer_ports[at]}:{'participant' if at < count else 'observer'}"
-                f";127.0.0.1:{ports[at]}"
-                for at in range(total)
-            ]
+        members = members_in(data) or new_members(count, observers, port)
         self.members: Final = members
         """The members, as zkserver's setting `servers` has them."""
-        ports = [int(each.rpartition(":")[2]) for each in members]
+        ports = [client_port(each) for each in members]
         if port not in (0, ports[0]):
             rule = f"{data} holds an ensemble whose first port is {ports[0]}"
             raise ConfigError("zk_port", port, rule)
@@ -296,7 +256,7 @@ class ZkEnsemble:
         """Start all and wait until all serve; on an error none is left. Raises DaemonFailedError,
         OSError."""
         if len(self.servers) > 1:
-            await asyncio.to_thread(_keep_members, self._data, self.members)
+            await asyncio.to_thread(keep_members, self._data, self.members)
         try:
             await _start_all(self.servers)
             if len(self.servers) > 1:  # one alone has said so by its first line
@@ -370,23 +330,7 @@ class ZkEnsemble:
 
 def zkservers_in(data: str) -> int:
     """How many zkservers `ZkEnsemble` has kept in this directory; 0: none yet."""
-    return len(_members_in(data)) or int(os.path.isdir(f"{data}/zkserver"))
-
-
-def _members_in(data: str) -> list[str]:
-    """The members of the ensemble that is kept there; none: there is no ensemble."""
-    try:
-        return Path(data, MEMBERS_FILE).read_text().split()
-    except FileNotFoundError:
-        return []
-
-
-def _keep_members(data: str, members: Sequence[str]) -> None:
-    """Keep them, whole or not at all."""
-    os.makedirs(data, exist_ok=True)
-    new = Path(data, f"{MEMBERS_FILE}.new")
-    new.write_text("".join(f"{each}\n" for each in members))
-    new.replace(Path(data, MEMBERS_FILE))
+    return len(members_in(data)) or int(os.path.isdir(f"{data}/zkserver"))
 
 
 def _ensemble_id(directories: Sequence[str]) -> int:

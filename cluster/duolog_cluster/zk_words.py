@@ -24,6 +24,8 @@ class Reach(Enum):
     """How far one gets with a server."""
 
     SERVING = "serving"
+    READ_ONLY = "read-only"
+    """It has no leader and lets those read that are content with it."""
     NOT_SERVING = "not serving"
     """It lives and has no leader, or is not as far as its leader yet."""
     SILENT = "silent"
@@ -37,7 +39,7 @@ class ServerState(NamedTuple):
     address: str
     reach: Reach
     role: str = ""
-    """leader, follower, observer, standalone; empty unless it serves."""
+    """leader, follower, observer, standalone, read-only; empty unless it serves."""
     zxid: int = 0
     """Of the last transaction that it has applied."""
     epoch: int = 0
@@ -85,11 +87,11 @@ async def state_of(host: str, port: int, timeout: float = WORD_SECONDS) -> Serve
     except OSError as error:
         problem = error.strerror or str(error) or type(error).__name__
         return ServerState(address, Reach.UNREACHABLE, problem=problem.lower())
-    zxid = _number(told.get("Zxid", "0"))
+    zxid, role = _number(told.get("Zxid", "0")), told.get("Mode", "")
     return ServerState(
         address,
-        Reach.SERVING,
-        told.get("Mode", ""),
+        Reach.READ_ONLY if role == "read-only" else Reach.SERVING,
+        role,
         zxid,
         _number(more.get("zk_epoch", "")) or zxid >> 32,
         max(0, _number(told.get("Connections", "0")) - 1),

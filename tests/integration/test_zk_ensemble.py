@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from duolog import ZkClient
-from duolog_cluster.processes import DaemonFailedError, ZkEnsemble, free_ports, zkservers_in
+from duolog_cluster.processes import DaemonFailedError, ZkEnsemble, zkservers_in
+from duolog_cluster.zk_members import free_ports
 from duolog_cluster.zk_words import Reach
 from duolog_protocol.errors import ConfigError
 from tests.integration.test_processes import source_roots

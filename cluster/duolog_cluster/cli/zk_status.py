@@ -102,7 +102,7 @@ async def look(given: Sequence[Address], options: argparse.Namespace) -> Ensembl
     found = None
     for address in given:
         state = await state_of(*address, options.timeout)
-        if state.reach is Reach.SERVING and state.role != "standalone":
+        if state.role not in ("", "standalone"):
             found = await _members(address, options)
             if found is not None:
                 break
@@ -166,7 +166,7 @@ def _text(ensemble: Ensemble) -> str:
     for each in ensemble.servers:
         state, member = each.state, each.member
         row: list[object] = [member.server_id if member else "-", state.address]
-        if state.reach is Reach.SERVING:
+        if state.role:
             lag = ensemble.lag(each)
             told: list[object] = [state.epoch, f"{state.zxid:#x}", "?" if lag is None else lag]
             row += [state.role, *told, state.clients]
