@@ -12,9 +12,9 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from duolog_protocol.errors import Error
+from duolog_protocol.errors import ConfigError, Error
 from duolog_runtime.clocks import Clock, RealClock
 from duolog_runtime.disk import DiskThread
 from duolog_runtime.files import Files, RealFiles
@@ -23,7 +23,12 @@ from duolog_runtime.version import VERSION
 from kbroker.config import BrokerConfig
 from kbroker.server.broker import Broker
 
-from .inprocess_zk import new_zk_node
+from .inprocess_zk import ZkMember, new_zk_node
+from .zk_members import client_port, keep_members, members_in, new_members
+
+SERVE_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 0.002
+"""Between two looks at what does not serve yet."""
 
 
 class Member:
@@ -46,9 +51,10 @@ class Member:
 
 
 class Cluster:
-    """`async with Cluster() as cluster:` one zkserver and `brokers` brokers.
+    """`async with Cluster() as cluster:` `zk` zkservers and `brokers` brokers.
 
-    `broker_settings` and `zk_settings` are fields of the daemons' configs.
+    More than one zkserver are an ensemble. `broker_settings` and `zk_settings` are fields of the
+    daemons' configs.
     """
 
     def __init__(
@@ -63,8 +69,6 @@ class Cluster:
         broker_settings: dict[str, Any] | None = None,
         zk_settings: dict[str, Any] | None = None,
     ) -> None:
-        if zk != 1:
-            raise ValueError("an ensemble is not offered yet: zk must be 1")
         self._directory = data
         self._own_directory = data is None
         self._files = files or RealFiles()
@@ -72,13 +76,27 @@ class Cluster:
         self._rng = random.Random(seed)
         self._broker_settings = broker_settings or {}
         self._zk_settings = zk_settings or {}
-        self.zk = Member("zk-1", RecordingLogger())
+        self.zk_servers = [Member(f"zk-{n + 1}", RecordingLogger()) for n in range(zk)]
+        """By server id, from 1 on."""
+        self._zk_members: list[str] = []
+        """Of an ensemble: as zkserver's setting `servers` has them."""
         self.brokers = [Member(f"broker-{n + 1}", RecordingLogger()) for n in range(brokers)]
 
     @property
+    def zk(self) -> Member:
+        """The only zkserver, or the first."""
+        return self.zk_servers[0]
+
+    @property
+    def zk_leader(self) -> Member | None:
+        """Who leads, the newest epoch's; None: nobody. A zkserver that stands alone leads."""
+        leaders = [each for each in self.zk_servers if _role(each) in ("leader", "standalone")]
+        return max(leaders, key=lambda each: each.server.epoch, default=None)
+
+    @property
     def zookeeper(self) -> str:
-        """Address of zkserver."""
-        return f"127.0.0.1:{self.zk.port}"
+        """Addresses of the zkservers."""
+        return ",".join(f"127.0.0.1:{each.port}" for each in self.zk_servers)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -86,11 +104,15 @@ class Cluster:
         return ",".join(f"127.0.0.1:{broker.port}" for broker in self.brokers)
 
     async def __aenter__(self) -> Self:
-        """Start everything; the brokers are registered when it returns."""
+        """Start everything; zkservers serve and brokers are registered when it returns."""
         if self._directory is None:
             self._directory = tempfile.mkdtemp(prefix="duolog-cluster-")
         try:
-            await self.start_zk()
+            if len(self.zk_servers) > 1:
+                self._keep_zk_members(self._directory)
+            for each in self.zk_servers:
+                await self.start_zk(each)
+            await self.until_zk_serves()
             for broker in self.brokers:
                 await self.start_broker(broker)
         except BaseException:
@@ -104,21 +126,30 @@ class Cluster:
 
     async def close(self) -> None:
         """Stop everything; a directory that was made here is removed. Idempotent."""
-        for member in (*self.brokers, self.zk):
+        for member in self.brokers:
             await self.stop(member)
+        await asyncio.gather(*map(self.stop, self.zk_servers))
         if self._own_directory and self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     # ---- one member ----------------------------------------------------------------------------
 
-    async def start_zk(self) -> None:
-        """Start (or start again) zkserver, on its former port."""
+    async def start_zk(self, server: Member | None = None) -> None:
+        """Start (or start again) a zkserver, on its former port; None: the only one.
+
+        One of an ensemble listens when it returns; `until_zk_serves` waits for more.
+        """
+        server = server or self.zk
+        server_id = self.zk_servers.index(server) + 1
+        place: dict[str, Any] = {}
+        if self._zk_members:
+            place = {"servers": tuple(self._zk_members), "server_id": server_id, "ensemble_id": 1}
 
         async def serve(member: Member, disk: DiskThread, listening: Callable[[], None]) -> None:
             node = new_zk_node(
                 f"{self._directory}/{member.name}",
                 member.port,
-                self._zk_settings,
+                {**place, **self._zk_settings},
                 files=self._files,
                 disk=disk,
                 clock=self._clock,
@@ -128,7 +159,44 @@ class Cluster:
             member.server = node
             await node.serve(member.stop, listening)
 
-        await self._start(self.zk, serve)
+        await self._start(server, serve)
+
+    async def until_zk_serves(self, *servers: Member) -> None:
+        """Wait until these zkservers serve; none: all. Raises Error."""
+        waiting = list(servers or self.zk_servers)
+        try:
+            async with asyncio.timeout(SERVE_SECONDS):
+                while waiting := [each for each in waiting if _role(each) in ("", "read-only")]:
+                    for each in waiting:
+                        if not each.is_running:
+                            raise Error(f"{each.name} does not run")
+                    await asyncio.sleep(_LOOK_SECONDS)
+        except TimeoutError:
+            names = ", ".join(each.name for each in waiting)
+            raise Error(f"{names}: not serving after {SERVE_SECONDS} s") from None
+
+    async def until_zk_leader(self, *, other_than: Member | None = None) -> Member:
+        """Wait until a zkserver leads, and which. Raises Error."""
+        try:
+            async with asyncio.timeout(SERVE_SECONDS):
+                while True:
+                    leader = self.zk_leader
+                    if leader is not None and leader is not other_than:
+                        return leader
+                    await asyncio.sleep(_LOOK_SECONDS)
+        except TimeoutError:
+            raise Error(f"nobody leads after {SERVE_SECONDS} s") from None
+
+    def _keep_zk_members(self, directory: str) -> None:
+        """Those of the directory's ensemble, or new ones. Raises ConfigError."""
+        count = len(self.zk_servers)
+        members = members_in(directory) or new_members(count)
+        if len(members) != count:
+            raise ConfigError("zk", count, f"{directory} holds the data of {len(members)}")
+        keep_members(directory, members)
+        self._zk_members = members
+        for member, text in zip(self.zk_servers, members, strict=True):
+            member.port = client_port(text)
 
     async def start_broker(self, broker: Member) -> None:
         """Start (or start again) a broker, on its former port; registered when it returns."""
@@ -195,3 +263,9 @@ class Cluster:
             member.task.result()
             raise Error(f"{member.name} ended before it served")
         member.port = member.server.port
+
+
+def _role(member: Member) -> str:
+    """The role of a zkserver; empty: it does not serve, or does not run at all."""
+    server: ZkMember | None = member.server
+    return server.role if member.is_running and server is not None else ""

@@ -34,8 +34,21 @@ class ZkMember:
         """The real port, once it listens."""
         return self.node.port
 
+    @property
+    def role(self) -> str:
+        """leader, follower, observer, standalone; empty while no client is served."""
+        return self.node.mode if self.node.serving else ""
+
+    @property
+    def epoch(self) -> int:
+        """Of its leader; 0: it stands alone."""
+        return self.node.epoch
+
     async def serve(self, stop: asyncio.Event, on_listening: Callable[[], None]) -> None:
-        """Serve until `stop`, or until the server halts. Raises LogOfflineError."""
+        """Serve until `stop`, or until the server halts. Raises LogOfflineError.
+
+        Cancelling it ends the server as SIGKILL does: nobody hears of it but by a broken link.
+        """
         try:
             await self.node.start()
             on_listening()
@@ -45,6 +58,9 @@ class ZkMember:
             finally:
                 for each in waits:
                     each.cancel()
+        except asyncio.CancelledError:
+            await self.node.abandon()
+            raise
         finally:
             await self.node.stop()
         if self.node.failure:

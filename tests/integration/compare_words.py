@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from duolog import ZkClient
-from duolog_cluster.processes import free_port, zkserver
+from duolog_cluster.processes import zkserver
+from duolog_cluster.zk_members import free_port
 from zkserver.config import FOUR_LETTER_WORDS
 from zkserver.server.commands import COMMANDS
 

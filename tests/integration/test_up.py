@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from duolog import Consumer, Producer, ZkClient
+from duolog_cluster.zk_words import state_of
 from tests.integration.test_processes import source_roots
 
 __all__ = ["source_roots"]
@@ -79,6 +80,22 @@ async def read(servers: str, count: int) -> list[bytes | None]:
         return [(await consumer.getone()).value for _ in range(count)]
 
 
+async def create(zookeeper: str, path: str) -> None:
+    async with asyncio.timeout(SECONDS), ZkClient(zookeeper) as zk:
+        await zk.create(path)
+
+
+def led_by(servers: Sequence[str]) -> int:
+    """The id of the server that leads."""
+    states = [asyncio.run(state_of(*address(each))) for each in servers]
+    return [each.role for each in states].index("leader") + 1
+
+
+def address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
 def test_a_pair_on_any_ports_serves_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
     with started("up", "--port", "0", "--json", temporary=tmp_path) as process:
         told = ready(process)
@@ -116,6 +133,55 @@ def test_the_death_of_one_daemon_ends_the_other_and_is_said(victim: str, tmp_pat
         _, errors = process.communicate(timeout=SECONDS)
         assert process.returncode == 1
         assert f"{victim} has ended" in errors and "Traceback" not in errors
+    assert not any(is_alive(pid) for pid in told["pids"].values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ensemble_goes_on_without_one_server_and_is_kept(tmp_path: Path) -> None:
+    data = tmp_path / "kept"
+    with started("up", "--port", "0", "--data", str(data), "--zk", "3", "--json") as process:
+        told = ready(process)
+        servers = told["zookeeper"].split(",")
+        assert [*told["pids"]] == ["zkserver-1", "zkserver-2", "zkserver-3", "kbroker"]
+        assert asyncio.run(send(told["bootstrap_servers"], b"0")) == 0
+        victim = led_by(servers)
+        os.kill(told["pids"][f"zkserver-{victim}"], signal.SIGKILL)
+        assert process.stderr is not None
+        assert process.stderr.readline() == (
+            f"duolog: zkserver {victim} ({servers[victim - 1]}) has ended: killed by SIGKILL; "
+            f"2 of 3 are left; kill -USR1 {process.pid} starts it again\n"
+        )
+        asyncio.run(create(told["zookeeper"], "/without-one"))
+        process.send_signal(signal.SIGUSR1)
+        again = process.stderr.readline()
+        assert f"zkserver {victim} ({servers[victim - 1]}) is up again" in again
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=SECONDS)
+        assert (process.returncode, errors) == (0, "")
+        assert not is_alive(int(again.split()[-1]))
+    assert not any(is_alive(pid) for pid in told["pids"].values())
+    with started("up", "--port", "0", "--data", str(data)) as process:
+        lines = [first_line(process).split() for _ in range(7)]
+        names = ["zkserver-1", "zkserver-2", "zkserver-3", "zookeeper", "kbroker", "data"]
+        assert [line[0] for line in lines] == [*names, "Ctrl-C"]
+        assert asyncio.run(read(lines[4][1], 1)) == [b"0"]
+        asyncio.run(create(lines[3][1], "/without-one/child"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+    with started("up", "--port", "0", "--data", str(data), "--zk", "5") as process:
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 2
+        assert errors.startswith("duolog: setting zk = 5") and "holds the data of 3" in errors
+
+
+def test_an_ensemble_that_loses_its_quorum_ends(tmp_path: Path) -> None:
+    with started("up", "--port", "0", "--zk", "3", "--json", temporary=tmp_path) as process:
+        told = ready(process)
+        for number in (1, 2):
+            os.kill(told["pids"][f"zkserver-{number}"], signal.SIGKILL)
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 1
+        assert "1 of 3 are left, which is no quorum" in errors and "Traceback" not in errors
     assert not any(is_alive(pid) for pid in told["pids"].values())
     assert list(tmp_path.iterdir()) == []
 

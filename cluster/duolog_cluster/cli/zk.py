@@ -16,7 +16,8 @@ from typing import Final
 from duolog import ZkClient
 from duolog_protocol.errors import ConfigError, Error, ZkError
 
-from . import zk_quota, zk_verbs
+from ..zk_words import WORD_SECONDS
+from . import zk_quota, zk_status, zk_verbs
 from .common import add_zookeeper, parser, run_async
 
 Action = Callable[[ZkClient, argparse.Namespace], Awaitable[None]]
@@ -29,6 +30,8 @@ def run(words: Sequence[str]) -> int:
     """Do what the words say."""
     options = _parser().parse_args(words)
     try:
+        if options.action is None:
+            return run_async(zk_status.status(options))
         run_async(_with_client(options))
     except Error as error:
         if not options.json:
@@ -98,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_reads(verb)
     _add_writes(verb)
     _add_quota(verbs, common)
+    _add_status(verbs, common)
     return found
 
 
@@ -182,3 +186,27 @@ def _add_quota(verbs: Subparsers[argparse.ArgumentParser], common: argparse.Argu
                     each.add_argument(short, dest=field, type=int, metavar="N", help=help_text)
                 else:
                     each.add_argument(short, dest=field, action="store_true", help=help_text)
+
+
+def _add_status(
+    verbs: Subparsers[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """It opens no session of its own: it has to work where none can be had."""
+    text = "print who of the ensemble is there, who leads, who is behind"
+    ends = "Exit status: 0 a quorum serves, 1 none does."
+    status = verbs.add_parser("status", help=text, description=f"{text}. {ends}", parents=[common])
+    status.add_argument(
+        "--server",
+        dest="zookeeper",
+        default=argparse.SUPPRESS,
+        metavar="HOST:PORT[,...]",
+        help="as --zookeeper: servers to ask first; the other members are found",
+    )
+    status.add_argument(
+        "--timeout",
+        type=float,
+        default=WORD_SECONDS,
+        metavar="SECONDS",
+        help="how long a server may take to answer (default %(default)g)",
+    )
+    status.set_defaults(action=None)

@@ -270,6 +270,27 @@ class Node:
             and not self.failure
         )
 
+    @property
+    def mode(self) -> str:
+        """leader, follower, observer, standalone, read-only; empty while nobody is served."""
+        return self._engine.mode
+
+    @property
+    def epoch(self) -> int:
+        """Of the server's leader; 0: it stands alone, or has none."""
+        member = self._engine.member_status()
+        return 0 if member is None else member.epoch
+
+    async def abandon(self) -> None:
+        """Break every connection where it is, as the end of the process would: nothing is finished
+        or answered. `stop` is still to be called. Idempotent."""
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
+        self._links.abort_all()
+        if self._peer_links is not None:
+            await self._peer_links.close()
+
     async def stop(self) -> None:
         """Stop accepting, finish what is on its way to the disk, answer, close. Idempotent."""
         servers, self._servers = self._servers, []

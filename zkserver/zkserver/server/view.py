@@ -20,6 +20,7 @@ from duolog_runtime.tls import TlsLayer
 from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
+from zkserver.core.datatree import CONFIG_PATH
 from zkserver.core.status import MemberStatus, Status
 from zkserver.core.views import Views, views_of
 
@@ -86,6 +87,12 @@ class ServerView:
     def member(self) -> MemberStatus | None:
         """This server among those of its ensemble; None: it stands alone."""
         return self._engine.member_status()
+
+    @property
+    def members_shown(self) -> str:
+        """What `/zookeeper/config` holds: the members of the ensemble; empty: it stands alone."""
+        data = self._engine.core.state.tree.nodes[CONFIG_PATH].data
+        return (data or b"").decode()
 
     @property
     def views(self) -> Views:

@@ -37,7 +37,7 @@ class Word(NamedTuple):
 
 
 def conf(view: ServerView, _argument: bytes) -> str:
-    """The settings: ZooKeeper's names first, then all by their own names."""
+    """The settings: ZooKeeper's names first, then all by their own names; then the members."""
     config, core, sizes = view.config, view.core_config, view.sizes
     rows: dict[str, object] = {
         "clientPort": view.port,
@@ -54,7 +54,9 @@ def conf(view: ServerView, _argument: bytes) -> str:
         "serverId": core.server_id,
     }
     rows |= view.settings()
-    return _lines(f"{name}={_plain(value)}" for name, value in rows.items())
+    text = _lines(f"{name}={_plain(value)}" for name, value in rows.items())
+    members = view.members_shown
+    return text + f"membership: \n{members}\n" if members else text
 
 
 def cons(view: ServerView, _argument: bytes) -> str:
