@@ -16,6 +16,7 @@ from duolog_cluster.__main__ import main
 from duolog_cluster.cli.zk_status import look
 from duolog_cluster.cluster import Cluster
 from duolog_cluster.zk_words import Reach, state_of
+from duolog_protocol.txns import LEVEL_LAST
 from tests.compat import servers
 from tests.support import until
 
@@ -75,6 +76,8 @@ async def test_all_members_are_found_from_any_of_them(shell: Shell) -> None:
         addresses = [f"127.0.0.1:{each.port}" for each in cluster.zk_servers]
         leader = await cluster.until_zk_leader()
         leader_id = cluster.zk_servers.index(leader) + 1
+        for server in cluster.zk_servers:  # what an ensemble logs by itself comes first
+            await until(lambda server=server: has_level(server))  # type: ignore[misc]
         async with ZkClient(addresses[1]) as zk:
             zxid = (await zk.set("/", b"1")).mzxid
             for server in cluster.zk_servers:
@@ -94,6 +97,11 @@ async def test_all_members_are_found_from_any_of_them(shell: Shell) -> None:
         assert first["address"] == addresses[0].replace("127.0.0.1", "localhost")
         assert (first["server_id"], first["voter"], first["lag"]) == (1, True, 0)
         assert (first["reach"], first["epoch"], first["zxid"]) == ("serving", 1, zxid)
+
+
+def has_level(server: Any) -> bool:
+    core = server.server.node._engine.core
+    return bool(core.state.level == LEVEL_LAST)
 
 
 def applied(server: Any) -> int:

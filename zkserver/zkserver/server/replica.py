@@ -350,6 +350,8 @@ class Replica(Stepper):
         """Take an event and perform what it brings."""
         super().step(event)
         if type(event) in _PEER_EVENTS:
+            if self.core.state.level < self._config.level:
+                self._offer_level()
             self._arm()
 
     def deadline_ms(self) -> int | None:
@@ -374,7 +376,6 @@ class Replica(Stepper):
         peer_ms = self.peer.deadline_ms()
         if peer_ms is not None and peer_ms <= now_ms:
             self.step(PeerTimerFired())
-            self._offer_level()
             self._peer_disk.mark_if_quiet()
         read_only_ms = self._read_only_ms()
         if read_only_ms is not None and read_only_ms <= now_ms:
