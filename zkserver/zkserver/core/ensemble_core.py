@@ -42,6 +42,7 @@ from .ensemble_events import (
     EnsembleEvent,
     LeaderAnswered,
     LearnerGone,
+    LevelKnown,
     RequestsForwarded,
     SessionMoved,
     StepDown,
@@ -98,15 +99,13 @@ class EnsembleCore(ZkCore):
             self._log_first_members()
         return self._effects()
 
-    def offer_level(self, level: int, now_ms: int) -> list[Effect]:
-        """All members know this feature level: the leader says so in the log, once."""
-        self._now_ms = now_ms
+    def _on_level_known(self, level: int) -> None:
+        """The leader says so in the log, once."""
         if self._delegation is not None and level > max(self.state.level, self._level_logged):
             self._level_logged = level
             self._proposals.add(self._proposals.next_zxid(), 0, (TxnKind.LEVEL, level))
             if self._members_shown and not self.state.tree.nodes[CONFIG_PATH].data:
                 self._log_first_members()
-        return self._effects()
 
     def _log_first_members(self) -> None:
         body = self._preparer.change_members(self._members_shown, is_joint=False)
@@ -209,6 +208,8 @@ class EnsembleCore(ZkCore):
                 self._sessions.leave(session_id)
             case Confirmed(go_on=go_on):
                 go_on()
+            case LevelKnown(level=level):
+                self._on_level_known(level)
 
     def _hear(self, session_ids: tuple[int, ...]) -> None:
         """A learner has heard these clients."""

@@ -69,6 +69,15 @@ class SessionMoved:
         self.session_id = session_id
 
 
+class LevelKnown:
+    """All members know this feature level; to the leader."""
+
+    __slots__ = ("level",)
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+
 class Confirmed:
     """A quorum has confirmed the leader's lead after the `Confirm` with this continuation."""
 
@@ -86,6 +95,7 @@ EnsembleEvent = (
     | LeaderAnswered
     | SessionMoved
     | Confirmed
+    | LevelKnown
 )
 
 

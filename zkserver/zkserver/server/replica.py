@@ -49,6 +49,7 @@ from zkserver.core.ensemble_events import (
     DropLearner,
     LeaderAnswered,
     LearnerGone,
+    LevelKnown,
     RequestsForwarded,
     SessionMoved,
     StepDown,
@@ -386,7 +387,7 @@ class Replica(Stepper):
         """Once all members know a feature level, the ensemble goes on to it."""
         level = self.peer.common_level()
         if self.core.is_serving and level > self.core.state.level and not self.halted:
-            self._perform(self.core.offer_level(level, self._clock.now_ms()))
+            self.step(LevelKnown(level))
 
     def _arm(self) -> None:
         if not self.halted:
