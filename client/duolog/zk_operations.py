@@ -264,6 +264,31 @@ class ZkOperations:
         request = zk.CheckRequest(self._keeper.real(path), version)
         await self._keeper.call(zk.CHECK, request, timeout)
 
+    # ---- the ensemble --------------------------------------------------------------------------
+
+    async def reconfig(
+        self,
+        joining: str | None = None,
+        leaving: str | None = None,
+        new_members: str | None = None,
+        from_config: int = -1,
+        *,
+        timeout: float | None = None,
+    ) -> tuple[bytes, Stat]:
+        """Change the members of the ensemble; what `/zookeeper/config` holds then, and its Stat.
+
+        `joining`: members as that znode shows them, with commas; a known id is replaced. `leaving`:
+        ids, with commas. `new_members`: all of them, instead of both. `from_config`: only if the
+        members are of that version; -1: whatever they are.
+
+        Raises NoAuthError (whoever may write `/zookeeper/config` may do it), BadArgumentsError,
+        BadVersionError, NewConfigNoQuorumError, ReconfigInProgressError, ReconfigDisabledError
+        (a server that stands alone).
+        """
+        request = zk.ReconfigRequest(joining, leaving, new_members, from_config)
+        response = await self._keeper.call(zk.RECONFIG, request, timeout)
+        return response.data or b"", response.stat
+
     # ---- identity ------------------------------------------------------------------------------
 
     async def add_auth(

@@ -141,6 +141,48 @@ async def test_a_server_without_a_leader_that_may_be_read_is_no_quorum(shell: Sh
         assert (told["voters"], told["voters_serving"]) == (3, 0)
 
 
+async def test_it_waits_until_all_members_serve(shell: Shell) -> None:
+    async with asyncio.timeout(SECONDS), ensemble() as cluster:
+        last = cluster.zk_servers[2]
+        await cluster.kill(last)
+        leader = await cluster.until_zk_leader(other_than=last)
+        given = ("-z", f"127.0.0.1:{leader.port}")
+        assert (await shell.json(*given, "--wait", "60"))["serves"]
+        await shell(*given, "--all", status=1)
+        waiting = asyncio.create_task(shell.json(*given, "--all", "--wait", "60"))
+        await cluster.start_zk(last)
+        assert [each["reach"] for each in (await waiting)["servers"]] == ["serving"] * 3
+
+
+async def test_members_join_and_leave(capsys: pytest.CaptureFixture[str], shell: Shell) -> None:
+    super_digests = ("super:D/InIHSb7yEEbrWz8b9l71RjZJU=",)
+    async with asyncio.timeout(SECONDS), ensemble(super_digests=super_digests) as cluster:
+
+        async def change(*words: str, status: int = 0) -> str:
+            given = ("-z", cluster.zookeeper, "--auth", "digest:super:test")
+            found = await asyncio.to_thread(main, ["zk", "reconfig", *words, *given])
+            out, error = capsys.readouterr()
+            assert found == status, (words, out, error)
+            return error if status else out
+
+        assert "--add, --remove or --members" in await change(status=2)
+        assert "no id of a server" in await change("--remove", "x", status=1)
+        await shell("-z", cluster.zookeeper, "--all", "--wait", "60")
+        out = await change("--remove", "3")
+        names = [line.partition("=")[0] for line in out.split()]
+        assert names == ["server.1", "server.2", "version"]
+        version = out.split()[-1].partition("=")[2]
+        await until(lambda: cluster.zk_leader is not None)
+        told = await shell.json("-z", cluster.zookeeper, "--wait", "60")
+        assert (told["voters"], told["config_version"]) == (2, int(version, 16))
+        third = cluster._zk_members[2].replace(":participant", ":observer")
+        assert "not 0x1" in await change("--add", third, "-v", "1", status=1)
+        assert ":observer;" in await change("--add", third, "-v", f"0x{version}")
+        told = await shell.json("-z", cluster.zookeeper, "--all", "--wait", "60")
+        assert [each["role"] == "observer" for each in told["servers"]] == [False, False, True]
+        assert len((await change("--members", ",".join(cluster._zk_members))).split()) == 4
+
+
 async def test_one_server_alone(shell: Shell) -> None:
     async with asyncio.timeout(SECONDS), Cluster(brokers=0) as cluster:
         _, row, verdict = await shell("-z", cluster.zookeeper)

@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_reads(verb)
     _add_writes(verb)
+    _add_reconfig(verb)
     _add_quota(verbs, common)
     _add_status(verbs, common)
     return found
@@ -169,6 +170,23 @@ def _add_writes(verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
+def _add_reconfig(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    members = "ID=HOST:PEER_PORT:PEER_PORT[:participant|:observer];[HOST:]CLIENT_PORT"
+    changing = verb(
+        "reconfig", "change the members of the ensemble", zk_status.reconfig, path=False
+    )
+    changing.add_argument(
+        "--add", action="append", metavar="MEMBER", help=f"{members}; a known id is replaced"
+    )
+    changing.add_argument("--remove", action="append", metavar="ID", help="a server leaves")
+    changing.add_argument(
+        "--members", metavar="MEMBER[,...]", help="all members, instead of --add and --remove"
+    )
+    changing.add_argument(
+        "-v", "--version", type=_zxid, metavar="ZXID", help="only if they are of this version"
+    )
+
+
 def _add_quota(verbs: Subparsers[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     quota = verbs.add_parser("quota", help="limit what a subtree may hold")
     kinds = quota.add_subparsers(required=True, metavar="set|list|del")
@@ -193,7 +211,7 @@ def _add_status(
 ) -> None:
     """It opens no session of its own: it has to work where none can be had."""
     text = "print who of the ensemble is there, who leads, who is behind"
-    ends = "Exit status: 0 a quorum serves, 1 none does."
+    ends = "Exit status: 0 a quorum serves, 1 none does"
     status = verbs.add_parser("status", help=text, description=f"{text}. {ends}", parents=[common])
     status.add_argument(
         "--server",
@@ -208,5 +226,13 @@ def _add_status(
         default=WORD_SECONDS,
         metavar="SECONDS",
         help="how long a server may take to answer (default %(default)g)",
+    )
+    status.add_argument("--all", action="store_true", help="exit status 0: every member serves")
+    status.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="ask again until the exit status is 0, for so long at most",
     )
     status.set_defaults(action=None)

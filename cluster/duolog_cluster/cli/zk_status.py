@@ -1,4 +1,4 @@
-"""`duolog zk status`: who of an ensemble is there, who leads, who is behind.
+"""`duolog zk status`: who of an ensemble is there, who leads, who is behind; `zk reconfig`.
 
 Asks every server by its four-letter words, those that were named and the other members; a server
 that hangs or is down is a row of the answer. The members are told by the word `conf`; where that
@@ -24,8 +24,11 @@ from zkserver.core.members import Member, parse_config
 
 from ..zk_words import Reach, ServerState, ask, state_of
 from .common import table
+from .zk_verbs import show
 
 CONFIG_PATH: Final = "/zookeeper/config"
+_PAUSE_SECONDS: Final = 0.2
+"""Before all are asked again."""
 _ANY_ADDRESS: Final = ("", "0.0.0.0", "::")
 _VOTING_ROLES: Final = ("leader", "follower", "standalone")
 
@@ -77,6 +80,12 @@ class Ensemble:
             return any(each.state.reach is Reach.SERVING for each in self.servers)
         return self.leader is not None and self.voters_serving > self.voters // 2
 
+    @property
+    def all_serve(self) -> bool:
+        """Whether every member serves; where those are not known, everybody who was asked."""
+        asked = [each for each in self.servers if each.member is not None or self.members is None]
+        return self.serves and all(each.state.reach is Reach.SERVING for each in asked)
+
     def lag(self, server: Server) -> int | None:
         """Transactions that the server is behind the leader; None: that cannot be told."""
         if self.leader is None or server.state.reach is not Reach.SERVING:
@@ -88,13 +97,36 @@ class Ensemble:
 
 
 async def status(options: argparse.Namespace) -> int:
-    """Ask, print, and say by the exit status whether a quorum serves. Raises ConfigError."""
+    """Ask, print, and say by the exit status whether a quorum (or everybody) serves.
+
+    Raises ConfigError.
+    """
     hosts = parse_hosts(options.zookeeper)
     if hosts.chroot:
         raise ConfigError("zookeeper", options.zookeeper, "a chroot has no servers of its own")
-    ensemble = await look(hosts.addresses, options)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + options.wait
+    while True:
+        ensemble = await look(hosts.addresses, options)
+        good = ensemble.all_serve if options.all else ensemble.serves
+        if good or loop.time() >= end:
+            break
+        await asyncio.sleep(_PAUSE_SECONDS)
     print(json.dumps(_json(ensemble)) if options.json else _text(ensemble))
-    return 0 if ensemble.serves else 1
+    return 0 if good else 1
+
+
+async def reconfig(zk: ZkClient, options: argparse.Namespace) -> None:
+    """Change the members, and print what they are then. Raises ConfigError."""
+    if not (options.add or options.remove or options.members):
+        raise ConfigError("reconfig", "", "name --add, --remove or --members")
+    data, _ = await zk.reconfig(
+        ",".join(options.add or ()) or None,
+        ",".join(options.remove or ()) or None,
+        options.members,
+        -1 if options.version is None else options.version,
+    )
+    show(options, data.decode().splitlines(), data.decode())
 
 
 async def look(given: Sequence[Address], options: argparse.Namespace) -> Ensemble:

@@ -59,6 +59,27 @@ def test_an_export_imported_and_exported_again_is_the_same(directory: Path) -> N
     assert epochs(target) == (3, 3)
 
 
+def test_all_servers_of_an_ensemble_are_made_of_one_export(directory: Path) -> None:
+    dump = directory.parent / "dump.json"
+    lines = run("export", directory, "--json")[1].splitlines()
+    at = next(at for at, line in enumerate(lines) if '"path": "/zookeeper/config"' in line)
+    of_others = json.loads(lines[at])
+    of_others |= {"data": "server.1=127.0.0.1:1:1:participant\nversion=0"}
+    dump.write_text("\n".join([*lines[:at], json.dumps(of_others), *lines[at + 1 :], ""]))
+    snapshots = set()
+    for server_id in ("1", "2"):
+        target = directory.parent / server_id
+        place = ("--server-id", server_id, "--ensemble-id", "77")
+        assert run("import", "--from-json", dump, "--data", target, *place)[0] == 0
+        identity = read_identity(RealFiles(), str(target))
+        assert identity == (77, int(server_id))
+        assert run("export", target, "--json")[1].splitlines()[at] == lines[at]
+        snapshots.add(run("export", target, "--json")[1])
+    assert len(snapshots) == 1
+    with pytest.raises(SystemExit):
+        run("import", "--from-json", dump, "--data", directory.parent / "x", "--ensemble-id", "0")
+
+
 def test_random_states_make_the_round_trip(tmp_path: Path) -> None:
     for seed in range(20):
         rng = random.Random(seed)

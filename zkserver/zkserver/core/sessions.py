@@ -171,9 +171,10 @@ class Sessions:
     ) -> Session | None:
         """A session's client has come to us by this connection, or (None) to a learner.
 
-        None where it has not shown that the session is its own, or the session is ending.
+        None where it has not shown that the session is its own, or the session is ending. A learner
+        may know a session sooner than we: a quorum without us has it on disk.
         """
-        session = self._find(session_id, password)
+        session = self._find(session_id, password, also_opening=connection is None)
         if session is not None:
             self._leave_old(session, connection)
             self._tracker.renegotiate(session, self._negotiated(timeout_ms), now_ms)
@@ -268,12 +269,16 @@ class Sessions:
             session.closing = False
             self._tracker.touch(session, now_ms)
 
-    def _find(self, session_id: int, password: bytes) -> Session | None:
+    def _find(
+        self, session_id: int, password: bytes, *, also_opening: bool = False
+    ) -> Session | None:
         """The session that a client has shown to be its own, unless it is ending."""
         expected = session_password(self._state.secret, session_id)
         if not hmac.compare_digest(expected, password):
             return None
         session = self._state.sessions.get(session_id)
+        if session is None and also_opening:
+            session = self._state.opening.get(session_id)
         return None if session is None or session.closing else session
 
     def _leave_old(self, session: Session, new: Connection | None) -> None:

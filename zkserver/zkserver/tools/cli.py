@@ -149,6 +149,14 @@ def _parser() -> argparse.ArgumentParser:
     each.add_argument("--data", required=True, metavar="DIR", help="to make; must be empty")
     each.add_argument("--server-id", metavar="N", type=_server_id, default=1, help="1 to 255 (1)")
     each.add_argument(
+        "--ensemble-id",
+        metavar="N",
+        type=_ensemble_id,
+        default=0,
+        help="for a server of an ensemble, whose others get the same: its setting ensemble_id. Who "
+        "belongs to it is told by the setting servers, not by what is imported",
+    )
+    each.add_argument(
         "--drop-sessions", action="store_true", help="close all sessions, with their ephemerals"
     )
     each.add_argument(
@@ -243,11 +251,18 @@ def _take(options: argparse.Namespace, say: _Say) -> int:
     return 0
 
 
+def _ensemble_id(text: str) -> int:
+    value = int(text)
+    if not 1 <= value < 1 << 64:
+        raise ValueError(text)
+    return value
+
+
 def _import(options: argparse.Namespace, say: _Say) -> int:
     from duolog_runtime.files import RealFiles
     from zkserver.storage.file_header import Identity
 
-    from .importing import drop_sessions, verify_directory, write_directory
+    from .importing import drop_sessions, forget_members, verify_directory, write_directory
 
     if options.json is not None:
         imported = _read_json(options.json)
@@ -255,8 +270,10 @@ def _import(options: argparse.Namespace, say: _Say) -> int:
         imported = _read_zookeeper(options, say)
     state = imported.state
     closed = drop_sessions(state) if options.drop_sessions else 0
+    if options.ensemble_id:
+        forget_members(state)
     rng = random.SystemRandom()
-    identity = Identity(rng.getrandbits(63) + 1, options.server_id)
+    identity = Identity(options.ensemble_id or rng.getrandbits(63) + 1, options.server_id)
     files = RealFiles()
     write_directory(files, options.data, imported, identity, rng)
     summary = [

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from duolog_protocol.errors import CorruptRecordError, StorageError
 from duolog_protocol.txns import CloseReason, TxnKind
 from duolog_runtime.files import Files
+from zkserver.core.datatree import CONFIG_PATH
 from zkserver.core.snapshot import Snapshot
 from zkserver.core.snapshot_loading import load_snapshot
 from zkserver.core.state import ReplicatedState
@@ -153,6 +154,12 @@ def drop_sessions(state: ReplicatedState) -> int:
         state.apply(state.last_applied_zxid + 1, session.session_id, wall_ms, body)
         state.changes.clear()
     return count
+
+
+def forget_members(state: ReplicatedState) -> None:
+    """Who belonged to the ensemble of the source is not told any more."""
+    node = state.tree.nodes[CONFIG_PATH]
+    state.tree.set_data(CONFIG_PATH, b"", node.version, node.mzxid, node.mtime)
 
 
 def write_directory(
