@@ -173,7 +173,7 @@ CORE_MUTANTS: Final = (
     CoreMutant(
         "in_flight_forgotten_for_a_joiner",
         "ZR17, Z-962",
-        (Edit(Leader, "_sync", "self._broadcast.in_flight_after(max(after, durable))", "()"),),
+        (Edit(Leader, "_tell_in_flight", "self._broadcast.in_flight_after(zxid)", "()"),),
     ),
     CoreMutant(
         "in_flight_told_twice",
@@ -181,9 +181,9 @@ CORE_MUTANTS: Final = (
         (
             Edit(
                 Leader,
-                "_sync",
-                "for proposal in self._broadcast.in_flight_after(max(after, durable)):",
-                "for proposal in 2 * self._broadcast.in_flight_after(max(after, durable)):",
+                "_tell_in_flight",
+                "for proposal in self._broadcast.in_flight_after(zxid):",
+                "for proposal in 2 * self._broadcast.in_flight_after(zxid):",
             ),
         ),
     ),
@@ -398,7 +398,7 @@ CORE_MUTANTS: Final = (
             Edit(
                 Leader,
                 "on_link_lost",
-                "not self._membership.quorums.has_quorum(self._synced)",
+                "not self._membership.quorums.has_quorum(needed)",
                 "False",
             ),
         ),

@@ -7,6 +7,7 @@ in any other history; what the story itself asks for is said in it. `SCENARIOS` 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from duolog_cluster.sim.disk import PowerLoss
@@ -92,12 +93,16 @@ class Stage(EnsembleWorld):
             raise Violation("NotReached: a log is whole")
         return far
 
+    def until_event(self, what: str, holds: Callable[[], bool]) -> None:
+        """Let things happen one by one until something holds."""
+        deadline_us = self.scheduler.now_us + LIMIT_MS * 1_000
+        while not holds() and self.scheduler.run_next():
+            if self.scheduler.now_us >= deadline_us:
+                raise Violation(f"NotReached: {what}")
+
     def until_mark(self, mark: str) -> None:
         """Let things happen one by one until there is this mark."""
-        deadline_us = self.scheduler.now_us + LIMIT_MS * 1_000
-        while not self.marks.get(mark) and self.scheduler.run_next():
-            if self.scheduler.now_us >= deadline_us:
-                raise Violation(f"NotReached: {mark}")
+        self.until_event(mark, lambda: bool(self.marks.get(mark)))
 
 
 def a_deposed_leader_is_asked_for_a_sync() -> None:
@@ -107,11 +112,15 @@ def a_deposed_leader_is_asked_for_a_sync() -> None:
     stage.scheduler.run_for(100)
     old = stage.leader()
     stage.isolate(old.machine)
-    while old.serves_as_leader:
+    for _ in range(LIMIT_MS):
+        if not old.serves_as_leader:
+            break
         if stage.leader() is not old:
             stage.mark("asked")
             old.confirm_lead()
         stage.scheduler.run_for(1)
+    else:
+        raise Violation("LosesItsQuorum: the old leader goes on alone")
     if not stage.marks.get("asked"):
         raise Violation("NotReached: the old leader was gone before there was a new one")
 
@@ -156,6 +165,34 @@ def the_power_is_lost_behind_a_truncation() -> None:
     back.disk.faults.drop_rate = 1.0
     stage.crash_for_long(back, power_lost=True)
     stage.rejoin()
+
+
+def _have_promised(machines: list[Machine], epoch: int) -> bool:
+    return all(each.accepted_epoch == epoch for each in machines)
+
+
+def who_leads_has_promised_less_than_its_followers() -> None:
+    """Two servers have promised epochs that came to nothing, while the next leader was away."""
+    stage = Stage()
+    stage.leader().propose(1)
+    stage.scheduler.run_for(100)
+    *others, away = stage.machines
+    stage.isolate(away)
+    for epoch in (2, 3):
+        for each in others:
+            stage.crash_for_long(each)
+        for each in others:
+            stage._start(each)
+        stage.until_event(f"epoch {epoch}", partial(_have_promised, others, epoch))
+        if any(each.current_epoch > 1 for each in others):
+            raise Violation("NotReached: the epoch was adopted")
+    for each in stage.machines:
+        stage.crash_for_long(each)
+    if away.accepted_epoch > 1:
+        raise Violation("NotReached: it has promised as much")
+    stage.rejoin()
+    if stage.leader().machine is not away:
+        raise Violation("NotReached: another leader")
 
 
 def a_learner_loses_its_power_anywhere_while_it_takes_a_snapshot() -> None:
@@ -243,6 +280,7 @@ SCENARIOS: Final[dict[str, Callable[[], None]]] = {
         what_is_not_committed_is_applied_at_the_start,
         what_was_applied_at_the_start_is_truncated,
         the_power_is_lost_behind_a_truncation,
+        who_leads_has_promised_less_than_its_followers,
         a_learner_loses_its_power_anywhere_while_it_takes_a_snapshot,
         who_was_given_half_a_snapshot_elects_with_who_has_everything,
         a_leader_dies_while_its_snapshot_is_installed,

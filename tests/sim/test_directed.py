@@ -29,6 +29,14 @@ def test_a_story_holds(name: str) -> None:
             "applied_and_truncated_not_applied_again",
             "Progress in `what_was_applied_at_the_start_is_truncated`",
         ),
+        (
+            "lower_epoch_accepted",
+            "DurableBeforeSent in `who_leads_has_promised_less_than_its_followers`",
+        ),
+        (
+            "log_restarted_before_the_snapshot_is_there",
+            "StartRefused in `a_learner_loses_its_power_anywhere_while_it_takes_a_snapshot`",
+        ),
         ("truncation_not_durable", "DurableLog in `the_power_is_lost_behind_a_truncation`"),
     ],
 )
