@@ -92,6 +92,11 @@ class DialledLink(Link):
         name = f"dial server {self.server_id}"
         self._task = self._loop.create_task(self._connect(host, port), name=name)
 
+    @property
+    def connecting(self) -> asyncio.Task[Any] | None:
+        """What opens the connection, until it has ended; also after `give_up`."""
+        return self._task
+
     def give_up(self) -> None:
         """Whatever it is doing, it is over, and nobody is told. Idempotent."""
         self._stop_timer()

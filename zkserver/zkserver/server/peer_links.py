@@ -167,11 +167,14 @@ class PeerLinks:
         for speaker in self._speakers.values():
             _stop_waiting(speaker)
         self._open.clear()
+        connecting = [each.connecting for each in self._dialled if each.connecting is not None]
         for dialled in self._dialled:
             dialled.give_up()
         self._dialled.clear()
         for link in list(self._accepted):
             link.abort()
+        if connecting:
+            await asyncio.wait(connecting)
         await asyncio.sleep(0)  # their ends come with the next turn of the loop
 
     def set_members(self, addresses: Mapping[int, tuple[str, int]]) -> None:
