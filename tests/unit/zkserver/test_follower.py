@@ -25,6 +25,7 @@ from duolog_protocol.quorum_messages import (
     Vote,
 )
 from duolog_protocol.types import make_zxid
+from zkserver.core.peer_events import PeerTimerFired
 
 from .peer_support import DEFAULTS, Ensemble, established, proposal
 
@@ -424,3 +425,16 @@ def test_nothing_of_a_snapshot_comes_without_its_beginning(wrong: Any) -> None:
     ensemble.ways[3, 1].clear()
     ensemble.forge(3, 1, wrong)
     assert len(ensemble[1].reasons) == 1
+
+
+def test_who_has_adopted_waits_for_others_whose_history_takes_long() -> None:
+    """Else who is ready takes the quorum away from a leader that sends a snapshot to another."""
+    ensemble = adopted()
+    for _ in range(4):
+        ensemble.now_ms += DEFAULTS.init_limit_ms - 1
+        ensemble.forge(3, 1, Ping(0))
+        ensemble[1].step(PeerTimerFired())
+    assert ensemble[1].reasons == []
+    ensemble.now_ms += DEFAULTS.init_limit_ms
+    ensemble[1].step(PeerTimerFired())
+    assert "silent" in ensemble[1].reasons[0]

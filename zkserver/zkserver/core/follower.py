@@ -63,8 +63,9 @@ class Phase(Enum):
     BROADCAST = auto()
 
 
-_PATIENT: Final = (Phase.SYNCHRONIZATION, Phase.HISTORY, Phase.ADOPTING)
-"""A long history takes its time, as long as the leader says something."""
+_PATIENT: Final = (Phase.SYNCHRONIZATION, Phase.HISTORY, Phase.ADOPTING, Phase.ADOPTED)
+"""A long history takes its time, ours or that of another that the leader needs for its quorum, as
+long as the leader says something; it has a limit of its own."""
 _LOGGING: Final = (Phase.HISTORY, Phase.ADOPTING, Phase.ADOPTED, Phase.BROADCAST)
 """Proposals may come."""
 
