@@ -33,18 +33,22 @@ async def create_surely(zk: ZkClient, path: str) -> None:
         return
 
 
-def server_of(cluster: Cluster, zk: ZkClient) -> Member:
-    """The server that a client is connected to."""
+async def server_of(cluster: Cluster, zk: ZkClient) -> Member:
+    """The server that a client is connected to, once it is."""
     assert zk.client_id is not None
     session_id = zk.client_id[0]
-    (server,) = (
-        each
-        for each in cluster.zk_servers
-        if each.is_running
-        for _, connection in each.server.node._links.items()
-        if connection.session is not None and connection.session.session_id == session_id
-    )
-    return server
+
+    def found() -> list[Member]:
+        return [
+            each
+            for each in cluster.zk_servers
+            if each.is_running
+            for _, connection in each.server.node._links.items()
+            if connection.session is not None and connection.session.session_id == session_id
+        ]
+
+    await until(lambda: len(found()) == 1)
+    return found()[0]
 
 
 async def test_an_ensemble_in_one_process_has_one_leader_and_all_serve() -> None:
@@ -125,11 +129,11 @@ async def test_a_client_moves_with_its_session_and_its_ephemerals() -> None:
         session = zk.client_id
         states: list[SessionState] = []
         zk.add_listener(states.append)
-        first = server_of(cluster, zk)
+        first = await server_of(cluster, zk)
         await cluster.kill(first)
         await until(lambda: len(states) == 2)
         assert states == [SessionState.SUSPENDED, SessionState.CONNECTED]
-        assert server_of(cluster, zk) is not first
+        assert await server_of(cluster, zk) is not first
         assert zk.client_id == session
         await other.sync("/e")
         stat = await other.exists("/e")
@@ -153,7 +157,7 @@ async def test_a_watch_that_moves_misses_no_change() -> None:
             await create_surely(writer, "/w")
             for number in range(6):
                 if number % 2:
-                    server = server_of(cluster, watcher)
+                    server = await server_of(cluster, watcher)
                     await cluster.kill(server)
                 expected.append(f"/w/{number}")
                 await create_surely(writer, f"/w/{number}")

@@ -287,6 +287,7 @@ class Node:
         servers, self._servers = self._servers, []
         for server in servers:
             server.close()
+        self._links.pause_all()  # who is just being accepted is not taken any more
         self._links.abort_all()
         if self._peer_links is not None:
             await self._peer_links.close()
