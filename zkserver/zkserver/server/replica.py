@@ -15,7 +15,7 @@ standalone server.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -35,11 +35,10 @@ from duolog_protocol.quorum_messages import (
     SessionsHeard,
     SessionTaken,
 )
-from duolog_protocol.txns import decode_txn, is_of_the_ensemble
+from duolog_protocol.txns import is_of_the_ensemble
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
-from zkserver.core.datatree import CONFIG_PATH
 from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.ensemble_events import (
     ClientsHeard,
@@ -58,8 +57,7 @@ from zkserver.core.ensemble_events import (
 )
 from zkserver.core.epoch_ends import EpochEnds
 from zkserver.core.events import Append, Durable, Effect, TimerFired
-from zkserver.core.members import parse_config
-from zkserver.core.membership import Membership, Memberships, membership_of
+from zkserver.core.membership import Membership, Memberships
 from zkserver.core.peer import Peer
 from zkserver.core.peer_config import PeerConfig
 from zkserver.core.peer_events import (
@@ -99,13 +97,12 @@ from zkserver.core.peer_events import (
     Truncated,
     TruncateLog,
 )
-from zkserver.core.snapshot_loading import load_snapshot
-from zkserver.core.state import ReplicatedState
 from zkserver.core.status import MemberStatus
 from zkserver.storage.recovery import DataDirectory
 
 from .engine import EngineOptions
 from .peer_disk import PeerDisk
+from .rebuilding import Rebuilding, membership_in
 from .snapshotting import Snapshotting
 from .stats import DiskStats, WrittenGroup
 from .stepping import Shell, Stepper
@@ -190,12 +187,16 @@ class Replica(Stepper):
             snap_count=options.snap_count,
             retain_count=options.snap_retain_count,
         )
+        self._rebuilding = Rebuilding(data, lambda: core.last_applied_zxid)
         self._peer_disk = PeerDisk(
-            data, disk, self, builder=self, now_ms=clock.now_ms, on_written=self._on_written
+            data,
+            disk,
+            self,
+            builder=self._rebuilding,
+            now_ms=clock.now_ms,
+            on_written=self._on_written,
         )
         self._fsync_warning_ms = options.fsync_warning_ms
-        self._rebuilt: ReplicatedState | None = None
-        """What the disk thread has built, until the loop hears of it."""
         self._unapplied: deque[AppendRecords] = deque()
         """Logged, or on their way, and not applied."""
         self._new: list[Append] = []
@@ -325,8 +326,8 @@ class Replica(Stepper):
         if type(event) not in _PEER_EVENTS:
             self._perform(self.core.step(event, self._now_ms))
             return
-        if type(event) in (Truncated, SnapshotInstalled) and self._rebuilt is not None:
-            state, self._rebuilt = self._rebuilt, None
+        state = self._rebuilding.take() if type(event) in (Truncated, SnapshotInstalled) else None
+        if state is not None:
             self.core.replace_state(state)
             if type(event) is SnapshotInstalled:
                 event.members, event.level = membership_in(state), state.level
@@ -548,20 +549,6 @@ class Replica(Stepper):
                 kept = last.records[: zxid - last.first_zxid]
                 unapplied.append(AppendRecords(kept, last.first_zxid, zxid - 1))
 
-    # ---- the disk's builder of states, in the disk thread ---------------------------------------
-
-    def on_truncated(self, zxid: int) -> None:
-        """See StateBuilder: only where less is left than what is applied."""
-        if zxid < self.core.last_applied_zxid:
-            self._rebuilt = state_on_disk(self._data)
-
-    def on_received(self, zxid: int, chunks: Iterator[bytes]) -> None:
-        """See StateBuilder."""
-        state = load_snapshot(chunks)
-        if state.last_applied_zxid != zxid:
-            raise StorageError(f"a snapshot of {zxid:#x} stands at {state.last_applied_zxid:#x}")
-        self._rebuilt = state
-
     # ---- the disk's owner -----------------------------------------------------------------------
 
     def history_read(self, link: Any, records: list[bytes], is_last: bool) -> None:
@@ -660,30 +647,6 @@ class Replica(Stepper):
             self.links.tell(link, message, self.peer.last_committed_zxid)
         else:
             held.append(message)  # type: ignore[arg-type]
-
-
-def membership_in(state: ReplicatedState) -> Membership | None:
-    """Who belongs to the ensemble, as the state says; None: it does not. Raises StorageError."""
-    data = state.tree.nodes[CONFIG_PATH].data
-    if not data:
-        return None
-    try:
-        members, _ = parse_config(data)
-    except ValueError as error:
-        raise StorageError(f"{CONFIG_PATH}: {error}") from error
-    return membership_of(members)
-
-
-def state_on_disk(data: DataDirectory) -> ReplicatedState:
-    """What snapshot and log hold at this moment. Blocks. Raises StorageError, OSError."""
-    zxid, chunks = data.newest_snapshot()
-    state = load_snapshot(chunks) if zxid else ReplicatedState()
-    for record in data.log.read_from(zxid):
-        state.replay(decode_txn(record))
-        state.changes.clear()
-    if state.last_applied_zxid != data.log.last_zxid:
-        raise StorageError("the state that was built anew does not end where the log does")
-    return state
 
 
 _SNAPSHOT_STEPS: Final = {
