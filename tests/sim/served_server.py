@@ -147,7 +147,11 @@ class Life:
         )
         self.replica = Replica(
             EnsembleCore(
-                CoreConfig(server_id=self.server_id, tick_ms=world.tick_ms),
+                CoreConfig(
+                    server_id=self.server_id,
+                    tick_ms=world.tick_ms,
+                    zxid_counter_last=world.counter_last,
+                ),
                 rng,
                 members_shown=self.world.members_shown,
             ),

@@ -25,6 +25,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
 from duolog_protocol.txns import LEVEL_LAST, decode_txn, is_of_the_ensemble
+from duolog_protocol.types import ZXID_COUNTER_LAST
 from tests.oracle import jute
 from tests.oracle.workload import Workload
 from zkserver.core.connection import Connection
@@ -85,6 +86,7 @@ class ServedWorld(HistoryWorld):
         self.mean_disk_us = rng.choice((100, 500, 3_000))
         self.log_file_bytes = rng.choice((2_048, 65_536))
         self.snap_count = rng.choice((4, 20, 1_000_000))
+        self.counter_last = rng.choice((30, ZXID_COUNTER_LAST, ZXID_COUNTER_LAST))
         self.tick_ms = rng.choice((50, 200, 2_000))
         self.trouble = rng.choice((0.0, 0.01, 0.03, 0.08))
         voters = frozenset((1, 2, 3))
