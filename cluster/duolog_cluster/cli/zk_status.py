@@ -130,14 +130,13 @@ async def reconfig(zk: ZkClient, options: argparse.Namespace) -> None:
 
 
 async def look(given: Sequence[Address], options: argparse.Namespace) -> Ensemble:
-    """Ask the servers given, and those that they know of; all at the same time."""
+    """Ask the servers given, then all that they know of at the same time: their zxids are
+    compared."""
     found = None
-    for address in given:
-        state = await state_of(*address, options.timeout)
-        if state.role not in ("", "standalone"):
+    first = await asyncio.gather(*(state_of(*each, options.timeout) for each in given))
+    for address, state in zip(given, first, strict=True):
+        if found is None and state.role not in ("", "standalone"):
             found = await _members(address, options)
-            if found is not None:
-                break
     places = {each: await _places(each) for each in given}
     wanted: list[tuple[Address, Member | None]] = []
     for member in found.members if found is not None else ():

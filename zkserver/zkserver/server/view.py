@@ -21,6 +21,7 @@ from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.datatree import CONFIG_PATH
+from zkserver.core.members import config_data
 from zkserver.core.status import MemberStatus, Status
 from zkserver.core.views import Views, views_of
 
@@ -90,8 +91,12 @@ class ServerView:
 
     @property
     def members_shown(self) -> str:
-        """What `/zookeeper/config` holds: the members of the ensemble; empty: it stands alone."""
+        """The members of the ensemble, as `/zookeeper/config` holds them, or the settings as long
+        as it does not; empty: it stands alone."""
         data = self._engine.core.state.tree.nodes[CONFIG_PATH].data
+        members = self.config.members
+        if members and not data:
+            data = config_data(members, 0)
         return (data or b"").decode()
 
     @property
