@@ -18,8 +18,8 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "ensemble": EnsembleWorld,
     "served": ServedWorld,
 }
-SHARES: Final = {"served": 4}
-"""Worlds whose histories are long: of these only every so manieth seed is asked for."""
+SHARES: Final = {"ensemble": 3, "served": 8}
+"""Worlds whose histories are long: of these only so many times fewer are run, unless they are asked for."""
 
 
 def run_seed(name: str, seed: int) -> dict[str, int]:
