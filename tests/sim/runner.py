@@ -19,7 +19,7 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "served": ServedWorld,
 }
 SHARES: Final = {"ensemble": 3, "served": 8}
-"""Worlds whose histories are long: of these only so many times fewer are run, unless they are asked for."""
+"""Worlds with long histories: so many times fewer are run, unless one is asked for by name."""
 
 
 def run_seed(name: str, seed: int) -> dict[str, int]:
