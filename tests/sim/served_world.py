@@ -123,6 +123,8 @@ class ServedWorld(HistoryWorld):
             self._settle(client)
         self._read_everything()
         self._compare_servers()
+        for name, count in self.reached().items():
+            self.marks[name] = self.marks.get(name, 0) + count
         report = check_history(self.history())
         if report.violations:
             raise Violation("\n".join(map(str, report.violations[:5])))
@@ -183,7 +185,7 @@ class ServedWorld(HistoryWorld):
         return [each.life for each in self.machines if each.life is not None]
 
     def reached(self) -> dict[str, int]:
-        """Situations that the history has come to."""
+        """Situations that the history has come to, each at least once."""
         found: Counter[str] = Counter()
         for record in self._committed.values():
             if is_of_the_ensemble(record) and record[29] == 16:
@@ -191,7 +193,8 @@ class ServedWorld(HistoryWorld):
         for client in self.clients:
             found.update(opened.outcome for opened in client.tape.connections)
         for machine in self.machines:
-            found["snapshot came"] += machine.snapshots_received
+            if machine.snapshots_received:
+                found["snapshot came"] += machine.snapshots_received
         return dict(found)
 
     def _levels(self) -> set[int]:
