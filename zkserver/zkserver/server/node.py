@@ -24,6 +24,7 @@ from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink, new_scratch
 from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
+from duolog_runtime.listening import close_servers, stop_accepting
 from duolog_runtime.logs import Logger
 from duolog_runtime.tls import TlsLayer
 from zkserver.config import ServerConfig
@@ -284,20 +285,21 @@ class Node:
     async def abandon(self) -> None:
         """Break every connection where it is, as the end of the process would: nothing is finished
         or answered. `stop` is still to be called. Idempotent."""
-        servers, self._servers = self._servers, []
-        for server in servers:
-            server.close()
-        self._links.pause_all()  # who is just being accepted is not taken any more
+        await self._stop_listening()
         self._links.abort_all()
         if self._peer_links is not None:
             await self._peer_links.close()
 
+    async def _stop_listening(self) -> None:
+        servers, self._servers = self._servers, []
+        if self._loop is not None:
+            stop_accepting(self._loop, servers)
+        self._links.pause_all()
+        await close_servers(servers)
+
     async def stop(self) -> None:
         """Stop accepting, finish what is on its way to the disk, answer, close. Idempotent."""
-        servers, self._servers = self._servers, []
-        for server in servers:
-            server.close()
-        self._links.pause_all()
+        await self._stop_listening()
         try:
             async with asyncio.timeout(self._config.stop_timeout_ms / 1000):
                 await self._until_idle()

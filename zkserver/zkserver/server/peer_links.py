@@ -39,6 +39,7 @@ from duolog_protocol.quorum_messages import (
 )
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import new_scratch
+from duolog_runtime.listening import close_servers, stop_accepting
 from duolog_runtime.logs import Logger
 from duolog_runtime.tls_context import PeerTls
 
@@ -160,8 +161,8 @@ class PeerLinks:
     async def close(self) -> None:
         """End all of it; no callback comes any more. Idempotent."""
         self._closed = True
-        if self._server is not None:
-            self._server.close()
+        servers = [] if self._server is None else [self._server]
+        stop_accepting(self._loop, servers)
         for timer in self._strangers.values():
             timer.cancel()
         for speaker in self._speakers.values():
@@ -175,7 +176,7 @@ class PeerLinks:
             link.abort()
         if connecting:
             await asyncio.wait(connecting)
-        await asyncio.sleep(0)  # their ends come with the next turn of the loop
+        await close_servers(servers)  # in the next turn of the loop, with which their ends come
 
     def set_members(self, addresses: Mapping[int, tuple[str, int]]) -> None:
         """Where the members are now: what we have to say goes there. Of others, that were members
