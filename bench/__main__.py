@@ -2,9 +2,9 @@
 
     python -m bench [NAME ...] [options that all scripts have]
 
-NAME is selftest, zk_throughput, zk_compatible, zk_scale, producer, batches or startup; without one,
-all of them. Options are --pairs, --scratch and the paths of the originals (README.md); each script
-has more of its own: `python -m bench.NAME --help`.
+NAME is selftest, zk_throughput, zk_compatible, zk_scale, zk_ensemble, zk_outage, producer, batches
+or startup; without one, all of them. Options are --pairs, --scratch and the paths of the originals
+(README.md); each script has more of its own: `python -m bench.NAME --help`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,24 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from . import batches, producer, selftest, startup, zk_compatible, zk_scale, zk_throughput
+from . import (
+    batches,
+    producer,
+    selftest,
+    startup,
+    zk_compatible,
+    zk_ensemble,
+    zk_outage,
+    zk_scale,
+    zk_throughput,
+)
 
 CLAIMS: Final[dict[str, Callable[[list[str]], int]]] = {
     "zk_throughput": zk_throughput.main,
     "zk_compatible": zk_compatible.main,
     "zk_scale": zk_scale.main,
+    "zk_ensemble": zk_ensemble.main,
+    "zk_outage": zk_outage.main,
     "producer": producer.main,
     "batches": batches.main,
     "startup": startup.main,

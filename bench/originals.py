@@ -73,6 +73,21 @@ def missing(arguments: argparse.Namespace, names: list[str]) -> list[str]:
     return found
 
 
+MAIN_CLASS: Final = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+"""Apache ZooKeeper, alone or in an ensemble."""
+
+
+def write_zoo_cfg(directory: Path, port: int, settings: str) -> Path:
+    """Apache ZooKeeper's configuration file for a server on loopback, with more `settings`."""
+    config = directory / "zoo.cfg"
+    config.write_text(
+        f"dataDir={directory}/data\nclientPort={port}\n{settings}\n"
+        "clientPortAddress=127.0.0.1\nmaxClientCnxns=0\nadmin.enableServer=false\n"
+        "4lw.commands.whitelist=ruok,srvr,mntr\n"
+    )
+    return config
+
+
 class ApacheZooKeeper(Process):
     """A standalone Apache ZooKeeper; every write is synced before its reply.
 
@@ -91,14 +106,9 @@ class ApacheZooKeeper(Process):
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         (self.port,) = free_ports(1)
-        config = directory / "zoo.cfg"
-        config.write_text(
-            f"dataDir={directory}/data\nclientPort={self.port}\n{settings or 'tickTime=2000'}\n"
-            "clientPortAddress=127.0.0.1\nmaxClientCnxns=0\nadmin.enableServer=false\n"
-            "4lw.commands.whitelist=ruok\n"
-        )
-        main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-        super().__init__([java, *flags, "-cp", classpath, main, str(config)], directory / "log")
+        config = write_zoo_cfg(directory, self.port, settings or "tickTime=2000")
+        command = [java, *flags, "-cp", classpath, MAIN_CLASS, str(config)]
+        super().__init__(command, directory / "log")
         try:
             self.wait_for(self._is_ok)
         except StartError:

@@ -37,11 +37,11 @@ class Process:
         *,
         speaks: bool = False,
     ) -> None:
-        """Start it. Its output goes to `log`, except the stdout of one that `speaks` to us."""
+        """Start it. What it says is added to `log`, except the stdout of one that `speaks`."""
         self.command = command
         self.log = log
         self.started_at = time.monotonic()
-        with log.open("wb") as output:
+        with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -5,9 +5,11 @@
     python -m tests.compat.kazoo -k lock                 # pytest's selection
     python -m tests.compat.kazoo --server apache --all   # every test; how the list was made
     python -m tests.compat.kazoo --server apache --all --record
+    python -m tests.compat.kazoo --servers 3             # an ensemble, also with each of the above
 
-`kazoo-3.8-standalone.txt` names the tests that pass against one standalone Apache ZooKeeper 3.8;
-those must pass on ours too, but for `kazoo-exceptions.txt`, where each name has a reason beside it.
+`kazoo-3.8-standalone.txt` names the tests that pass against one standalone Apache ZooKeeper 3.8,
+and `kazoo-3.8-ensemble.txt` those that pass against three, which the suite stops and starts;
+they must pass on ours too, but for `kazoo-exceptions.txt`, where each name has a reason beside it.
 A test that fails runs once more, alone, and both outcomes are told: the suite has races of its own.
 The suite runs in an environment of its own, `.venv-kazoo`, made at first use.
 """
@@ -27,7 +29,8 @@ from typing import Final
 from . import servers
 
 HERE: Final = Path(__file__).parent
-EXPECTED: Final = HERE / "kazoo-3.8-standalone.txt"
+STANDALONE: Final = HERE / "kazoo-3.8-standalone.txt"
+ENSEMBLE: Final = HERE / "kazoo-3.8-ensemble.txt"
 EXCEPTIONS: Final = HERE / "kazoo-exceptions.txt"
 REQUIREMENTS: Final = HERE / "requirements.txt"
 ENVIRONMENT: Final = servers.ROOT / ".venv-kazoo"
@@ -40,9 +43,9 @@ QUICK: Final = (
 """What a change is checked with: most operations, SASL, TLS, and no test that waits for long."""
 
 
-def expected_names() -> list[str]:
-    """Tests that pass against a standalone Apache ZooKeeper 3.8."""
-    return EXPECTED.read_text().split()
+def expected(servers: int) -> Path:
+    """The file that names the tests which pass against so many servers of Apache ZooKeeper 3.8."""
+    return STANDALONE if servers == 1 else ENSEMBLE
 
 
 def exceptions() -> dict[str, str]:
@@ -116,14 +119,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="a part that takes a minute or two")
     parser.add_argument("-k", metavar="EXPR", help="pytest's selection among the tests")
     parser.add_argument("--all", action="store_true", help="run also what is not expected to pass")
-    parser.add_argument("--record", action="store_true", help=f"write {EXPECTED.name}")
+    parser.add_argument("--record", action="store_true", help="write the list of what passes")
     options = parser.parse_args(arguments)
     lacking = servers.missing(options.server)
     if lacking is not None:
         print(f"kazoo's suite skipped: {lacking}")
         return 0
     selection = options.k or (QUICK if options.quick else None)
-    wanted = None if options.all else expected_names()
+    names = expected(options.servers)
+    wanted = None if options.all else names.read_text().split()
     excused = {} if options.all else exceptions()
     with tempfile.TemporaryDirectory(prefix="compat-kazoo-") as directory:
         runs = Runs(environment(), options.server, options.servers, Path(directory))
@@ -155,7 +159,7 @@ def report(
             print(f"{outcome}: {name}")
     passed = [name for name in sorted(final) if final[name] == "passed"]
     if options.record:
-        EXPECTED.write_text("".join(f"{name}\n" for name in passed))
+        expected(options.servers).write_text("".join(f"{name}\n" for name in passed))
     print(f"{len(passed)} passed, {len(failed)} failed")
     return 1 if failed or not passed else 0
 

@@ -1,9 +1,8 @@
 """Coordination servers as child processes: Apache ZooKeeper of the Debian package, or zkserver.
 
 Everything that compares the two starts them here, with the same settings, on loopback, alone or as
-an ensemble. It runs in
-the project's Python and in the one that kazoo is installed into, so it needs nothing but the
-standard library.
+an ensemble. It runs in the project's Python and in the one that kazoo is installed into, so neither
+it nor `bench.ensembles` needs anything but the standard library.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+from bench.ensembles import Place, ask, free_places, zkserver_members, zookeeper_members
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS: Final = ("protocol", "runtime", "client", "zkserver", "kbroker", "cluster")
@@ -67,28 +68,6 @@ def free_port() -> int:
         return port
 
 
-def ask(port: int, word: str, timeout: float = 5.0) -> str:
-    """Answer to a four-letter word; empty where nobody answers."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout) as link:
-            link.sendall(word.encode())
-            answer = b""
-            while piece := link.recv(65536):
-                answer += piece
-    except OSError:
-        return ""
-    return answer.decode(errors="replace")
-
-
-class Place(NamedTuple):
-    """A server's place in an ensemble."""
-
-    server_id: int
-    peer_ports: tuple[int, int]
-    """zkserver has one, Apache ZooKeeper another one for elections."""
-    is_observer: bool = False
-
-
 class Server:
     """A server process with its own data directory; `run` after `stop` finds the data again."""
 
@@ -96,7 +75,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.place = Place(1, (0, 0))
+        self.place = Place(1, 0, 0, 0)
         self.ensemble: list[Server] = []
         """All members, this one among them; empty: it stands alone."""
         self.directory = Path(tempfile.mkdtemp(prefix=f"compat-{self.kind}-"))
@@ -253,13 +232,7 @@ class Apache(Server):
             (data / "myid").write_text(f"{self.place.server_id}\n")
             lines += ["initLimit=10", "syncLimit=5"]
             lines += ["reconfigEnabled=true", "standaloneEnabled=false"]
-            for each in self.ensemble:
-                server_id, (peer_port, election_port), is_observer = each.place
-                role = "observer" if is_observer else "participant"
-                lines.append(
-                    f"server.{server_id}=127.0.0.1:{peer_port}:{election_port}:{role}"
-                    f";127.0.0.1:{each.client_port}"
-                )
+            lines += zookeeper_members([each.place for each in self.ensemble])
         (self.directory / "zoo.cfg").write_text("\n".join(lines) + "\n")
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
         config = str(self.directory / "zoo.cfg")
@@ -296,16 +269,11 @@ class Ours(Server):
             users.write_text("".join(f"{name}={word}\n" for name, word in SASL_USERS.items()))
             arguments += ["--sasl-users-file", str(users)]
         if self.ensemble:
-            members = [
-                f"{each.place.server_id}=127.0.0.1:{each.place.peer_ports[0]}"
-                f":{'observer' if each.place.is_observer else 'participant'}"
-                f";127.0.0.1:{each.client_port}"
-                for each in self.ensemble
-            ]
+            members = zkserver_members([each.place for each in self.ensemble])
             arguments += [
                 *("--server-id", str(self.place.server_id), "--ensemble-id", "1"),
                 *("--read-only-after-ms", "2000"),
-                *("--servers", ",".join(members)),
+                *("--servers", members),
             ]
         path = os.pathsep.join(str(ROOT / each) for each in SOURCE_ROOTS)
         return arguments, {"PYTHONPATH": path}
@@ -322,8 +290,8 @@ def ensemble(
 ) -> list[Server]:
     """An ensemble, not yet started: voters, then observers. Launch all before you wait for one."""
     members = [server(kind, settings) for _ in range(count + observers)]
-    for server_id, each in enumerate(members, 1):
-        each.place = Place(server_id, (free_port(), free_port()), server_id > count)
+    for each, place in zip(members, free_places(count, observers), strict=True):
+        each.place, each.client_port = place, place.client_port
         each.ensemble = members
     return members
 
