@@ -8,6 +8,7 @@ others' addresses may differ from server to server: a harness puts proxies betwe
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -176,6 +177,11 @@ class Server:
                 self.send_signal(signal.SIGCONT)
             self.process.stop()
 
+    def forget(self) -> None:
+        """Remove its data: what no server of an ensemble survives without losing writes."""
+        assert not self.is_running, f"server {self.server_id} runs"
+        shutil.rmtree(self.directory / "data", ignore_errors=True)
+
     def problem(self, what: str) -> StartError:
         """An error with the end of the server's log."""
         assert self.process is not None
@@ -209,7 +215,10 @@ class Zkserver(Server):
 
 
 class Apache(Server):
-    """Apache ZooKeeper; every write is synced before its reply. Its defaults but for `settings`."""
+    """Apache ZooKeeper; every write is synced before its reply.
+
+    Its defaults, unless a test asks for other `settings` (of its configuration file).
+    """
 
     name = "apache"
 
@@ -226,11 +235,11 @@ class Apache(Server):
     ) -> None:
         super().__init__(place, seen, directory)
         self._command = [java, *flags, "-cp", classpath, MAIN_CLASS]
-        self._settings = settings or "tickTime=2000"
+        self._settings = settings or "tickTime=2000\ninitLimit=10\nsyncLimit=5"
 
     def command(self) -> list[str]:
         """The command line; writes the configuration file and `myid`."""
-        settings = [self._settings, "initLimit=10", "syncLimit=5", *zookeeper_members(self.seen)]
+        settings = [self._settings, *zookeeper_members(self.seen)]
         config = write_zoo_cfg(self.directory, self.port, "\n".join(settings))
         (self.directory / "data").mkdir(exist_ok=True)
         (self.directory / "data" / "myid").write_text(f"{self.server_id}\n")

@@ -18,17 +18,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from tests.sim.checkers.zk_faults import FAULTS, NoPlace
 from tests.sim.checkers.zk_history import Report, check_history
-from tests.sim.checkers.zk_records import History, Logged, from_lines, to_lines
+from tests.sim.checkers.zk_records import History, from_lines, to_lines
 
 from . import apache, jute
 from .apache import Apache
-from .jute_client import CLOSED, Closed, JuteConnection, Silence
+from .jute_client import CLOSED, TIMEOUT_S, Closed, JuteConnection, Silence
 from .logs import apache_log, zkserver_log
 from .ours import Ours
 from .settings import LONG_TIMEOUT_MS, MIN_TIMEOUT_MS
@@ -59,13 +59,26 @@ class Numbers:
 class Client(threading.Thread):
     """One client; its records are in `tape` when it has ended."""
 
+    silence_s = TIMEOUT_S
+    """A server that says nothing for so long is given up."""
+    tries_again = False
+    """A session that is refused without a word is kept: the next server may take it."""
+
     def __init__(
-        self, port: int, numbers: Numbers, seed: str, operations: int, *, restricting: bool
+        self,
+        ports: Sequence[int],
+        numbers: Numbers,
+        seed: str,
+        operations: int,
+        *,
+        restricting: bool,
     ) -> None:
+        """`ports`: of the servers; each connection goes to one of them."""
         super().__init__(name=f"client {seed}", daemon=True)
         self.tape = Tape()
         self.failure: BaseException | None = None
-        self._port = port
+        self._ports = ports
+        self._port = ports[0]
         self._numbers = numbers
         self._left = operations
         self._rng = random.Random(f"{seed} client")
@@ -106,23 +119,33 @@ class Client(threading.Thread):
             else:
                 self._exchange(batch)
 
+    def _choose_port(self) -> int:
+        """Where to connect to."""
+        return self._rng.choice(self._ports)
+
     def _open(self, timeout_ms: int) -> None:
         """Connect, with the session that there is."""
         number = self._numbers.next()
-        connection = JuteConnection(self._port)
+        self._port = self._choose_port()
+        connection = JuteConnection(self._port, self.silence_s)
         connection.nudge = self._nudge
         session_id, password = self._session
         seen = self.tape.last_zxid if session_id else 0
         sent_ns = time.monotonic_ns()
-        answer = connection.connect(
-            timeout_ms, session_id=session_id, password=password, last_zxid_seen=seen
-        )
+        try:
+            answer = connection.connect(
+                timeout_ms, session_id=session_id, password=password, last_zxid_seen=seen
+            )
+        except BaseException:
+            connection.drop()
+            raise
         now_ns = time.monotonic_ns()
         if isinstance(answer, Closed) or answer.timeout_ms <= 0:
             outcome = "refused" if isinstance(answer, Closed) else "expired"
             self.tape.opened(number, outcome, session_id, sent_ns, now_ns, seen)
             connection.drop()
-            self._session = (0, bytes(16))
+            if outcome == "expired" or not self.tries_again:
+                self._session = (0, bytes(16))
             return
         outcome = "attached" if session_id else "opened"
         self.tape.opened(number, outcome, connection.session_id, sent_ns, now_ns, seen)
@@ -197,7 +220,7 @@ def record(port: int, seed: int, operations: int, *, restricting: bool) -> Histo
     numbers = Numbers()
     each = operations // CLIENTS
     clients = [
-        Client(port, numbers, f"{seed}.{number}", each, restricting=restricting)
+        Client([port], numbers, f"{seed}.{number}", each, restricting=restricting)
         for number in range(CLIENTS)
     ]
     for client in clients:
@@ -206,6 +229,11 @@ def record(port: int, seed: int, operations: int, *, restricting: bool) -> Histo
         client.join()
         if client.failure is not None:
             raise client.failure
+    return history_of(clients)
+
+
+def history_of(clients: Iterable[Client]) -> History:
+    """What all of them recorded, without a log."""
     tapes = [client.tape for client in clients]
     return History(
         [call for tape in tapes for call in tape.calls],
@@ -218,14 +246,15 @@ def record(port: int, seed: int, operations: int, *, restricting: bool) -> Histo
 def record_server(name: str, seed: int, operations: int, directory: Path) -> History:
     """Start a server, record it, end it, and read its log."""
     start: Any = {"apache": Apache, "zkserver": Ours}[name]
-    read_log: Callable[[Path], list[Logged]] = {"apache": apache_log, "zkserver": zkserver_log}[
-        name
-    ]
     with start(directory / name) as server:
         history = record(server.port, seed, operations, restricting=name != "apache")
         server.popen.kill()
         server.popen.wait()
-        return history._replace(log=read_log(server.log_directory))
+        if name == "apache":
+            return history._replace(log=apache_log(server.log_directory))
+        log, is_whole = zkserver_log(server.log_directory)
+        assert is_whole, f"the log of {server.log_directory} was purged"
+        return history._replace(log=log)
 
 
 def prove(history: History, seed: int) -> list[str]:
