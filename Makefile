@@ -1,16 +1,18 @@
 # make run   sets up, starts a pair, streams real text through it, kills the broker, serves on
 # make test  sets up, runs the tests on both event loops
-# make kazoo  runs kazoo's own test suite against zkserver (ARGS=--quick: a part of it)
+# make kazoo  runs kazoo's own test suite against zkserver (ARGS=--quick: a part; ARGS='--servers 3': an ensemble)
+# make chaos  kills daemons under load (KILLS=200), then does everything bad to ensembles (MINUTES=20)
 # make compat  compares with Apache ZooKeeper by its own shells, a model of Kafka, the guide's examples
 # make differential  random programs against Apache ZooKeeper, every reply and event compared
 # make history  records concurrent clients and checks the order of everything (ARGS=--server apache)
-# The rest: check (lint, types), sim, chaos, bench. All do their own set-up in .venv.
+# The rest: check (lint, types), sim, bench. All do their own set-up in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 SEEDS ?= 5000
 KILLS ?= 200
+MINUTES ?= 20
 OPERATIONS ?= 100000
 ARGS ?=
 
@@ -39,6 +41,7 @@ sim: $(VENV)/ready
 
 chaos: $(VENV)/ready
 	$(PY) -m tests.faults.chaos --kills $(KILLS) $(ARGS)
+	$(PY) -m tests.faults.zk_chaos --minutes $(MINUTES)
 
 kazoo: $(VENV)/ready
 	$(PY) -m tests.compat.kazoo $(ARGS)

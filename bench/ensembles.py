@@ -312,19 +312,25 @@ class Ensemble:
         for each in self.servers:
             each.kill()
 
-    def wait_until_serving(self, timeout_s: float = START_S) -> None:
-        """Wait until every server serves, under one leader. Raises StartError."""
+    def wait_until_serving(self, timeout_s: float = START_S, *, equal: bool = False) -> None:
+        """Wait until every server serves, under one leader. Raises StartError.
+
+        `equal`: and until all of them have applied the same; nobody may write then.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
-            modes = [each.glance().mode for each in self.servers]
-            if all(modes) and modes.count("leader") == 1:
+            glances = [each.glance() for each in self.servers]
+            modes = [each.mode for each in glances]
+            is_equal = not equal or len({each.zxid for each in glances}) == 1
+            if all(modes) and modes.count("leader") == 1 and is_equal:
                 return
             for each in self.servers:
                 if not each.is_running:
                     raise each.problem("ended")
             if time.monotonic() > deadline:
-                silent = next((s for s, mode in zip(self.servers, modes, strict=True) if not mode))
-                raise silent.problem(f"did not serve within {timeout_s:g} s: {modes}")
+                silent = [s for s, mode in zip(self.servers, modes, strict=True) if not mode]
+                late = (silent or self.servers)[0]
+                raise late.problem(f"is not there after {timeout_s:g} s: {glances}")
             time.sleep(_POLL_S)
 
     def leader(self) -> Server:

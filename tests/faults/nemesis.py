@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -59,6 +60,8 @@ class Nemesis:
         self.deaths: list[str] = []
         """Servers that ended by themselves: what they said last."""
         self._killed: set[int] = set()
+        self._pause = threading.Event()
+        """Never set."""
         self._ensemble = ensemble
         self._network = network
         self._disks = disks
@@ -102,7 +105,7 @@ class Nemesis:
             for each in [each for each in self._ends if each[0] <= now]:
                 self._ends.remove(each)
                 each[1]()
-            time.sleep(_STEP_S)
+            self._pause.wait(_STEP_S)
 
     def _look_for_deaths(self) -> None:
         for each in self._victims:

@@ -20,13 +20,13 @@ def may_mount() -> bool:
 
 
 class SmallDisks:
-    """Mounted for the time of the `with` block, at `server-ID` below a directory.
+    """Mounted for the time of the `with` block, at `server-ID/data` below a directory.
 
-    After an error, what was on them is left there.
+    What a server logs is elsewhere. After an error, what was on the disks is left there.
     """
 
     def __init__(self, directory: Path, server_ids: Iterable[int]) -> None:
-        self._at = {each: directory / f"server-{each}" for each in server_ids}
+        self._at = {each: directory / f"server-{each}" / "data" for each in server_ids}
         self._mounted: list[Path] = []
 
     def __enter__(self) -> Self:

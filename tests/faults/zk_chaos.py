@@ -80,6 +80,8 @@ class ChaosClient(Client):
         """Its sessions are short, and expire in a longer fault."""
         self._last_port: int | None = None
         self._served_at = time.monotonic()
+        self._pause = threading.Event()
+        """Never set."""
 
     def finish_through(self, port: int) -> None:
         """All faults have ended: end with a write through this server."""
@@ -137,7 +139,7 @@ class ChaosClient(Client):
             self._served_at = time.monotonic()
         if found is False or self._connection is None:
             self._drop()
-            time.sleep(RETRY_S)
+            self._pause.wait(RETRY_S)
         return bool(found)
 
 
@@ -265,15 +267,10 @@ class Round:
                 raise client.failure
 
     def _await_agreement(self, ensemble: Ensemble) -> None:
-        deadline = time.monotonic() + HEAL_S
-        while True:
-            glances = [each.glance() for each in ensemble.servers]
-            modes = [each.mode for each in glances]
-            if all(modes) and modes.count("leader") == 1 and len({g.zxid for g in glances}) == 1:
-                return
-            if time.monotonic() > deadline:
-                raise Violation(f"Progress: no agreement within {HEAL_S:g} s: {glances}")
-            time.sleep(RETRY_S)
+        try:
+            ensemble.wait_until_serving(HEAL_S, equal=True)
+        except StartError as error:
+            raise Violation(f"Progress: {error}") from error
 
     def _log(self, ensemble: Ensemble) -> list[Logged] | None:
         """A whole log; every other one must be the same where both are.
@@ -409,6 +406,7 @@ def main() -> int:
     if found.server == "apache" and (problem := apache.problem()) is not None:
         print(f"skipped: {problem}")
         return 0
+    round_s = min(found.round_seconds, 60 * found.minutes)
     seed = random.SystemRandom().getrandbits(32) if found.seed is None else found.seed
     directory = Path(tempfile.mkdtemp(prefix="zk-chaos-"))
     chaos = Chaos(found.server, directory, plant=found.plant is not None, servers=found.servers)
@@ -423,7 +421,7 @@ def main() -> int:
             else time.monotonic() < deadline
         ):
             name = f"{seed}.{number}"
-            history = chaos.round(name, found.round_seconds)
+            history = chaos.round(name, round_s)
             if history.log is not None:
                 whole = history
             number += 1
@@ -433,7 +431,7 @@ def main() -> int:
             print("the planted fault was found")
             shutil.rmtree(directory, ignore_errors=True)
             return 0
-        again = f"--seed {seed} --from-round {number} --round-seconds {found.round_seconds:g}"
+        again = f"--seed {seed} --from-round {number} --round-seconds {round_s:g}"
         print(f"again: --server {found.server} {again}")
         return 1
     if found.prove and whole is not None:
