@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -406,6 +407,8 @@ def main() -> int:
     if found.server == "apache" and (problem := apache.problem()) is not None:
         print(f"skipped: {problem}")
         return 0
+    # So that a run that is ended takes its servers with it, and the disks that it has mounted.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     round_s = min(found.round_seconds, 60 * found.minutes)
     seed = random.SystemRandom().getrandbits(32) if found.seed is None else found.seed
     directory = Path(tempfile.mkdtemp(prefix="zk-chaos-"))
