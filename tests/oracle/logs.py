@@ -20,6 +20,9 @@ from zkserver.storage.recovery import DataDirectory
 _FILE_HEADER_BYTES: Final = 16
 _RECORD: Final = struct.Struct(">qi")
 _TXN: Final = struct.Struct(">qiqqi")
+_MULTI: Final = 14
+_FIRST_OF_MULTI: Final = _TXN.size + 4
+_ERROR: Final = struct.pack(">i", -1)
 _KINDS: Final = {-1: "error", -10: "open", -11: "close"}
 
 
@@ -35,6 +38,8 @@ def apache_log(directory: Path) -> list[Logged]:
             if size == 0:
                 break
             session, xid, zxid, _, kind = _TXN.unpack_from(data, at)
+            if kind == _MULTI and data[at + _FIRST_OF_MULTI : at + _FIRST_OF_MULTI + 4] == _ERROR:
+                kind = -1  # it has failed: it holds nothing but errors
             entries.append(Logged(zxid, session, xid, _KINDS.get(kind, "write")))
             at += size
             assert data[at : at + 1] == b"B", f"{path}: no end of a record at {at}"

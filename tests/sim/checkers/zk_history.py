@@ -35,6 +35,10 @@ WATCHING: Final = frozenset(
 )
 WITHOUT_ANSWER: Final = frozenset({"ping", "sync", "add_watch", "set_watches", "set_watches2"})
 SEQUENTIAL: Final = 2
+SESSION_EXPIRED: Final = -112
+SESSION_MOVED: Final = -118
+REFUSED: Final = frozenset({SESSION_EXPIRED, SESSION_MOVED})
+"""A request that is answered so has not happened, whatever it asked for."""
 MASK: Final = 0xFFFFFFFF
 """Log records may keep the xid unsigned."""
 
@@ -83,6 +87,8 @@ class _Checker:
         self.times: dict[int, int] = {}
         self.ended: dict[int, int] = {}
         """Session -> zxid at which it ended."""
+        self.refused: list[Call] = []
+        """Requests that were answered with an error of REFUSED."""
         self.answered = [call for call in history.calls if call.received_ns is not None]
 
     def fail(self, check: str, text: str) -> None:
@@ -96,6 +102,7 @@ class _Checker:
         self._check_sessions()
         self._check_syncs()
         self._replay(writes)
+        self._check_refused()
         self._check_sequences()
         self._check_events()
         return Report(self.violations, self.counts)
@@ -257,14 +264,32 @@ class _Checker:
             self.tree.close_session(write.session, write.zxid)
             self.ended[write.session] = write.zxid
             return
+        if call.received_ns is not None and call.error in REFUSED:
+            self.refused.append(call)
+            return
         answer = self.tree.write(call.session, call.name, call.arguments, write.zxid)
         if call.received_ns is not None:
             self._compare("2 Replay", call, answer)
         elif answer.error:
             self.fail("5 Unknown", f"it is in the log, but must fail with {answer.error}: {call}")
 
+    def _check_refused(self) -> None:
+        """Only a session that ends expires, and only one that came again has moved."""
+        connections = Counter(
+            each.session for each in self.history.connections if each.outcome == "attached"
+        )
+        for call in self.refused:
+            is_right = call.session in self.ended
+            if call.error == SESSION_MOVED:
+                is_right = connections[call.session] > 0
+            if not is_right:
+                self.fail("7 Sessions", f"refused, though its session lives here: {call}")
+
     def _read(self, call: Call) -> None:
         self.counts["reads"] += 1
+        if call.error in REFUSED:
+            self.refused.append(call)
+            return
         wanted = None
         if call.name in WATCHING:
             wanted = self.watches[call.connection].register(call, self.tree)
