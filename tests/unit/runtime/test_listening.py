@@ -15,7 +15,7 @@ from tests.support import until
 async def test_whoever_was_just_accepted_is_told_the_end() -> None:
     loop = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.SelectorEventLoop):
-        pytest.skip("only asyncio's own loops are helped")
+        pytest.skip("uvloop closes at once, and may leave whoever was just accepted: a known gap")
     there: set[asyncio.Protocol] = set()
 
     class Ended(asyncio.Protocol):

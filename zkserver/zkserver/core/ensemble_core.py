@@ -50,9 +50,10 @@ from .ensemble_events import (
 )
 from .events import Effect, Request, TimerFired
 from .following import Following, FollowingHost
+from .members import config_data
 from .pending import Pending
 from .prepare import Rejected
-from .reconfiguration import members_text, require_quorum, wanted_members
+from .reconfiguration import require_quorum, wanted_members
 from .state import ReplicatedState
 
 
@@ -233,7 +234,7 @@ class EnsembleCore(ZkCore):
             raise Rejected(ZkErrorCode.RECONFIG_IN_PROGRESS, text)
         require_quorum(wanted, self.synced_servers())
         zxid = self._joint_zxid = self._proposals.next_zxid()
-        return self._preparer.change_members(members_text(wanted, zxid), is_joint=True)
+        return self._preparer.change_members(config_data(wanted, zxid), is_joint=True)
 
     def _on_durable(self, zxid: int) -> None:
         super()._on_durable(zxid)

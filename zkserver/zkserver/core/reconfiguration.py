@@ -12,7 +12,7 @@ from typing import Any
 
 from duolog_protocol.error_codes import ZkErrorCode
 
-from .members import Member, config_data, parse_config, parse_member, parse_members, require_ids
+from .members import Member, parse_config, parse_member, parse_members, require_ids
 from .prepare import Rejected
 from .quorum import Quorums
 
@@ -79,8 +79,3 @@ def _wanted(
 def _texts(text: str | None) -> list[str]:
     parts = (text or "").replace("\n", ",").split(",")
     return [part.strip() for part in parts if part.strip()]
-
-
-def members_text(members: Iterable[Member], zxid: int) -> bytes:
-    """What `/zookeeper/config` holds once the change with that zxid is decided."""
-    return config_data(members, zxid)
