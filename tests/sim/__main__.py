@@ -30,18 +30,19 @@ def main() -> int:
             continue
         started = time.perf_counter()
         count = found.seeds if found.only else max(1, found.seeds // SHARES.get(name, 1))
-        failures, marks = run_seeds(name, range(found.first, found.first + count))
+        outcome = run_seeds(name, range(found.first, found.first + count))
         seconds = time.perf_counter() - started
-        for seed, violation in failures[:5]:
+        for seed, violation in outcome.failures[:5]:
             print(f"{name}: seed {seed}: {violation}")
             print(f"  replay with: python -m tests.sim --only {name} --seed {seed}")
-        reached = ", ".join(f"{mark} {count}" for mark, count in sorted(marks.items()))
+        reached = ", ".join(f"{mark} {count}" for mark, count in sorted(outcome.marks.items()))
+        hours = f"{outcome.simulated_hours:.1f} simulated hours, " * (outcome.simulated_hours > 0)
         print(
-            f"{name}: {count} seeds, {len(failures)} violations, {seconds:.1f} s, "
+            f"{name}: {count} seeds, {len(outcome.failures)} violations, {hours}{seconds:.1f} s, "
             f"{60 * count / seconds:,.0f} seeds per CPU-minute\n  reached: {reached}",
             flush=True,
         )
-        if failures:
+        if outcome.failures:
             return 1
     return 0
 

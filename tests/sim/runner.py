@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from duolog_cluster.sim.scheduler import Scheduler
 
 from .ensemble_world import EnsembleWorld
 from .kbroker_world import BrokerWorld
-from .served_world import ServedWorld
+from .served_world import FiveServedWorld, ServedWorld
 from .zkserver_world import ServerWorld
 
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
@@ -17,8 +19,9 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "kbroker": BrokerWorld,
     "ensemble": EnsembleWorld,
     "served": ServedWorld,
+    "served-five": FiveServedWorld,
 }
-SHARES: Final = {"ensemble": 3, "served": 8}
+SHARES: Final = {"ensemble": 3, "served": 8, "served-five": 16}
 """Worlds with long histories: so many times fewer are run, unless one is asked for by name."""
 
 
@@ -30,12 +33,22 @@ def run_seed(name: str, seed: int) -> dict[str, int]:
     return marks
 
 
-def run_seeds(
-    name: str, seeds: Iterable[int]
-) -> tuple[list[tuple[int, BaseException]], Counter[str]]:
-    """Many histories: (seed, what was violated), and all marks together."""
+class Outcome(NamedTuple):
+    """What came of many histories."""
+
+    failures: list[tuple[int, BaseException]]
+    """(seed, what was violated)"""
+    marks: Counter[str]
+    """All marks together."""
+    simulated_hours: float
+    """Of virtual time; 0 for worlds whose time is a count of steps."""
+
+
+def run_seeds(name: str, seeds: Iterable[int]) -> Outcome:
+    """Many histories, one after the other."""
     failures: list[tuple[int, BaseException]] = []
     marks: Counter[str] = Counter()
+    simulated_us = 0
     with asyncio.Runner() as runner:
         for seed in seeds:
             world = WORLDS[name](seed)
@@ -44,4 +57,6 @@ def run_seeds(
             except Exception as violation:
                 failures.append((seed, violation))
             marks.update(world.marks)
-    return failures, marks
+            scheduler: Scheduler | None = getattr(world, "scheduler", None)
+            simulated_us += scheduler.now_us if scheduler else 0
+    return Outcome(failures, marks, simulated_us / 3.6e9)

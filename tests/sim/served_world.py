@@ -68,7 +68,14 @@ def _member(server_id: int, is_voter: bool) -> Member:
 
 
 class ServedWorld(HistoryWorld):
-    """One history; `run` raises Violation."""
+    """Three servers, sometimes with an observer; `run` raises Violation."""
+
+    voters = frozenset((1, 2, 3))
+    observer_rate = 0.3
+    reconfigure_rates = (0.0, 0.0, 0.01, 0.03)
+    """A seed draws one of them: how often somebody asks for other members."""
+    spares = 2
+    """Servers that are no members yet, where members change."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -89,12 +96,12 @@ class ServedWorld(HistoryWorld):
         self.counter_last = rng.choice((30, ZXID_COUNTER_LAST, ZXID_COUNTER_LAST))
         self.tick_ms = rng.choice((50, 200, 2_000))
         self.trouble = rng.choice((0.0, 0.01, 0.03, 0.08))
-        voters = frozenset((1, 2, 3))
-        observers = frozenset((4,)) if rng.random() < 0.3 else frozenset()
-        self.reconfigures = rng.choice((0.0, 0.0, 0.01, 0.03))
+        voters = self.voters
+        observers = frozenset((len(voters) + 1,) if rng.random() < self.observer_rate else ())
+        self.reconfigures = rng.choice(self.reconfigure_rates)
         level = rng.choice((0, LEVEL_LAST, LEVEL_LAST))
         """0: the servers are of an older version at first; each start may be of the newer one."""
-        spare = 2 if self.reconfigures else 0
+        spare = self.spares if self.reconfigures else 0
         members = [_member(number, number in voters) for number in sorted(voters | observers)]
         self.members_shown = config_data(members, 0)
         self.machines = [
@@ -371,3 +378,12 @@ class ServedWorld(HistoryWorld):
         client.unheard.clear()
         client.received.clear()
         life.run(lambda: life.replica.step(ConnectionLost(connection)))
+
+
+class FiveServedWorld(ServedWorld):
+    """Five servers and an observer, whose members always change."""
+
+    voters = frozenset((1, 2, 3, 4, 5))
+    observer_rate = 1.0
+    reconfigure_rates = (0.01, 0.03)
+    spares = 1
