@@ -1,5 +1,5 @@
 # make run   sets up, starts a pair, streams real text through it, kills the broker, serves on
-# make test  sets up, runs the tests on both event loops
+# make test  sets up, runs the tests on both event loops (JOBS=2 at once; ARGS="-k NAME": some of them)
 # make kazoo  runs kazoo's own test suite against zkserver (ARGS=--quick: a part; ARGS='--servers 3': an ensemble)
 # make chaos  kills daemons under load (KILLS=200), then does everything bad to ensembles (MINUTES=20)
 # make compat  compares with Apache ZooKeeper by its own shells, a model of Kafka, the guide's examples
@@ -12,6 +12,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SEEDS ?= 5000
 KILLS ?= 200
+JOBS ?= 2
 MINUTES ?= 20
 OPERATIONS ?= 100000
 ARGS ?=
@@ -29,7 +30,7 @@ run: $(VENV)/ready
 	@$(PY) -m duolog_cluster.demo $(ARGS)
 
 test: $(VENV)/ready
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/ready
 	$(PY) -m ruff check .
