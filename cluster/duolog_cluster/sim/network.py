@@ -68,6 +68,8 @@ class NetworkFaults:
     """Share of ends that never learn that their link is broken."""
     mean_notice_ms: int = 300
     """How long the others take to learn it, on average."""
+    reset_rate: float = 0.3
+    """Share of closes that overtake what was sent before, so that the end of it is lost."""
 
 
 class Link:
@@ -231,8 +233,8 @@ class Network:
         link.is_open = False
         other = link.other
         if other.is_open and not link.is_broken:
-            if self._rng.random() < 0.3:
-                self._drop_some(other)  # a reset overtakes what was sent
+            if self._rng.random() < self.faults.reset_rate:
+                self._drop_some(other)
             self._put(other, _ENDED)
         self._forget(link)
 

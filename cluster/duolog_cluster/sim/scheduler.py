@@ -27,6 +27,11 @@ class Scheduler:
         """The time as the cores are told it: monotonic, in whole milliseconds."""
         return self.now_us // 1_000
 
+    @property
+    def next_moment_us(self) -> int | None:
+        """When the next callback is due; None: there is none."""
+        return self._heap[0][0] if self._heap else None
+
     def at(self, moment_us: int, callback: Callable[[], None]) -> None:
         """Run a callback at a moment; one that has passed means now, behind what is due now.
 

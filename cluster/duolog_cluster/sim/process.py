@@ -1,0 +1,346 @@
+"""A simulated machine, and the process that runs on it.
+
+A machine owns what outlives a process: an address, a disk, clocks. A process owns tasks, ports and
+connections, and is one of three: running, standing still (SIGSTOP), over. It ends between two of
+its callbacks, as SIGKILL ends it between two system calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from duolog_runtime.disk import MAX_PENDING, DiskClosedError, DiskQueueFullError
+
+from .disk import SimDisk
+from .loop import PROCESS, SimLoop
+from .network import Link
+from .streams import Accepted, Open, SimListener, SimTransport
+
+if TYPE_CHECKING:
+    from .world import SimWorld
+
+T = TypeVar("T")
+
+FIRST_PORT: Final = 40_000
+"""Where ports begin that nobody asked for by number."""
+
+
+class SimClock:
+    """A machine's clocks; see `duolog_runtime.clocks.Clock`."""
+
+    def __init__(self, world: SimWorld, wall_offset_ms: int, rate: float) -> None:
+        self._world = world
+        self.wall_offset_ms = wall_offset_ms
+        """The time of day is wrong by so much; may be changed at any time."""
+        self._rate = rate
+
+    def now_ms(self) -> int:
+        """Monotonic; a second takes `rate` seconds."""
+        return int(self._world.scheduler.now_us * self._rate) // 1_000
+
+    def wall_ms(self) -> int:
+        """Since 1970."""
+        return 1_700_000_000_000 + self._world.scheduler.now_us // 1_000 + self.wall_offset_ms
+
+
+class SimMachine:
+    """A machine; made by `SimWorld.machine`."""
+
+    def __init__(
+        self, world: SimWorld, name: str, address: int, *, wall_offset_ms: int, clock_rate: float
+    ) -> None:
+        self.world = world
+        self.name = name
+        self.address = address
+        """On the simulated network."""
+        self.ip = f"10.0.{address // 256}.{address % 256}"
+        self.clock = SimClock(world, wall_offset_ms, clock_rate)
+        self.disk = SimDisk(random.Random(f"{world.seed} disk {name}"))
+        self.process: SimProcess | None = None
+        """What runs now."""
+        self.life_count = 0
+
+    def boot(self) -> SimProcess:
+        """Start a process; the last one is over."""
+        assert self.process is None, f"{self.name} runs already"
+        self.life_count += 1
+        self.process = SimProcess(self)
+        return self.process
+
+    def kill(self) -> None:
+        """SIGKILL. What was written stays in the page cache, and its connections are closed."""
+        self._end(power_lost=False)
+
+    def lose_power(self, *, lose_unsynced: bool = False) -> None:
+        """The machine is off: of what was not synced some is lost, or all of it; nobody is told
+        that its connections are gone."""
+        self._end(power_lost=True, lose_unsynced=lose_unsynced)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        assert self.process is not None, f"{self.name} does not run"
+        self.process.is_paused = True
+
+    def resume(self) -> None:
+        """SIGCONT; without effect on a machine on which nothing stands still."""
+        if self.process is not None:
+            self.process.resume()
+
+    def _end(self, *, power_lost: bool, lose_unsynced: bool = False) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            self.world.network.detach(self.address, power_lost=power_lost)
+            if power_lost:
+                self.disk.crash(lose_unsynced=lose_unsynced)
+            else:
+                self.disk.kill()
+            process.end()
+
+
+class _Dial(NamedTuple):
+    """A connection that is being opened."""
+
+    factory: Callable[[], asyncio.BaseProtocol]
+    port: int
+    opened: asyncio.Future[tuple[SimTransport, asyncio.BaseProtocol]]
+
+
+class SimProcess:
+    """A process, from its start to its end; an `Endpoint` of the network."""
+
+    def __init__(self, machine: SimMachine) -> None:
+        self.machine = machine
+        self.world = machine.world
+        self.loop: SimLoop = machine.world.loop
+        self.is_over = False
+        self.is_paused = False
+        self.rng = random.Random(f"{self.world.seed} {machine.name} {machine.life_count}")
+        self.listeners: dict[int, SimListener] = {}
+        self.transports: dict[Link, SimTransport] = {}
+        self._dials: dict[int, deque[_Dial]] = {}
+        """By the target, oldest first: the network has not answered yet."""
+        self._opening: dict[Link, _Dial] = {}
+        """The other end has not answered yet."""
+        self._next_port = FIRST_PORT
+        self._held: deque[tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]] = (
+            deque()
+        )
+        """What would have been called while it stood still."""
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._context = contextvars.Context()
+        self._context.run(PROCESS.set, self)
+        self.world.network.attach(machine.address, self)
+
+    # ---- what runs ------------------------------------------------------------------------------
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run it in this process. When the process ends, the task does not: it just stops."""
+        return self.loop.create_task(coroutine, context=self._context.copy())
+
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call it in this process, in the next turn of the loop."""
+        self.loop.call_soon(callback, *args, context=self._context)
+
+    def run(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """For the loop: call it now, once the process runs on, or never."""
+        if self.is_over:
+            return
+        if self.is_paused or self._held:
+            self._held.append((callback, args, contextvars.copy_context()))
+            return
+        self.world.trace(self, callback)
+        callback(*args)
+
+    def resume(self) -> None:
+        """Run on; what came meanwhile comes first, in its order."""
+        if self.is_paused and not self.is_over:
+            self.is_paused = False
+            self.loop.call_soon(self._catch_up, context=contextvars.Context())
+
+    def _catch_up(self) -> None:
+        while self._held and not self.is_paused and not self.is_over:
+            callback, args, context = self._held.popleft()
+            try:
+                context.run(callback, *args)
+            except Exception as error:
+                self.loop.call_exception_handler(
+                    {"message": "a callback failed", "exception": error}
+                )
+
+    def owns(self, task: asyncio.Task[Any]) -> None:
+        """For the loop: the task is of this process."""
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop, context=contextvars.Context())
+
+    def end(self) -> None:
+        """Nothing of it is called any more; for SimMachine."""
+        self.is_over = True
+        self._held.clear()
+        tasks, self._tasks = list(self._tasks), {}
+        for task in tasks:
+            # What a coroutine does when it is thrown away reaches nothing: disk and links are gone.
+            with contextlib.suppress(BaseException):
+                self._context.copy().run(task.get_coro().close)
+        self.listeners.clear()
+        self.transports.clear()
+
+    # ---- connections ----------------------------------------------------------------------------
+
+    def listen(self, factory: Callable[[], asyncio.BaseProtocol], port: int) -> SimListener:
+        """Take a port; 0: any. Raises OSError."""
+        port = port or self._new_port()
+        if port in self.listeners:
+            raise OSError(98, f"address already in use: {self.machine.ip}:{port}")
+        listener = self.listeners[port] = SimListener(self, factory, port)
+        return listener
+
+    async def connect(
+        self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int
+    ) -> tuple[SimTransport, asyncio.BaseProtocol]:
+        """Open a connection. Raises OSError."""
+        target = self.world.machine_at(host).address
+        dial = _Dial(factory, port, self.loop.create_future())
+        self._dials.setdefault(target, deque()).append(dial)
+        self.world.network.dial(self.machine.address, target)
+        return await dial.opened
+
+    def _new_port(self) -> int:
+        self._next_port += 1
+        return self._next_port
+
+    def _opened(self, link: Link) -> None:
+        dial = self._dials[link.peer_address].popleft()
+        if dial.opened.done():  # nobody waits any more
+            link.close()
+            return
+        self._opening[link] = dial
+        link.send(Open(dial.port, self._new_port()))
+
+    def _failed(self, target: int) -> None:
+        _refuse(self._dials[target].popleft())
+
+    def _received(self, link: Link, message: Any) -> None:
+        transport = self.transports.get(link)
+        if transport is not None:
+            transport.receive(message)
+        elif isinstance(message, Open):
+            self._accept(link, message)
+        elif isinstance(message, Accepted) and link in self._opening:
+            dial = self._opening.pop(link)
+            if dial.opened.done():
+                link.close()
+                return
+            own = (self.machine.ip, FIRST_PORT)
+            made = self._made(link, dial.factory(), own, dial.port)
+            dial.opened.set_result(made)
+
+    def _accept(self, link: Link, opening: Open) -> None:
+        listener = self.listeners.get(opening.port)
+        if listener is None or not listener.is_serving():
+            link.close()
+            return
+        link.send(Accepted())
+        own = (self.machine.ip, opening.port)
+        self._made(link, listener.factory(), own, opening.source_port)
+
+    def _made(
+        self, link: Link, protocol: asyncio.BaseProtocol, own: tuple[str, int], peer_port: int
+    ) -> tuple[SimTransport, asyncio.BaseProtocol]:
+        peer = (self.world.machine_with(link.peer_address).ip, peer_port)
+        transport = self.transports[link] = SimTransport(self, link, protocol, own, peer)
+        transport.start()
+        return transport, protocol
+
+    def _lost(self, link: Link) -> None:
+        transport = self.transports.get(link)
+        if transport is not None:
+            transport.end()
+        elif link in self._opening:
+            _refuse(self._opening.pop(link))
+
+    # ---- the network's endpoint -----------------------------------------------------------------
+
+    def link_opened(self, link: Link, dialled: bool) -> None:
+        """See Endpoint."""
+        if dialled:
+            self.post(self._opened, link)
+
+    def dial_failed(self, target: int) -> None:
+        """See Endpoint."""
+        self.post(self._failed, target)
+
+    def message_received(self, link: Link, message: Any) -> None:
+        """See Endpoint."""
+        self.post(self._received, link, message)
+
+    def link_lost(self, link: Link) -> None:
+        """See Endpoint."""
+        self.post(self._lost, link)
+
+    def datagram_received(self, source: int, message: Any) -> None:
+        """See Endpoint: nobody sends any."""
+
+
+def _refuse(dial: _Dial) -> None:
+    if not dial.opened.done():
+        dial.opened.set_exception(ConnectionRefusedError(111, "nobody answered"))
+
+
+class SimDiskExecutor:
+    """A `DiskExecutor`: one piece of work after the other, each with a delay before it."""
+
+    def __init__(self, process: SimProcess, mean_work_us: int = 500) -> None:
+        self._process = process
+        self.mean_work_us = mean_work_us
+        """May be changed at any time: the disk is slow."""
+        self._jobs: deque[tuple[Callable[[], Any], Callable[..., None]]] = deque()
+        self._closed = False
+
+    @property
+    def pending(self) -> int:
+        """See DiskExecutor."""
+        return len(self._jobs)
+
+    def submit(self, work: Callable[[], Any], done: Callable[..., None]) -> None:
+        """See DiskExecutor."""
+        if self._closed:
+            raise DiskClosedError("the disk executor is closed")
+        if len(self._jobs) >= MAX_PENDING:
+            raise DiskQueueFullError(f"{len(self._jobs)} jobs wait")
+        self._jobs.append((work, done))
+        if len(self._jobs) == 1:
+            self._begin()
+
+    def _begin(self) -> None:
+        delay_s = self._process.rng.expovariate(1) * self.mean_work_us / 1e6
+        self._process.loop.call_later(delay_s, self._work)
+
+    def _work(self) -> None:
+        if not self._jobs:
+            return  # it was closed meanwhile
+        work, done = self._jobs[0]
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        self._process.loop.call_soon(self._tell, done, result, failure)
+
+    def _tell(self, done: Callable[..., None], result: Any, failure: Exception | None) -> None:
+        self._jobs.popleft()
+        if self._jobs:
+            self._begin()
+        done(result, failure)
+
+    def close(self) -> None:
+        """See DiskExecutor; what has not begun is refused."""
+        self._closed = True
+        while self._jobs:
+            self._jobs.popleft()[1](None, DiskClosedError("the disk executor is closed"))
