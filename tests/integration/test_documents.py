@@ -37,6 +37,14 @@ async def test_the_recipes_document_runs() -> None:
             await names[name](zk)
 
 
+def test_the_simulation_document_runs() -> None:
+    text = (ROOT / "docs" / "simulation.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(programs) == 3
+    for program in programs:
+        exec(compile(program, "simulation.md", "exec"), {"__name__": "simulation"})
+
+
 def test_every_setting_of_the_daemons_is_documented() -> None:
     from duolog_runtime.config import field_docs
     from kbroker.config import BrokerConfig

@@ -250,13 +250,13 @@ class SimCluster:
 
     async def until(self, holds: Callable[[], bool], limit_s: float = SERVE_SECONDS) -> None:
         """Wait until something holds. Raises Error; and what a server has ended with."""
-        deadline_ms = self.world.now_ms + int(limit_s * 1_000)
+        deadline_ms = self.world.elapsed_ms + int(limit_s * 1_000)
         while not holds():
             for each in (*self.zk_servers, *self.brokers):
                 if each.task is not None and each.task.done():
                     each.task.result()
                     raise Error(f"{each.name} has ended")
-            if self.world.now_ms >= deadline_ms:
+            if self.world.elapsed_ms >= deadline_ms:
                 raise Error(f"not after {limit_s} s of virtual time")
             await asyncio.sleep(_LOOK_SECONDS)
 

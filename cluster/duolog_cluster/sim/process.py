@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import contextvars
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -38,11 +39,12 @@ class SimClock:
         self._world = world
         self.wall_offset_ms = wall_offset_ms
         """The time of day is wrong by so much; may be changed at any time."""
-        self._rate = rate
+        self.rate = rate
+        """How fast the monotonic clock runs; to be set before anything does."""
 
     def now_ms(self) -> int:
         """Monotonic; a second takes `rate` seconds."""
-        return int(self._world.scheduler.now_us * self._rate) // 1_000
+        return int(self._world.scheduler.now_us * self.rate) // 1_000
 
     def wall_ms(self) -> int:
         """Since 1970."""
@@ -78,8 +80,8 @@ class SimMachine:
         self._end(power_lost=False)
 
     def lose_power(self, *, lose_unsynced: bool = False) -> None:
-        """The machine is off: of what was not synced some is lost, or all of it; nobody is told
-        that its connections are gone."""
+        """The machine is off: of what was not synced some is lost, or all of it. Others learn late
+        that their connections are gone, or never (`NetworkFaults.silent_rate`)."""
         self._end(power_lost=True, lose_unsynced=lose_unsynced)
 
     def pause(self) -> None:
@@ -183,13 +185,16 @@ class SimProcess:
         """Nothing of it is called any more; for SimMachine."""
         self.is_over = True
         self._held.clear()
-        tasks, self._tasks = list(self._tasks), {}
-        for task in tasks:
-            # What a coroutine does when it is thrown away reaches nothing: disk and links are gone.
-            with contextlib.suppress(BaseException):
-                self._context.copy().run(task.get_coro().close)
         self.listeners.clear()
+        for transport in self.transports.values():
+            transport.forget()
         self.transports.clear()
+        tasks, self._tasks = list(self._tasks), {}
+        # What a coroutine does when it is thrown away reaches nothing: disk and links are gone.
+        with warnings.catch_warnings(action="ignore"):
+            for task in tasks:
+                with contextlib.suppress(BaseException):
+                    self._context.copy().run(task.get_coro().close)
 
     # ---- connections ----------------------------------------------------------------------------
 

@@ -231,6 +231,10 @@ class SimTransport(asyncio.Transport):
         """As asyncio's."""
         self._close()
 
+    def forget(self) -> None:
+        """The process is over: nothing is told any more."""
+        self._is_lost = True
+
     def _close(self) -> None:
         if not self._is_lost:
             self._link.close()

@@ -35,6 +35,7 @@ class SimWorld:
         self.rng = random.Random(f"{seed} story")
         """For the story's own choices."""
         self.scheduler = Scheduler()
+        self._began_ms = self.scheduler.now_ms
         self.network = Network(
             self.scheduler,
             random.Random(f"{seed} network"),
@@ -105,9 +106,9 @@ class SimWorld:
         return result
 
     @property
-    def now_ms(self) -> int:
+    def elapsed_ms(self) -> int:
         """Virtual time since the beginning."""
-        return self.scheduler.now_ms
+        return self.scheduler.now_ms - self._began_ms
 
     # ---- what happens to the network ------------------------------------------------------------
 

@@ -1,0 +1,160 @@
+"""Whole clusters in a simulated world: what was acknowledged stays, and a seed decides it all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from duolog import NewTopic, TopicPartition, ZkClient
+from duolog_cluster.sim import NetworkFaults, SimCluster, SimWorld
+from duolog_protocol.errors import Error
+
+ROOT = Path(__file__).resolve().parents[3]
+PRINT_HASHES = """
+from tests.unit.cluster.test_sim_cluster import trouble
+from duolog_cluster.sim import SimWorld
+for seed in range(3):
+    with SimWorld(seed) as world:
+        world.run(trouble(world))
+        print(seed, world.trace_hash())
+"""
+
+
+async def count_up(zk: ZkClient, acknowledged: list[int]) -> None:
+    """Write numbers, one after the other, for ever; an answer that was lost is no answer."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            await zk.set("/count", b"%d" % number, timeout=5.0)
+        except Error:
+            continue
+        acknowledged.append(number)
+
+
+async def trouble(world: SimWorld) -> None:
+    """Everything happens to the leader, one thing after the other, while somebody writes."""
+    rng = world.rng
+    async with SimCluster(world, zk=3) as cluster, cluster.zk_client() as zk:
+        await zk.create("/count", b"0")
+        acknowledged: list[int] = []
+        writer = asyncio.create_task(count_up(zk, acknowledged))
+        for what in rng.sample(("kill", "power", "pause", "isolate", "disk"), 3):
+            await asyncio.sleep(rng.uniform(0, 0.2))
+            leader = await cluster.until_zk_leader()
+            before = len(acknowledged)
+            match what:
+                case "kill":
+                    cluster.kill(leader)
+                case "power":
+                    cluster.lose_power(leader, lose_unsynced=rng.random() < 0.5)
+                case "pause":
+                    cluster.pause(leader)
+                case "isolate":
+                    cluster.isolate(leader)
+                case "disk":
+                    cluster.fill_disk(leader)
+            await asyncio.sleep(rng.uniform(0, 3))
+            cluster.heal()
+            cluster.resume(leader)
+            cluster.free_disk(leader)
+            if not leader.is_running:
+                cluster.start(leader)
+            await cluster.until_zk_serves()
+            await cluster.until(lambda before=before: len(acknowledged) > before)
+        writer.cancel()
+        await zk.sync("/")
+        data, stat = await zk.get("/count")
+        assert int(data) >= acknowledged[-1] and stat.version >= len(acknowledged)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_acknowledged_is_lost_whatever_happens_to_the_leader(seed: int) -> None:
+    with SimWorld(seed) as world:
+        world.run(trouble(world))
+
+
+def test_a_seed_gives_the_same_history_in_every_process() -> None:
+    found = set()
+    for hash_seed in ("1", "2"):
+        path = os.pathsep.join([*filter(None, sys.path), str(ROOT)])
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
+        found.add(
+            subprocess.run(
+                [sys.executable, "-c", PRINT_HASHES],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                check=True,
+            ).stdout
+        )
+    assert len(found) == 1 and b"2 " in found.pop()
+
+
+def test_an_ensemble_serves_on_a_bad_network_with_wrong_clocks() -> None:
+    async def story(world: SimWorld) -> None:
+        cluster = SimCluster(world, zk=5)
+        for number, member in enumerate(cluster.zk_servers):
+            member.machine.clock.wall_offset_ms = (number - 2) * 86_400_000
+            member.machine.clock.rate = 1 + (number - 2) / 100
+        async with cluster, cluster.zk_client() as zk:
+            await zk.create("/a", b"")
+            for number in range(200):
+                await zk.retry(zk.set, "/a", b"%d" % number)
+            assert (await zk.get("/a"))[0] == b"199"
+
+    for seed in range(5):
+        with SimWorld(seed, NetworkFaults(loss_rate=0.002, dial_failure_rate=0.05)) as world:
+            world.run(story(world))
+
+
+def test_a_broker_keeps_what_it_acknowledged() -> None:
+    async def story(world: SimWorld) -> None:
+        async with SimCluster(world, zk=3, brokers=1) as cluster:
+            async with cluster.admin() as admin:
+                await admin.create_topics([NewTopic("numbers", num_partitions=1)])
+            async with cluster.producer() as producer:
+                for number in range(30):
+                    if number % 10 == 5:
+                        cluster.lose_power(cluster.brokers[0], lose_unsynced=True)
+                        cluster.start(cluster.brokers[0])
+                    await producer.send_and_wait("numbers", b"%d" % number)
+            async with cluster.consumer() as consumer:
+                consumer.assign([TopicPartition("numbers", 0)])
+                await consumer.seek_to_beginning()
+                found = [int((await consumer.getone()).value) for _ in range(30)]
+            assert found == list(range(30))
+
+    for seed in range(5):
+        with SimWorld(seed) as world:
+            world.run(story(world))
+
+
+def test_a_server_that_is_stopped_ends_in_order() -> None:
+    async def story(world: SimWorld) -> None:
+        async with SimCluster(world, zk=1) as cluster:
+            (server,) = cluster.zk_servers
+            async with cluster.zk_client() as zk:
+                await zk.create("/kept", b"")
+            await cluster.stop(server)
+            assert "server_stopped" in server.log.events
+            cluster.start(server)
+            async with cluster.zk_client() as zk:
+                assert await zk.exists("/kept") is not None
+
+    with SimWorld() as world:
+        world.run(story(world))
+
+
+def test_a_server_that_cannot_start_says_why() -> None:
+    async def story(world: SimWorld) -> None:
+        async with SimCluster(world, zk=3, zk_settings={"tick_ms": -1}):
+            raise AssertionError("it has started")
+
+    with SimWorld() as world, pytest.raises(Error, match="tick_ms"):
+        world.run(story(world))
