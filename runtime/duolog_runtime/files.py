@@ -340,13 +340,32 @@ class RealFiles:
         return file
 
 
+_NOT_OURS: Final = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL))
+
+
 def make_directory(files: Files, path: str) -> None:
-    """Create a directory and its missing parents, with names that survive a power failure."""
-    missing: list[str] = []
-    at = path.rstrip("/") or "/"
+    """Create a directory and its missing parents, with names that survive a power failure.
+
+    Also where all of them are there: a process that was killed may have made them a moment ago,
+    without coming to make their names durable.
+    """
+    path = path.rstrip("/") or "/"
+    missing = set()
+    at = path
     while at not in {"/", "", "."} and not files.exists(at):
-        missing.append(at)
-        at = at.rpartition("/")[0] or ("/" if at.startswith("/") else ".")
+        missing.add(at)
+        at = _parent(at)
     files.mkdir(path)
-    for each in missing:
-        files.sync_dir(each.rpartition("/")[0] or ("/" if each.startswith("/") else "."))
+    at = path
+    while at not in {"/", "", "."}:
+        try:
+            files.sync_dir(_parent(at))
+        except OSError as error:
+            if at in missing or error.errno not in _NOT_OURS:
+                raise
+            break  # what is read-only, or not for us to read, is not where something was made
+        at = _parent(at)
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")

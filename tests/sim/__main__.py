@@ -2,6 +2,7 @@
 
 python -m tests.sim --seeds 5000                     all worlds
 python -m tests.sim --only kbroker --seed 17         one history
+python -m tests.sim --only ensemble --seed 17 --shrink     what of a failing one is enough to fail
 """
 
 from __future__ import annotations
@@ -10,7 +11,33 @@ import argparse
 import sys
 import time
 
-from .runner import SHARES, WORLDS, run_seed, run_seeds
+from .runner import SHARES, WITH_SCRIPTS, WORLDS, run_seed, run_seeds
+from .script import Script
+from .shrinking import Failure, attempt, shrink
+
+
+def tell_script(name: str, seed: int, keep: str | None) -> int:
+    """Shrink a seed, or live through what is kept of it; the exit status is 1 where it fails."""
+
+    def live(script: Script) -> None:
+        run_seed(name, seed, script)
+
+    if keep is None:
+        try:
+            failure: Failure | None = shrink(live)
+        except ValueError as error:
+            print(f"{name}: seed {seed}: {error}")
+            return 0
+    else:
+        failure = attempt(live, [int(each) for each in keep.split(",") if each])
+    if failure is None:
+        print(f"{name}: seed {seed} holds with what is kept")
+        return 0
+    print(f"{name}: seed {seed}: {failure.violation}")
+    print("\n".join(map(str, failure.told)))
+    kept = ",".join(map(str, failure.kept))
+    print(f"  replay with: python -m tests.sim --only {name} --seed {seed} --keep {kept}")
+    return 1
 
 
 def main() -> int:
@@ -19,8 +46,14 @@ def main() -> int:
     options.add_argument("--seeds", type=int, default=5000, help="how many, of each daemon")
     options.add_argument("--first", type=int, default=0, help="first seed")
     options.add_argument("--seed", type=int, help="only this one")
+    options.add_argument("--shrink", action="store_true", help="leave out of --seed what can be")
+    options.add_argument("--keep", help="of --seed, only these things happen: 3,17,40")
     options.add_argument("--only", choices=sorted(WORLDS))
     found = options.parse_args()
+    if found.shrink or found.keep is not None:
+        if found.seed is None or found.only not in WITH_SCRIPTS:
+            options.error(f"needs --seed, and --only of {', '.join(sorted(WITH_SCRIPTS))}")
+        return tell_script(found.only, found.seed, found.keep)
     for name in WORLDS:
         if found.only not in {None, name}:
             continue

@@ -137,7 +137,8 @@ class Nemesis:
     def __init__(self, world: EnsembleWorld, rng: random.Random) -> None:
         self._world = world
         self._rng = rng
-        self._is_stopped = False
+        self.is_stopped = False
+        """The world heals: what must follow is required."""
 
     def start(self) -> None:
         """Begin, unless the seed has no faults."""
@@ -146,14 +147,14 @@ class Nemesis:
 
     def stop(self) -> None:
         """No more of it, not even the end of what was done: the world heals all."""
-        self._is_stopped = True
+        self.is_stopped = True
 
     def _again(self) -> None:
         mean_us = self._world.mix.mean_action_ms * 1_000
         self._world.scheduler.after(int(self._rng.expovariate(1) * mean_us), self._act)
 
     def _act(self) -> None:
-        if self._is_stopped:
+        if self.is_stopped:
             return
         action = self._rng.choice(self._world.mix.actions)
         self._world.trace(0, f"nemesis: {action}")
@@ -182,15 +183,19 @@ class Nemesis:
             case "isolate leader":
                 self._cut(self._around([leader]))
             case "stall":
-                world.network.stall(one, other, self._duration_ms())
+                duration_ms = self._duration_ms()
+                if world.happens(f"what goes from {one} to {other} stalls for {duration_ms} ms"):
+                    world.network.stall(one, other, duration_ms)
             case "pause":
                 self._pause(one)
             case "pause leader":
                 self._pause(leader)
             case "full disk":
                 disk = world.machine(one).disk
-                disk.faults.full_at_write = disk.write_count + rng.randint(1, 20)
-                disk.faults.full_for_writes = rng.choice((1, 3, 20))
+                after, count = rng.randint(1, 20), rng.choice((1, 3, 20))
+                if world.happens(f"the disk of {one} is full after {after} writes, for {count}"):
+                    disk.faults.full_at_write = disk.write_count + after
+                    disk.faults.full_for_writes = count
 
     def _duration_ms(self) -> int:
         return int(self._rng.expovariate(1) * self._world.mix.mean_trouble_ms)
@@ -198,7 +203,7 @@ class Nemesis:
     def _crash(self, ids: list[int]) -> None:
         for server_id in ids:
             machine = self._world.machine(server_id)
-            if machine.life is not None:
+            if machine.life is not None and self._world.happens(f"server {server_id} crashes"):
                 self._world.crash(machine)
 
     def _around(self, ids: list[int]) -> list[tuple[int, int]]:
@@ -214,18 +219,25 @@ class Nemesis:
         return found
 
     def _cut(self, ways: list[tuple[int, int]]) -> None:
+        duration_ms = self._duration_ms()
+        names = ", ".join(f"{source} to {target}" for source, target in ways)
+        if not self._world.happens(f"cut for {duration_ms} ms: {names}"):
+            return
         for source, target in ways:
             self._world.network.cut(source, target)
 
         def heal() -> None:
-            if not self._is_stopped:
+            if not self.is_stopped:
                 for source, target in ways:
                     self._world.network.heal(source, target)
 
-        self._world.scheduler.after(self._duration_ms() * 1_000, heal)
+        self._world.scheduler.after(duration_ms * 1_000, heal)
 
     def _pause(self, server_id: int) -> None:
         life = self._world.machine(server_id).life
-        if life is not None:
+        duration_ms = self._duration_ms()
+        if life is not None and self._world.happens(
+            f"server {server_id} stands still for {duration_ms} ms"
+        ):
             life.pause()
-            self._world.scheduler.after(self._duration_ms() * 1_000, life.resume)
+            self._world.scheduler.after(duration_ms * 1_000, life.resume)

@@ -35,6 +35,7 @@ from .ensemble_records import number_of, zxid_of
 from .ensemble_server import Life
 from .ensemble_trace import describe
 from .invariants import Ensemble, NoAckedWriteLost
+from .script import Script
 from .violation import Violation
 
 PROGRESS_LIMIT_MS: Final = 20_000
@@ -50,12 +51,20 @@ MAX_PENDING = 64
 class EnsembleWorld:
     """One history; `run` raises Violation."""
 
-    def __init__(self, seed: int, mix: FaultMix | None = None) -> None:
-        """`mix`: instead of the one that the seed draws."""
+    def __init__(
+        self, seed: int, mix: FaultMix | None = None, script: Script | None = None
+    ) -> None:
+        """`mix`: instead of the one that the seed draws. `script`: what of it happens."""
         self.seed = seed
+        self._script = script or Script()
         self.mix = mix or draw_mix(seed)
         self.scheduler = Scheduler()
-        self.network = Network(self.scheduler, random.Random(f"{seed} network"), self.mix.network)
+        network_faults = self.mix.network
+        if network_faults != NetworkFaults() and not self.happens(
+            "a network that loses and delays"
+        ):
+            network_faults = NetworkFaults()
+        self.network = Network(self.scheduler, random.Random(f"{seed} network"), network_faults)
         self.marks: dict[str, int] = {}
         self._rng = random.Random(f"{seed} world")
         self._crash_rng = random.Random(f"{seed} crash points")
@@ -113,7 +122,11 @@ class EnsembleWorld:
         self._nemesis.start()
         self.scheduler.run_for(self.mix.duration_ms)
         self._nemesis.stop()
-        if self.mix.is_faulty and self._rng.random() < 0.4:
+        if (
+            self.mix.is_faulty
+            and self._rng.random() < 0.4
+            and self.happens("only a quorum is healed at first")
+        ):
             self._heal_a_quorum()
         self._heal(self.machines)
         self._require_progress(self.machines)
@@ -230,6 +243,10 @@ class EnsembleWorld:
         self._next_number += 1
         return self._next_number
 
+    def happens(self, what: str) -> bool:
+        """Whether something that was drawn happens; see Script."""
+        return self._script.happens(self.scheduler.now_us, what)
+
     def mark(self, name: str) -> None:
         """A situation was reached that is worth counting."""
         self.marks[name] = self.marks.get(name, 0) + 1
@@ -280,10 +297,17 @@ class EnsembleWorld:
             self._maybe_crash(machine, f"{place}, installing", self.mix.install_crash_rate)
 
     def _maybe_crash(self, machine: Machine, place: str, rate: float) -> None:
-        if self._are_crash_points_on and rate and self._crash_rng.random() < rate:
+        if (
+            self._are_crash_points_on
+            and rate
+            and self._crash_rng.random() < rate
+            and self.happens(f"server {machine.server_id} crashes {place}")
+        ):
             self.mark(f"crash {place}")
             self.trace(machine.server_id, f"crash {place}")
-            if self._crash_rng.random() < self.mix.leader_too_rate:
+            if self._crash_rng.random() < self.mix.leader_too_rate and self.happens(
+                "and so does whoever leads"
+            ):
                 self.scheduler.after(0, self._crash_leaders)
             raise PowerLoss
 
@@ -334,7 +358,11 @@ class EnsembleWorld:
             return
         for life in list(self.lives()):
             if life.serves_as_leader and not life.is_paused and len(life.pending) < MAX_PENDING:
-                life.propose(rng.randint(1, mix.most_in_propose))
+                count = rng.randint(1, mix.most_in_propose)
+                if self._nemesis.is_stopped or self.happens(
+                    f"server {life.server_id} proposes {count}"
+                ):
+                    life.propose(count)
             if life.serves_as_leader and not (life.is_over or life.is_paused):
                 life.confirm_lead()
         self.scheduler.after(int(rng.expovariate(1) * mix.mean_propose_ms * 1_000), self._offer)

@@ -2,6 +2,7 @@
 
 python -m tests.sim.mutants --seeds 200               all mutants: in how many seeds each died
 python -m tests.sim.mutants --only NAME --seed 17     one history of one mutant, to its violation
+python -m tests.sim.mutants --only NAME --seed 17 --shrink     what of it is enough to find the bug
 
 A mutant is a context manager that patches one behaviour; reference reliability §6 has the shares of
 seeds in which such mutants died elsewhere: what orders durability needs aimed crash points, and
@@ -30,6 +31,7 @@ from zkserver.storage.txnlog import TxnLog
 from .core_mutants import CORE_MUTANTS, CoreMutant
 from .directed import SCENARIOS
 from .ensemble_world import EnsembleWorld
+from .shrinking import Failure, shrink
 from .snapshot_mutants import SNAPSHOT_MUTANTS
 
 MUTANTS: Final[dict[str, Callable[[], contextlib.AbstractContextManager[Any]]]] = {}
@@ -147,6 +149,12 @@ def run_mutant(name: str, seeds: range, *, until: int = 0) -> Counter[str]:
     return found
 
 
+def shrink_mutant(name: str, seed: int) -> Failure:
+    """What of a seed that kills a mutant is enough to. Raises ValueError if it survives."""
+    with MUTANTS[name]():
+        return shrink(lambda script: EnsembleWorld(seed, script=script).simulate())
+
+
 def run_directed(name: str) -> Counter[str]:
     """Violations by name, over the stories of `directed`, and in which of them they were."""
     found: Counter[str] = Counter()
@@ -165,6 +173,7 @@ def main() -> int:
     options.add_argument("--seeds", type=int, default=100, help="how many, of each mutant")
     options.add_argument("--first", type=int, default=0, help="first seed")
     options.add_argument("--seed", type=int, help="only this one; raises what it violates")
+    options.add_argument("--shrink", action="store_true", help="leave out of --seed what can be")
     options.add_argument("--only", choices=sorted(MUTANTS))
     options.add_argument("--table", type=Path, help="write a Markdown table there, too")
     given = options.parse_args()
@@ -172,6 +181,10 @@ def main() -> int:
     rows: list[str] = []
     for name in MUTANTS:
         if given.only not in {None, name}:
+            continue
+        if given.shrink:
+            failure = shrink_mutant(name, given.seed or 0)
+            print(f"{name}: {failure.violation}", *failure.told, sep="\n")
             continue
         if given.seed is not None:
             with MUTANTS[name]():

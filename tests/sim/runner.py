@@ -11,10 +11,11 @@ from duolog_cluster.sim.scheduler import Scheduler
 
 from .ensemble_world import EnsembleWorld
 from .kbroker_world import BrokerWorld
+from .script import Script
 from .served_world import FiveServedWorld, ServedWorld
 from .zkserver_world import ServerWorld
 
-WORLDS: Final[dict[str, Callable[[int], Any]]] = {
+WORLDS: Final[dict[str, Callable[..., Any]]] = {
     "zkserver": ServerWorld,
     "kbroker": BrokerWorld,
     "ensemble": EnsembleWorld,
@@ -25,9 +26,13 @@ SHARES: Final = {"ensemble": 3, "served": 8, "served-five": 16}
 """Worlds with long histories: so many times fewer are run, unless one is asked for by name."""
 
 
-def run_seed(name: str, seed: int) -> dict[str, int]:
+WITH_SCRIPTS: Final = {"ensemble", "served", "served-five"}
+"""Worlds that can be told what of a seed happens."""
+
+
+def run_seed(name: str, seed: int, script: Script | None = None) -> dict[str, int]:
     """One history; the marks it reached. Raises what it violates."""
-    world = WORLDS[name](seed)
+    world = WORLDS[name](seed) if script is None else WORLDS[name](seed, script=script)
     asyncio.run(world.run())
     marks: dict[str, int] = world.marks
     return marks

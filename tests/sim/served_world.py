@@ -35,6 +35,7 @@ from zkserver.core.peer_config import PeerConfig
 from zkserver.core.session_tracker import Session
 
 from .checkers.zk_history import check_history
+from .script import Script
 from .served_server import Life, Machine
 from .violation import Violation
 from .zk_history_world import (
@@ -77,8 +78,12 @@ class ServedWorld(HistoryWorld):
     spares = 2
     """Servers that are no members yet, where members change."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, script: Script | None = None) -> None:
+        """`script`: what of the seed's history happens."""
         self.seed = seed
+        self._script = script or Script()
+        self._left_out = 0
+        """Requests that the script does not have."""
         self.rng = rng = random.Random(f"{seed} served")
         self.scheduler = Scheduler()
         self.network = Network(self.scheduler, random.Random(f"{seed} network"))
@@ -119,7 +124,7 @@ class ServedWorld(HistoryWorld):
             self.scheduler.after(self.rng.randrange(20_000), partial(self._start, machine))
         self.scheduler.run_for(200)
         actions = [self._request] * 10 + [self._pass] * 6 + [self._hear] * 8 + [self._cut]
-        while sum(len(client.tape.calls) for client in self.clients) < operations:
+        while self._left_out + sum(len(each.tape.calls) for each in self.clients) < operations:
             self.rng.choice(actions)()
             if self.rng.random() < self.trouble:
                 self._trouble()
@@ -135,6 +140,10 @@ class ServedWorld(HistoryWorld):
         report = check_history(self.history())
         if report.violations:
             raise Violation("\n".join(map(str, report.violations[:5])))
+
+    def happens(self, what: str) -> bool:
+        """Whether something that was drawn happens; see Script."""
+        return self._script.happens(self.scheduler.now_us, what)
 
     def _read_everything(self) -> None:
         reader = self.clients[0]
@@ -231,6 +240,9 @@ class ServedWorld(HistoryWorld):
             (("super", ""),),
         )
         connection.session = Session(OPERATOR, 1_000_000_000)
+        asked = f"to leave: {leaving}" if joining is None else f"to join: {joining}"
+        if not self.happens(f"server {life.server_id} is asked for others {asked}"):
+            return
         request = zk.ReconfigRequest(joining, leaving, None, -1)
         wall_ms = 1_700_000_000_000 + self.scheduler.now_ms
         self._mark("reconfiguration asked for")
@@ -250,14 +262,25 @@ class ServedWorld(HistoryWorld):
             machine = rng.choice(leaders)
         match rng.choice(("crash", "crash", "pause", "cut", "cut")):
             case "crash":
-                self._crash(machine)
+                if machine.life is not None and self.happens(f"server {machine.server_id} crashes"):
+                    self._crash(machine)
             case "pause":
-                life = machine.life
-                if life is not None and not life.is_paused:
+                life, duration_us = machine.life, rng.randrange(4_000_000)
+                if (
+                    life is not None
+                    and not life.is_paused
+                    and self.happens(
+                        f"server {life.server_id} stands still for {duration_us // 1_000} ms"
+                    )
+                ):
                     self._mark("pause")
                     life.is_paused = True
-                    self.scheduler.after(rng.randrange(4_000_000), life.resume)
+                    self.scheduler.after(duration_us, life.resume)
             case "cut":
+                duration_us = rng.randrange(4_000_000)
+                text = f"server {machine.server_id} is cut off for {duration_us // 1_000} ms"
+                if not self.happens(text):
+                    return
                 self._mark("cut")
                 others = [each.server_id for each in self.machines if each is not machine]
                 ways = [(machine.server_id, each) for each in others]
@@ -269,7 +292,7 @@ class ServedWorld(HistoryWorld):
                     for way in ways:
                         self.network.heal(*way)
 
-                self.scheduler.after(rng.randrange(4_000_000), heal)
+                self.scheduler.after(duration_us, heal)
 
     def _crash(self, machine: Machine) -> None:
         life = machine.life
@@ -329,6 +352,12 @@ class ServedWorld(HistoryWorld):
                 client.unheard.append(b"")
 
     # ---- clients --------------------------------------------------------------------------------
+
+    def _request(self) -> None:
+        if self.happens("a client asks for something"):
+            super()._request()
+        else:
+            self._left_out += 1
 
     def _pass(self) -> None:
         """Let time pass: messages and disks move on."""

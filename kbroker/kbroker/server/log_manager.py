@@ -124,6 +124,9 @@ class LogManager:
                 raise DataDirectoryError(
                     f"{self.directory} holds {strangers[0]!r} and is no broker's directory"
                 )
+        # A killed process may have made a partition's directory whose name a power loss would still
+        # take back: what is found from here on is relied on.
+        files.sync_dir(self.directory)
         self._checkpoints = marks.LogDirCheckpoints(files, self.directory)
         self._was_clean = marks.take_clean_shutdown(files, self.directory) is not None
         for name in files.list(self.directory):

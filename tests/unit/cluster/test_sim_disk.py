@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from duolog_cluster.sim.disk import DiskFaults, PowerLoss, SimDisk
-from duolog_runtime.files import DirectoryLockedError, File, Files, RealFiles
+from duolog_runtime.files import DirectoryLockedError, File, Files, RealFiles, make_directory
 
 
 def disk(seed: int = 1, **faults: Any) -> SimDisk:
@@ -575,3 +575,32 @@ def test_without_crashes_it_is_a_real_disk(seed: int, tmp_path: Path) -> None:
     }
     assert files.contents() == there
     assert files.used_bytes == sum(map(len, there.values()))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("killed_before", [1, 2, 3])
+def test_a_directory_that_a_killed_process_made_survives_a_power_loss(
+    seed: int, killed_before: int
+) -> None:
+    """Found by a simulated ensemble: the next process saw it, and took it for durable."""
+    disk = SimDisk(random.Random(seed))
+    syncs = 0
+
+    def kill(when: str, kind: str, _: str) -> None:
+        nonlocal syncs
+        syncs += (when, kind) == ("before", "sync_dir")
+        if syncs == killed_before:
+            raise PowerLoss
+
+    disk.crash_points = kill
+    with pytest.raises(PowerLoss):
+        make_directory(disk, "/a/b/c")
+    disk.crash_points = None
+    disk.kill()  # the process only: the page cache stays
+    make_directory(disk, "/a/b/c")
+    file = disk.open("/a/b/c/file", create=True)
+    file.pwrite(b"kept", 0)
+    file.sync()
+    disk.sync_dir("/a/b/c")
+    disk.crash(lose_unsynced=True)
+    assert disk.contents() == {"/a/b/c/file": b"kept"}

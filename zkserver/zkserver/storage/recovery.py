@@ -20,7 +20,7 @@ from duolog_protocol.errors import (
     StorageError,
 )
 from duolog_protocol.types import epoch_of
-from duolog_runtime.files import File, Files
+from duolog_runtime.files import File, Files, make_directory
 
 from .epoch_files import EpochFiles, read_identity, write_identity
 from .file_header import HEADER_BYTES, Identity
@@ -65,7 +65,7 @@ class DataDirectory:
         """
         self.files = files
         self.path = directory.rstrip("/") or "/"
-        _make_directory(files, self.path)
+        make_directory(files, self.path)
         self._lock: File | None = files.lock(f"{self.path}/{LOCK}")
         try:
             self._refuse_after_failed_sync()
@@ -324,16 +324,3 @@ class DataDirectory:
             f"the log begins after zxid {self.log.first_zxid_before:#x} and no snapshot covers "
             f"what is before (the newest is at {self.snapshot_zxid:#x})",
         )
-
-
-def _make_directory(files: Files, path: str) -> None:
-    """Make a directory with its parents, durably."""
-    made = []
-    above = path
-    while above and above != "/" and not files.exists(above):
-        made.append(above)
-        above = above.rpartition("/")[0]
-    if made:
-        files.mkdir(path)
-        for each in made:
-            files.sync_dir(each.rpartition("/")[0] or ("/" if each.startswith("/") else "."))
