@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import os
 import subprocess
 import sys
@@ -111,6 +113,55 @@ def test_an_ensemble_serves_on_a_bad_network_with_wrong_clocks() -> None:
     for seed in range(5):
         with SimWorld(seed, NetworkFaults(loss_rate=0.002, dial_failure_rate=0.05)) as world:
             world.run(story(world))
+
+
+@pytest.mark.parametrize("session_timeout", [4.0, 6.0, 10.0, 30.0])
+def test_quiet_clients_of_every_server_keep_their_sessions(session_timeout: float) -> None:
+    """Ten minutes in which nothing happens but pings; then one client does not ping any more."""
+
+    async def hold(zk: ZkClient, path: str) -> None:
+        async with zk:
+            await zk.create(path, ephemeral=True)
+            await asyncio.Event().wait()
+
+    async def story(world: SimWorld) -> None:
+        async with SimCluster(world, zk=3) as cluster:
+            machines = []
+            for server in cluster.zk_servers:
+                zk = cluster.zk_client(hosts=server.address, session_timeout=session_timeout)
+                machines.append(world.machine(f"client of {server.name}"))
+                machines[-1].boot().start(hold(zk, f"/{server.name}"))
+            await asyncio.sleep(600)
+            async with cluster.zk_client() as zk:
+                names = {"zk-1", "zk-2", "zk-3"}
+                assert names <= set(await zk.get_children("/"))
+                machines[0].pause()
+                await asyncio.sleep(2 * session_timeout)
+                assert names - set(await zk.get_children("/")) == {"zk-1"}
+
+    with SimWorld() as world:
+        world.run(story(world))
+
+
+def test_nobody_writes_the_members_but_a_reconfiguration() -> None:
+    async def story(world: SimWorld) -> None:
+        digest = base64.b64encode(hashlib.sha1(b"super:secret").digest()).decode()
+        settings = {"super_digests": (f"super:{digest}",)}
+        async with SimCluster(world, zk=3, zk_settings=settings) as cluster:
+            for server in cluster.zk_servers:
+                async with cluster.zk_client(
+                    hosts=server.address, auth_data=[("digest", "super:secret")]
+                ) as zk:
+                    shown = (await zk.get("/zookeeper/config"))[0]
+                    with pytest.raises(Error, match="reconfig"):
+                        await zk.set("/zookeeper/config", b"junk")
+                    with pytest.raises(Error):
+                        async with zk.transaction() as transaction:
+                            transaction.set_data("/zookeeper/config", b"junk")
+                    assert (await zk.get("/zookeeper/config"))[0] == shown
+
+    with SimWorld() as world:
+        world.run(story(world))
 
 
 def test_a_broker_keeps_what_it_acknowledged() -> None:

@@ -47,6 +47,7 @@ from zkserver.core.peer_events import (
     SendHistory,
     SendSnapshot,
     Serve,
+    SnapshotBegun,
     SnapshotInstalled,
     StopServing,
     StoreChunk,
@@ -207,8 +208,10 @@ class Server:
                 assert self.log[: len(self.applied)] == self.applied, "truncates what is committed"
                 self.built = self.built[: len(self.log)]
                 return Truncated(zxid)
-            case ReceiveSnapshot() | DropSnapshot():
+            case DropSnapshot():
                 return None
+            case ReceiveSnapshot():
+                return SnapshotBegun()
             case StoreChunk():
                 return ChunkWritten()
             case InstallSnapshot(zxid=zxid):

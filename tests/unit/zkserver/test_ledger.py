@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from duolog_protocol.txns import TxnKind, encode_txn
 from duolog_protocol.types import make_zxid
 from zkserver.core.epoch_ends import EpochEnds
 from zkserver.core.ledger import Ledger
+from zkserver.core.members import Member, config_data
 from zkserver.core.membership import Membership, Memberships
 from zkserver.core.peer_events import (
     AcceptEpoch,
@@ -250,3 +252,25 @@ def test_a_purge_is_heard_of_also_while_a_snapshot_is_installed_that_is_refused_
     found.on_purged(z(3))
     found.on_snapshot_refused()
     assert (found.log.first_zxid_before, found.log.last_zxid) == (z(3), z(5))
+
+
+def test_members_that_came_behind_a_snapshot_that_is_refused_are_none() -> None:
+    found = rebuilt(last=5, applied_to=5)
+    found.receive_snapshot(z(9))
+    found.on_snapshot_begun()
+    found.install_snapshot(z(9), 1, 0)
+    others = tuple(Member(n, f"10.0.0.{n}", 2888) for n in (4, 5, 6))
+    body = (TxnKind.MEMBERS, 0, config_data(others, 1))
+    found.append([encode_txn(z(10), 0, 0, 0, body)], z(10), z(10))
+    assert found.memberships.current.voters == {4, 5, 6}
+    found.on_snapshot_refused()
+    assert found.memberships.current.voters == {1} and found.is_settled
+
+
+def test_nobody_votes_while_room_for_a_snapshot_is_being_made() -> None:
+    """It may be refused, and then takes back what was asked for behind it."""
+    found = rebuilt(last=5, applied_to=5)
+    found.receive_snapshot(z(9))
+    assert not found.is_settled
+    found.on_snapshot_begun()
+    assert found.is_settled

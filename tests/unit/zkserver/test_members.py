@@ -108,6 +108,16 @@ def test_a_snapshot_says_where_the_memberships_begin() -> None:
     assert found.rebased(25, None, 1).level == 1
 
 
+def test_a_joint_change_behind_a_snapshot_changes_what_the_snapshot_says() -> None:
+    """It is logged before the snapshot is installed, which takes its time."""
+    wanted = tuple(Member(n, f"10.0.0.{n}", 2888) for n in (4, 5, 6))
+    found = Memberships(Membership(frozenset({1, 2, 3})))
+    found.on_appended(20, [record(20, wanted, is_joint=True)])
+    quorums = found.rebased(15, Membership(frozenset({1, 4, 5})), 1).current.quorums
+    assert quorums.has_quorum({4, 5}) and quorums.has_quorum({1, 5, 6})
+    assert not quorums.has_quorum({2, 3, 5, 6}), "2 and 3 decide nothing any more"
+
+
 def test_other_records_say_nothing_of_members() -> None:
     for body in ((TxnKind.NEW_EPOCH, b"s" * 32), (TxnKind.SET_DATA, "/a", b"\0\x10" * 9, 1)):
         assert members_record(encode_txn(1, 0, 0, 0, body)) is None

@@ -20,6 +20,7 @@ from zkserver.core.peer_events import (
     Logged,
     ReceiveSnapshot,
     SendSnapshot,
+    SnapshotBegun,
     SnapshotInstalled,
     SnapshotRefused,
     StoreChunk,
@@ -165,7 +166,9 @@ def test_a_link_that_ends_closes_the_file() -> None:
 def test_a_snapshot_takes_the_place_of_all_that_was_there() -> None:
     world = learner()
     told = world.do(*receive(), append(6, 7))
-    assert told == [(ChunkWritten,)] * 3 + [
+    assert told == [
+        (SnapshotBegun,),
+        *([(ChunkWritten,)] * 3),
         (SnapshotInstalled, 0, None, zxid(5)),
         (Logged, zxid(7)),
     ]
@@ -190,7 +193,7 @@ def test_a_snapshot_that_is_not_whole_or_makes_no_sense_leaves_all_as_it_was(
     world = learner()
     world.is_refused = True
     told = world.do(*work, append(6, 7))
-    assert told[3][0] is SnapshotRefused and len(told) == 4, "nor what stands behind it"
+    assert told[4][0] is SnapshotRefused and len(told) == 5, "nor what stands behind it"
     assert (world.built == CHUNKS) is is_built
     assert world.names() == {f"log.{0:016x}"} and world.disk.idle
     assert not [name for name in world.files.list("/zk") if name.endswith(".tmp")]
@@ -212,7 +215,7 @@ def test_without_space_a_snapshot_is_refused_and_nothing_of_it_is_left() -> None
 def test_a_snapshot_that_is_not_completed_is_nothing() -> None:
     world = learner()
     told = world.do(*receive()[:3], DropSnapshot(), append(3, 3))
-    assert told == [(ChunkWritten,)] * 2 + [(Logged, zxid(3))]
+    assert told == [(SnapshotBegun,), *[(ChunkWritten,)] * 2, (Logged, zxid(3))]
     world.reopened()
     assert world.snapshot == [] and world.behind == [record(each) for each in range(4)]
 
@@ -271,5 +274,5 @@ def test_what_fails_behind_the_rename_stops_the_server_and_the_next_start_goes_o
 
     world.data.log.restart_at = fail  # type: ignore[method-assign]
     told = world.do(*receive())
-    assert told == [(ChunkWritten,)] * 3 and len(world.failures) == 1
+    assert told == [(SnapshotBegun,), *[(ChunkWritten,)] * 3] and len(world.failures) == 1
     assert world.reopened().snapshot_zxid == zxid(5) and world.snapshot == CHUNKS

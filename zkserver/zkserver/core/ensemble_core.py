@@ -83,6 +83,10 @@ class EnsembleCore(ZkCore):
         self._delegation: Delegation | None = None
         """While it leads."""
 
+    def _use(self, state: ReplicatedState) -> None:
+        super()._use(state)
+        self._preparer.shows_members = True
+
     def lead(self, epoch: int, now_ms: int, wall_ms: int) -> list[Effect]:
         """A quorum has adopted the epoch: serve as its leader. Everything logged is applied."""
         assert not self.is_serving, "it serves already"
@@ -168,8 +172,9 @@ class EnsembleCore(ZkCore):
         self._use(state)
         self._proposals.begin_term(state.last_applied_zxid)
 
-    def take_sessions_heard(self) -> list[SessionsHeard]:
+    def take_sessions_heard(self, now_ms: int) -> list[SessionsHeard]:
         """What a follower tells its leader: whose clients it has heard since it last did."""
+        self._sessions.hear_unread(self._flow.unheard(self._reads.max_backlog_bytes), now_ms)
         ids = self._tracker.take_heard()
         parts = range(0, len(ids), MAX_SESSIONS_HEARD)
         return [SessionsHeard(ids[start : start + MAX_SESSIONS_HEARD]) for start in parts]
@@ -188,8 +193,6 @@ class EnsembleCore(ZkCore):
                 else:
                     following.apply(records)
                     self._history.take_new()
-                    if self._flow.paused:
-                        self._resume()
             case LeaderAnswered(answers=answers):
                 assert following is not None, "answered without having asked"
                 following.on_answers(answers)
@@ -211,6 +214,8 @@ class EnsembleCore(ZkCore):
                 go_on()
             case LevelKnown(level=level):
                 self._on_level_known(level)
+        if self._flow.paused:
+            self._resume()
 
     def _hear(self, session_ids: tuple[int, ...]) -> None:
         """A learner has heard these clients."""

@@ -130,7 +130,7 @@ class Ledger:
         """A leader's snapshot comes; `store_chunk`s and `install_snapshot` follow."""
         assert self.is_settled, "a snapshot comes while the log is written"
         assert zxid > self.log.last_zxid, (f"{zxid:#x}", f"{self.log.last_zxid:#x}")
-        self.effects.append(ReceiveSnapshot(zxid))
+        self._do(ReceiveSnapshot(zxid))
 
     def store_chunk(self, data: bytes) -> None:
         """The next piece of it; `on_chunk_written` or `on_snapshot_refused` follows."""
@@ -181,6 +181,10 @@ class Ledger:
         self._truncate_members()
         self.committed_zxid = min(self.committed_zxid, self.durable_zxid)
 
+    def on_snapshot_begun(self) -> None:
+        """There is room for a snapshot."""
+        self._ended()
+
     def on_chunk_written(self) -> None:
         """A piece of a snapshot is written."""
         self._ended()
@@ -203,6 +207,7 @@ class Ledger:
         self._asked_epoch = self.accepted_epoch
         if self._replaced_log is not None:
             self.log, self._replaced_log = self._replaced_log, None
+        self._truncate_members()  # what came behind the snapshot may have named others
         assert self.log.last_zxid == self.durable_zxid, (self.log.last_zxid, self.durable_zxid)
 
     def on_purged(self, first_zxid_before: int) -> None:
@@ -224,7 +229,13 @@ class Ledger:
         self.effects.append(MembersChanged(self.memberships.current))
 
     def _do(
-        self, work: AcceptEpoch | AdoptEpoch | TruncateLog | StoreChunk | InstallSnapshot
+        self,
+        work: AcceptEpoch
+        | AdoptEpoch
+        | TruncateLog
+        | ReceiveSnapshot
+        | StoreChunk
+        | InstallSnapshot,
     ) -> None:
         self._jobs += 1
         self.effects.append(work)

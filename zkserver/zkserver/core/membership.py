@@ -107,6 +107,8 @@ class Memberships:
         """(zxid, level), ascending."""
         self._entries: list[tuple[int, Membership]] = [(-1, base)]
         """(zxid from which on, membership), ascending; the first one is always there."""
+        self._records: list[tuple[int, MembersRecord]] = []
+        """(zxid, what it says) of all entries but the first."""
 
     @property
     def current(self) -> Membership:
@@ -133,17 +135,21 @@ class Memberships:
             if isinstance(found, int):
                 self._levels.append((zxid, found))
                 continue
-            before = self.current
-            old_voters = before.voters if found.is_joint else None
-            self._entries.append((zxid, membership_of(found.members, old_voters)))
+            self._add(zxid, found)
             changed = True
         return changed
+
+    def _add(self, zxid: int, record: MembersRecord) -> None:
+        old_voters = self.current.voters if record.is_joint else None
+        self._entries.append((zxid, membership_of(record.members, old_voters)))
+        self._records.append((zxid, record))
 
     def truncate_to(self, zxid: int) -> bool:
         """The log ends at `zxid`; whether the membership has changed."""
         before = len(self._entries)
         while self._entries[-1][0] > zxid:
             self._entries.pop()
+            self._records.pop()
         while self._levels[-1][0] > zxid:
             self._levels.pop()
         return len(self._entries) != before
@@ -151,9 +157,13 @@ class Memberships:
     def rebased(self, zxid: int, base: Membership | None, level: int) -> Memberships:
         """As it is once a snapshot has taken the place of all up to `zxid`.
 
-        `base` None: the snapshot says nothing of members. `level`: what it says.
+        `base` None: the snapshot says nothing of members. `level`: what it says. A joint change
+        that was logged behind it before it was installed changes what *it* says, not what the
+        log had said until then.
         """
         found = Memberships(base or self._entries[0][1], self._read, level)
         found._levels += [each for each in self._levels if each[0] > zxid]
-        found._entries += [each for each in self._entries if each[0] > zxid]
+        for at, record in self._records:
+            if at > zxid:
+                found._add(at, record)
         return found

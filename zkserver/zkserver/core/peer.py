@@ -45,6 +45,7 @@ from .peer_events import (
     PeerTimerFired,
     Propose,
     Resign,
+    SnapshotBegun,
     SnapshotInstalled,
     SnapshotRefused,
     StopServing,
@@ -272,6 +273,8 @@ class Peer:
                     self._role.on_epoch_adopted(epoch)
             case Truncated(zxid=zxid):
                 self._ledger.on_truncated(zxid)
+            case SnapshotBegun():
+                self._ledger.on_snapshot_begun()
             case ChunkWritten():
                 self._ledger.on_chunk_written()
                 if isinstance(self._role, Follower):

@@ -114,6 +114,12 @@ class Truncated:
         self.zxid = zxid
 
 
+class SnapshotBegun:
+    """There is room for a leader's snapshot: `ReceiveSnapshot` has ended."""
+
+    __slots__ = ()
+
+
 class ChunkWritten:
     """A piece of a leader's snapshot is written: `StoreChunk` has ended."""
 
@@ -202,6 +208,7 @@ PeerEvent = (
     | Logged
     | LogRefused
     | Truncated
+    | SnapshotBegun
     | ChunkWritten
     | SnapshotInstalled
     | SnapshotRefused
@@ -328,8 +335,8 @@ class TruncateLog:
 
 
 class ReceiveSnapshot:
-    """Make room for a leader's snapshot at `zxid`; without an event of its own, as `StoreChunk` is
-    behind it. One that was begun before, and not installed, is thrown away."""
+    """Make room for a leader's snapshot at `zxid`; ends with `SnapshotBegun` or `SnapshotRefused`.
+    One that was begun before, and not installed, is thrown away."""
 
     __slots__ = ("zxid",)
 

@@ -91,6 +91,8 @@ class Preparer:
         self._max_data_bytes = config.max_data_bytes
         self._state = state
         self._limited = state.quotas.limited
+        self.shows_members = False
+        """`/zookeeper/config` is what the ensemble goes by, and not for anybody to write."""
         self.outstanding = Outstanding(state)
 
     def rebuild(self, txns: Iterable[tuple[int, Body]]) -> None:
@@ -117,6 +119,7 @@ class Preparer:
             or size > self._max_data_bytes
             or not 0 <= following <= 0x7FFFFFFF
             or self._limited
+            or path == CONFIG_PATH
         ):
             return None
         entry.version = following
@@ -256,6 +259,9 @@ class Preparer:
         if view.find(path) is None:  # what exists has a legal path
             _require_legal(path)
         entry = _require(view, path)
+        if path == CONFIG_PATH and self.shows_members:
+            text = f"{path} shows the members of the ensemble: reconfig changes them"
+            raise Rejected(ZkErrorCode.BAD_ARGUMENTS, text)
         _require_perm(entry, WRITE, path, connection)
         if self._limited and self._config.enforce_quota:
             size = len(data) if data is not None else 0

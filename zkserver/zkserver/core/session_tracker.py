@@ -8,6 +8,7 @@ A session is never expired for time that the server itself lost. The tracker pro
 the clock every half tick; when it comes later than that by more than a quarter of a tick, the
 process was stopped or overloaded and could not hear its clients: everybody gets the time back.
 A healthy client is heard of every third of its timeout, so what stays unnoticed cannot harm it.
+A server that follows expires nobody, has no time to give back, and only notes whom it hears.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class SessionTracker:
         bucket_ms = ((now_ms + session.timeout_ms) // tick + 1) * tick
         if session.bucket_ms < bucket_ms:
             self._move(session, bucket_ms)
-            if self.check_ms == 0:
+            if self.check_ms == 0 and self._heard is None:
                 self.check_ms = now_ms + self._interval_ms
 
     def renegotiate(self, session: Session, timeout_ms: int, now_ms: int) -> None:

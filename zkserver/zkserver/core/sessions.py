@@ -232,6 +232,7 @@ class Sessions:
 
     def on_closed(self, each: Pending, session: Session) -> None:
         """A CloseSession was applied."""
+        self._tracker.forget(session)  # where the leader has logged it, not we
         asked, connection = each.connection, session.connection
         if asked is not None and not asked.closed:
             asked.out.append(asked.codec.empty(each.correlation_id, each.zxid))
@@ -241,13 +242,8 @@ class Sessions:
 
     def expire(self, unheard: Iterable[Connection], now_ms: int) -> None:
         """Close the sessions that were silent too long; some at a time, so that others are heard.
-
-        `unheard` is not read for what is outstanding here, and so cannot be heard either.
-        """
-        for connection in unheard:
-            session = connection.session
-            if session is not None and not session.closing:
-                self._tracker.touch(session, now_ms)
+        `unheard`: see `hear_unread`."""
+        self.hear_unread(unheard, now_ms)
         limit = self._config.max_expirations_per_step
         while limit > 0 and self._proposals.bytes_count < self._config.max_outstanding_bytes:
             expired = self._tracker.take_expired(now_ms, min(limit, _EXPIRED_AT_ONCE))
@@ -257,6 +253,13 @@ class Sessions:
             for session in expired:
                 if not session.closing:
                     self._log_close(session, CloseReason.EXPIRED)
+
+    def hear_unread(self, unheard: Iterable[Connection], now_ms: int) -> None:
+        """Who is not read for what is outstanding here cannot be heard, and counts as heard."""
+        for connection in unheard:
+            session = connection.session
+            if session is not None and not session.closing:
+                self._tracker.touch(session, now_ms)
 
     def take_back(self, each: Pending, now_ms: int) -> None:
         """A Txn will never be durable: where it opens or ends a session, it did not."""

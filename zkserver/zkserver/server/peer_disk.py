@@ -47,6 +47,7 @@ from zkserver.core.peer_events import (
     ReceiveSnapshot,
     SendHistory,
     SendSnapshot,
+    SnapshotBegun,
     SnapshotInstalled,
     SnapshotRefused,
     StoreChunk,
@@ -413,6 +414,8 @@ class PeerDisk:
     def _snapshot_work_done(self, job: SnapshotWork, _: None, error: BaseException | None) -> None:
         if error is None:
             match job:
+                case ReceiveSnapshot():
+                    self._ended(SnapshotBegun())
                 case StoreChunk():
                     self._ended(ChunkWritten())
                 case InstallSnapshot(zxid=zxid):

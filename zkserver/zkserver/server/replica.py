@@ -91,6 +91,7 @@ from zkserver.core.peer_events import (
     SendSnapshot,
     Serve,
     SnapshotInstalled,
+    SnapshotRefused,
     StopServing,
     StoreChunk,
     Tell,
@@ -107,6 +108,7 @@ from .snapshotting import Snapshotting
 from .stats import DiskStats, WrittenGroup
 from .stepping import Shell, Stepper
 
+_ENDS_OF_BUILDING: Final = (Truncated, SnapshotInstalled, SnapshotRefused)
 _PEER_EVENTS: Final = frozenset(PeerEvent.__args__)
 
 
@@ -326,7 +328,9 @@ class Replica(Stepper):
         if type(event) not in _PEER_EVENTS:
             self._perform(self.core.step(event, self._now_ms))
             return
-        state = self._rebuilding.take() if type(event) in (Truncated, SnapshotInstalled) else None
+        state = self._rebuilding.take() if type(event) in _ENDS_OF_BUILDING else None
+        if type(event) is SnapshotRefused:
+            state = None  # a state that was built of it is nobody's
         if state is not None:
             self.core.replace_state(state)
             if type(event) is SnapshotInstalled:
@@ -335,6 +339,8 @@ class Replica(Stepper):
                 self._unapplied.popleft()  # of before the snapshot
         elif type(event) is LogRefused:
             self._forget_from(event.first_zxid)
+        elif type(event) is SnapshotRefused:  # nor is what came behind it
+            self._forget_from(self.peer.last_durable_zxid + 1)
         self._perform_peer(self.peer.step(event, self._now_ms))
         if self._read_only_after_ms:
             self._look_for_leader()
@@ -365,8 +371,8 @@ class Replica(Stepper):
 
     def _read_only_ms(self) -> int | None:
         """When clients may read what is here."""
-        if not self._leaderless_ms or self.core.is_serving:
-            return None
+        if not self._leaderless_ms or self.core.is_serving or not self._peer_disk.idle:
+            return None  # the state may be about to be replaced
         return self._leaderless_ms + self._read_only_after_ms
 
     def fire_timer(self) -> None:
@@ -434,8 +440,8 @@ class Replica(Stepper):
                 self.step(ConfirmLead(go_on))
             case DropLearner(link=link, reason=reason):
                 self._log.warning("learner_dropped", reason=reason)
+                self._forget_link(link)
                 self.links.close_link(link, reason)
-                self._peer_disk.forget(link)
                 self.step(LinkLost(link))
             case StepDown(reason=reason):
                 self.step(Resign(reason))
@@ -630,7 +636,7 @@ class Replica(Stepper):
                 case _:
                     self.step(MessageReceived(link, message))  # type: ignore[arg-type]
                     if type(message) is Ping and self.peer.leader_link is link:
-                        for heard in self.core.take_sessions_heard():
+                        for heard in self.core.take_sessions_heard(self._now_ms):
                             self.links.tell(link, heard)
 
     def _forget_link(self, link: Any) -> None:
