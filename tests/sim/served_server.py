@@ -90,7 +90,7 @@ class Executor:
         result, failure = None, None
         try:
             result = work()
-        except OSError as error:
+        except Exception as error:  # as the disk thread does
             failure = error
 
         def notice() -> None:

@@ -13,15 +13,18 @@ is healed, one log is read, and `checkers.zk_history` compares all that anybody 
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
+from duolog_cluster.sim.disk import DiskFaults
 from duolog_cluster.sim.network import Network
 from duolog_cluster.sim.scheduler import Scheduler
 from duolog_protocol import zk_messages as zk
+from duolog_protocol.errors import DiskFullError
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
 from duolog_protocol.txns import LEVEL_LAST, decode_txn, is_of_the_ensemble
@@ -260,7 +263,15 @@ class ServedWorld(HistoryWorld):
         leaders = [life.machine for life in self._lives() if life.replica.mode == "leader"]
         if leaders and rng.random() < 0.5:
             machine = rng.choice(leaders)
-        match rng.choice(("crash", "crash", "pause", "cut", "cut")):
+        match rng.choice(("crash", "crash", "pause", "cut", "cut", "full disk")):
+            case "full disk":
+                faults, after = machine.disk.faults, rng.randint(1, 20)
+                count = rng.choice((1, 3, 20))
+                text = f"the disk of {machine.server_id} is full after {after} writes, for {count}"
+                if self.happens(text):
+                    self._mark("full disk")
+                    faults.full_at_write = machine.disk.write_count + after
+                    faults.full_for_writes = count
             case "crash":
                 if machine.life is not None and self.happens(f"server {machine.server_id} crashes"):
                     self._crash(machine)
@@ -310,15 +321,28 @@ class ServedWorld(HistoryWorld):
         self.scheduler.after(self.rng.randrange(2_000_000), partial(self._start, machine))
 
     def _start(self, machine: Machine) -> None:
-        if machine.life is None:
-            if self.rng.random() < 0.3:
-                machine.upgrade()
+        if machine.life is not None:
+            return
+        if self.rng.random() < 0.3:
+            machine.upgrade()
+        try:
             machine.boot()
+        except (OSError, DiskFullError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+                raise
+            self._mark("no space to start")
+            assert machine.life is not None
+            machine.life.is_over = True
+            machine.life = None
+            machine.disk.faults = DiskFaults()
+            machine.disk.kill()
+            self.scheduler.after(self.rng.randrange(2_000_000), partial(self._start, machine))
 
     def _heal(self) -> None:
         self.trouble = 0.0
         self.network.heal_all()
         for machine in self.machines:
+            machine.disk.faults = DiskFaults()
             if machine.life is not None and machine.upgrade():
                 self._mark("upgrade")
                 self._crash(machine)

@@ -175,7 +175,10 @@ class PeerDisk:
         """Its chunks so far, and their checksum."""
         self._queue: deque[EpochOrCut | AppendRecords | SnapshotWork | _History] = deque()
         self._is_working = False
-        self._waits_for_space: EpochOrCut | None = None
+        self._installing_zxid = 0
+        """Of a snapshot from which there is no way back any more; used in the disk executor, and
+        looked at when it is done."""
+        self._waits_for_space: _Job | None = None
         self._histories: dict[Any, _History] = {}
         self._halted = False
 
@@ -237,7 +240,12 @@ class PeerDisk:
         """There may be space now."""
         job, self._waits_for_space = self._waits_for_space, None
         if job is not None:
-            self._submit(*self._epoch_or_cut(job))
+            self._submit(*job)
+
+    def _retry_later(self, job: _Job) -> None:
+        """There is no space for what cannot be refused: nothing else is done before it."""
+        self._waits_for_space = job
+        self._owner.retry_disk(RETRY_MS)
 
     # ---- one job at a time ----------------------------------------------------------------------
 
@@ -362,9 +370,8 @@ class PeerDisk:
         def done(_: None, error: BaseException | None) -> None:
             if error is None:
                 self._ended(event)
-            elif isinstance(error, DiskFullError) and not isinstance(job, TruncateLog):
-                self._waits_for_space = job
-                self._owner.retry_disk(RETRY_MS)
+            elif isinstance(error, DiskFullError):
+                self._retry_later((work, done))
             else:
                 self._halt(error)
 
@@ -391,20 +398,27 @@ class PeerDisk:
                 self._written[0] += 1
                 self._written[1] = crc32c(data, self._written[1])
             case InstallSnapshot(zxid=zxid):
-                assert self._writer is not None, "no snapshot to install"
-                if self._written != [job.chunk_count, job.crc]:
-                    raise _SnapshotDamaged("not all that was sent has come")
-                self._writer.seal()
-                if self._builder is not None:
-                    chunks = self._data.received_chunks(zxid, is_sealed_only=True)
-                    try:
-                        self._builder.on_received(zxid, chunks)
-                    except StorageError as error:
-                        raise _SnapshotDamaged(str(error)) from error
-                writer, self._writer = self._writer, None  # no way back any more
-                self._data.install(writer, zxid)
+                if not self._installing_zxid:
+                    self._begin_install(job)
+                self._data.finish_install(zxid)
+                self._installing_zxid = 0
             case DropSnapshot():
                 self._abort_writer()
+
+    def _begin_install(self, job: InstallSnapshot) -> None:
+        assert self._writer is not None, "no snapshot to install"
+        if self._written != [job.chunk_count, job.crc]:
+            raise _SnapshotDamaged("not all that was sent has come")
+        self._writer.seal()
+        if self._builder is not None:
+            chunks = self._data.received_chunks(job.zxid, is_sealed_only=True)
+            try:
+                self._builder.on_received(job.zxid, chunks)
+            except StorageError as error:
+                raise _SnapshotDamaged(str(error)) from error
+        writer, self._writer = self._writer, None  # no way back any more
+        self._data.begin_install(writer, job.zxid)
+        self._installing_zxid = job.zxid
 
     def _abort_writer(self) -> None:
         writer, self._writer = self._writer, None
@@ -422,6 +436,10 @@ class PeerDisk:
                     self._ended(SnapshotInstalled(zxid))
                 case _:
                     self._ended(None)
+            return
+        if isinstance(error, DiskFullError) and self._installing_zxid:
+            work = partial(self._do_snapshot_work, job)
+            self._retry_later((work, partial(self._snapshot_work_done, job)))
             return
         no_space = isinstance(error, OSError) and error.errno in NO_SPACE
         if not isinstance(error, _SnapshotDamaged | DiskFullError) and not no_space:

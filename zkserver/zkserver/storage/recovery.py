@@ -177,16 +177,23 @@ class DataDirectory:
         name = received_name(zxid) + (".tmp" if is_sealed_only else "")
         return read_snapshot(self.files, self.path, self.identity, zxid, name)
 
-    def install(self, writer: SnapshotWriter, zxid: int) -> None:
-        """A snapshot that was received takes the place of everything that is here, durably.
+    def begin_install(self, writer: SnapshotWriter, zxid: int) -> None:
+        """A snapshot that was received, and sealed, is to take the place of everything here.
 
-        It is sealed, and goes beyond the end of the log. From the moment at which its name says
-        that it was received, every start installs it, so that a crash on the way does no harm.
-        Raises LogOfflineError for whatever fails: only the next start knows how far it has come.
+        It goes beyond the end of the log. From the moment at which its name says that it was
+        received, every start installs it, so that a crash on the way does no harm. Raises
+        LogOfflineError: only the next start knows how far it has come.
         """
         assert zxid > self.log.last_zxid, (f"{zxid:#x}", f"{self.log.last_zxid:#x}")
         try:
             writer.publish()
+        except OSError as error:
+            raise LogOfflineError(f"cannot install {received_name(zxid)}: {error}") from error
+
+    def finish_install(self, zxid: int) -> None:
+        """Durable when it returns. Raises DiskFullError: to be called again until there is space;
+        LogOfflineError."""
+        try:
             self.log.restart_at(zxid)
             self._adopt_received(zxid)
         except OSError as error:

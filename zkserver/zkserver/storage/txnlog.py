@@ -318,17 +318,16 @@ class TxnLog:
     def truncate_to(self, zxid: int) -> None:
         """Forget every record after `zxid`, durably; a crash in between leaves a longer prefix.
 
-        Raises LogOfflineError: also where the log does not reach back to `zxid`.
+        Raises DiskFullError: to be called again until there is space, and nothing else before;
+        LogOfflineError: also where the log does not reach back to `zxid`.
         """
-        self._check_usable()
+        if self.offline:
+            raise LogOfflineError(self.offline)
         if zxid >= self.last_zxid:
             return
         if zxid < self.first_zxid_before:
             raise self._fail("cannot truncate", self._directory, OSError(f"zxid {zxid:#x} is gone"))
-        file = self._file
-        assert file is not None
-        file.close()
-        self._file = None
+        self._close_file()
         path = self._directory
         try:
             while self._bases[-1] > zxid:  # newest first, so that a prefix is left at any moment
@@ -339,22 +338,26 @@ class TxnLog:
             path = f"{self._directory}/{log_name(self._bases[-1])}"
             self._cut_file(self._bases[-1], zxid)
         except OSError as error:
+            if error.errno in NO_SPACE:  # a group that is cut is written anew
+                raise DiskFullError(f"no space to truncate {path}") from error
             raise self._fail("cannot truncate", path, error) from error
 
     def restart_at(self, zxid: int) -> None:
         """Forget everything, and go on after `zxid`: a durable snapshot holds what is before.
 
-        Raises LogOfflineError.
+        Raises DiskFullError: to be called again until there is space, and nothing else before;
+        LogOfflineError.
         """
-        self._check_usable()
-        file = self._file
-        assert file is not None
-        file.close()
-        self._file = None
+        if self.offline:
+            raise LogOfflineError(self.offline)
+        self._close_file()
         try:
             replace_logs(self._files, self._directory, self._identity, self._rng, zxid)
             fresh, marker = self._open(zxid)
         except OSError as error:
+            if error.errno in NO_SPACE:
+                text = f"no space for {self._directory}/{log_name(zxid)}"
+                raise DiskFullError(text) from error
             raise self._fail("cannot restart", log_name(zxid), error) from error
         self._bases = [zxid]
         self.last_zxid = self.durable_zxid = zxid
@@ -484,6 +487,11 @@ class TxnLog:
             raise self._fail("cannot truncate", file.path, error) from error
         self._allocated = self._position
         self._is_reserved = False
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def _cut_file(self, base: int, zxid: int) -> None:
         """End the file `base` after `zxid`; a group that straddles it is written anew."""
