@@ -54,6 +54,8 @@ class Pair:
         config = config or CoreConfig()
         self.cores = [EnsembleCore(config, random.Random(seed)) for seed in range(2)]
         self.unsynced: list[Append] = []
+        self.unapplied_zxid = 0
+        """Up to where the leader has not applied yet what is committed; 0: nothing."""
         self.held: list[PeerMessage] | None = None
         """Where it is a list: what the learner tells waits in it."""
         self.told: list[PeerMessage] = []
@@ -74,11 +76,19 @@ class Pair:
         return client
 
     def sync(self) -> None:
-        """What is logged is durable, and what that brings, too."""
-        while self.unsynced:
-            new, self.unsynced = self.unsynced, []
-            self.step(self.leader, Durable(new[-1].last_zxid))
-            self.step(self.learner, Committed([r for each in new for r in each.records]))
+        """What is logged is committed and durable on both, and what that brings, too."""
+        while self.unsynced or self.unapplied_zxid:
+            self.sync_learner()
+            zxid, self.unapplied_zxid = self.unapplied_zxid, 0
+            self.step(self.leader, Durable(zxid))
+
+    def sync_learner(self) -> None:
+        """What is logged is committed, and durable on the learner: the leader's disk is slower."""
+        new, self.unsynced = self.unsynced, []
+        if new:
+            self.unapplied_zxid = new[-1].last_zxid
+            records = [record for each in new for record in each.records]
+            self.step(self.learner, Committed(records))
 
     def step(self, core: EnsembleCore, event: Any) -> None:
         """Feed a core, and both with what that brings."""
@@ -142,12 +152,20 @@ class JuteClient:
 
     def connect(self, **connect: Any) -> Session | None:
         """Open a session or take one over; None where the server closes without a word."""
-        self.send_bytes(connect_request(**connect))
+        self.send_connect(**connect)
         self.pair.sync()
-        answers = [Session.of(each) for each in self._take_frames()]
+        answers = self.take_sessions()
         assert len(answers) <= 1
         self.session = answers[0] if answers else None
         return self.session
+
+    def send_connect(self, **connect: Any) -> None:
+        """The first half of `connect`."""
+        self.send_bytes(connect_request(**connect))
+
+    def take_sessions(self) -> list[Session]:
+        """The answers to `send_connect`."""
+        return [Session.of(each) for each in self._take_frames()]
 
     def send(self, op: int, message: Any) -> None:
         """Ask something; nothing is made durable for it."""
