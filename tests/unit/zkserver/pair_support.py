@@ -60,6 +60,8 @@ class Pair:
         """Where it is a list: what the learner tells waits in it."""
         self.told: list[PeerMessage] = []
         """What the learner has told."""
+        self.answers: list[Answers] = []
+        """What the leader has told."""
         self._due: deque[tuple[EnsembleCore, Any]] = deque()
         self._decoder = PeerDecoder()
         self._decoder.feed(b"".join(encode_message(PeerHello(2, 1, PeerPurpose.LEARNER, 0), 0)))
@@ -126,6 +128,7 @@ class Pair:
                 case TellLearner(link=link, message=message):
                     assert link is LINK
                     if isinstance(message, Answers):
+                        self.answers.append(message)
                         self._due.append((self.learner, LeaderAnswered(message)))
                     else:
                         self._due.append((self.learner, SessionMoved(message.session_id)))

@@ -63,7 +63,12 @@ class Delegation:
         self._writes = writes
         self._log_set = log_set
         self._owners: dict[int, Any] = {}
-        """Session id -> link of the learner that its client is connected to."""
+        """Session id -> link of the learner that its client is connected to.
+
+        Only sessions that live, or are about to. One that is not here has its client at the leader
+        itself, or nowhere: nothing is taken for it from a learner, where it may be on its way from
+        a connection that the session has left.
+        """
         self._decoder = NativeDecoder(MAX_FRAME_BYTES)
         self._decoder.known_peer = True
         self._effects: list[EnsembleEffect] = []
@@ -147,9 +152,7 @@ class Delegation:
         session = asker.session  # type: ignore[assignment]
         if session is None or session.closing:
             raise Refused(ZkErrorCode.SESSION_EXPIRED, "the session has expired")
-        if self._owners.setdefault(session.session_id, link) is not link:
-            raise Refused(ZkErrorCode.SESSION_MOVED, "the session moved to another server")
-        if session.connection is not None:
+        if self._owners.get(session.session_id) is not link:
             raise Refused(ZkErrorCode.SESSION_MOVED, "the session moved to another server")
         if api_key == zk.CLOSE_SESSION.key:
             self._sessions.log_closed(session, correlation_id)
