@@ -372,20 +372,31 @@ def unpack_header(
     header: bytes | bytearray | memoryview, max_array_count: int = MAX_ARRAY_COUNT
 ) -> tuple[Any, ...]:
     """The values of a header. Raises DecodeError for anything but one msgpack array."""
+    return _unpack(header, "header", max_array_count, MAX_HEADER_BYTES)
+
+
+def unpack_array(packed: bytes) -> tuple[Any, ...]:
+    """As `unpack_header`, with strings and bytes as long as all of it."""
+    return _unpack(packed, "array", MAX_ARRAY_COUNT, len(packed))
+
+
+def _unpack(
+    packed: bytes | bytearray | memoryview, what: str, max_array_count: int, max_item_bytes: int
+) -> tuple[Any, ...]:
     try:
         values = msgpack.unpackb(
-            header,
+            packed,
             use_list=False,
             max_array_len=max_array_count,
             max_map_len=0,
             max_ext_len=0,
-            max_str_len=MAX_HEADER_BYTES,
-            max_bin_len=MAX_HEADER_BYTES,
+            max_str_len=max_item_bytes,
+            max_bin_len=max_item_bytes,
         )
     except _MSGPACK_ERRORS as error:
-        raise DecodeError(f"header is not valid msgpack: {error!r}") from error
+        raise DecodeError(f"{what} is not valid msgpack: {error!r}") from error
     if type(values) is not tuple:
-        raise _wrong("an array as header", values)
+        raise _wrong(f"an array as {what}", values)
     return values
 
 

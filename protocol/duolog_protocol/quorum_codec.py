@@ -29,6 +29,8 @@ from .codec import (
 from .errors import DecodeError, LocalProtocolError
 from .frames import MAX_HEADER_BYTES, Frame
 from .quorum_messages import (
+    MAX_IDENTITIES_BYTES,
+    MAX_LONG_REQUEST_BYTES,
     MAX_PROPOSAL_BYTES,
     MAX_PROPOSAL_RECORDS,
     PEER_MESSAGES,
@@ -42,12 +44,15 @@ from .quorum_messages import (
 from .stream_decoder import LENGTH_BYTES
 from .types import epoch_of
 
-MAX_PEER_FRAME_BYTES: Final = LENGTH_BYTES + MAX_HEADER_BYTES + MAX_PROPOSAL_BYTES
+MAX_PEER_FRAME_BYTES: Final = (
+    LENGTH_BYTES + MAX_HEADER_BYTES + MAX_IDENTITIES_BYTES + MAX_PROPOSAL_BYTES
+)
 """Longest frame between a leader and a learner."""
 MAX_LEADER_FRAME_BYTES: Final = MAX_PEER_FRAME_BYTES
-"""Longest frame from a leader to a learner: a Proposal."""
+"""Longest frame from a leader to a learner: a Proposal, which has no identities."""
 MAX_LEARNER_FRAME_BYTES: Final = MAX_PEER_FRAME_BYTES
-"""Longest frame from a learner to its leader: a Requests, which is no longer than a Proposal."""
+"""Longest frame from a learner to its leader: a LongRequest."""
+assert MAX_LONG_REQUEST_BYTES <= MAX_PROPOSAL_BYTES
 MAX_SMALL_FRAME_BYTES: Final = 1024
 """Longest frame of any other message."""
 SENT_PROPOSAL_BYTES: Final = 1024 * 1024

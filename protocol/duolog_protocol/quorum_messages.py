@@ -10,8 +10,9 @@ only a server's newest one counts. Not ZooKeeper's bytes, but its protocol: refe
     learner -> leader   FollowerInfo, AckEpoch, NewLeaderAck, Ack, Pong
     leader -> learner   LeaderInfo, Truncate, Proposal, NewLeader, UpToDate, Commit, Ping,
                         SnapshotBegin, SnapshotChunk, SnapshotEnd (answered by ChunkStored)
-    learner -> leader   Requests, SessionsHeard           of its clients, once it has adopted the
-    leader -> learner   Answers, SessionTaken             leader's epoch
+    learner -> leader   Requests, LongRequest,            of its clients, once it has adopted the
+                        SessionsHeard                     leader's epoch
+    leader -> learner   Answers, SessionTaken
 
 A message is a NamedTuple in wire order; its schema is at the end, its number in `PEER_MESSAGES`.
 What one message says by itself is checked by `quorum_codec`, what fits where the protocol stands by
@@ -34,6 +35,7 @@ from .codec import (
     array,
     data,
     integer,
+    long_list,
     string,
     structure,
 )
@@ -55,11 +57,18 @@ MAX_REQUESTS: Final = 1_000
 """Requests of one client that are forwarded, or answered, at once."""
 MAX_REQUESTS_BYTES: Final = MAX_FRAME_BYTES + 64 * 1024
 """All frames of a Requests together: the longest one, with room to spare."""
+MAX_LONG_REQUEST_BYTES: Final = MAX_PROPOSAL_BYTES
+"""Fields of a LongRequest: those of the longest frame that any setting lets a client send, and what
+their encoding adds."""
 MAX_FAILURES: Final = 25
 """Failures of one Answers: their texts must fit a header."""
 MAX_FAILURE_BYTES: Final = 2_000
 MAX_SESSIONS_HEARD: Final = 1_000
+MAX_IDENTITIES: Final = 64
+"""Of one client."""
 MAX_IDENTITY_BYTES: Final = 1024
+MAX_IDENTITIES_BYTES: Final = MAX_IDENTITIES * (MAX_IDENTITY_BYTES + 128)
+"""All of them: more than a header holds, so many of them are an attachment."""
 
 
 class PeerPurpose(IntEnum):
@@ -273,6 +282,20 @@ class Requests(NamedTuple):
     """The requests as frames of a native client."""
 
 
+class LongRequest(NamedTuple):
+    """A request that is longer than most, or that no native client could send.
+
+    It counts as a `Requests` of one.
+    """
+
+    number: int
+    session_id: int
+    identities: tuple[Identity, ...]
+    api_key: int
+    fields: bytes
+    """See `long_requests`."""
+
+
 class RequestFailure(NamedTuple):
     """Why a request of an `Answers` has failed."""
 
@@ -323,7 +346,7 @@ LeaderMessage = (
     | SnapshotChunk
     | SnapshotEnd
 )
-LearnerService = Requests | SessionsHeard
+LearnerService = Requests | LongRequest | SessionsHeard
 """What a learner says for its clients; the state machine of the learner's role knows none of it."""
 LeaderService = Answers | SessionTaken
 
@@ -350,6 +373,12 @@ _EPOCH_OR_NONE: Final = integer(0, ZXID_EPOCH_LAST)
 _VERSION: Final = integer(0, (1 << 15) - 1)
 _COUNT: Final = integer(0, (1 << 63) - 1)
 ZXID: Final = _COUNT
+_IDENTITIES: Final = long_list(
+    structure(Identity, string(64), string(MAX_IDENTITY_BYTES)),
+    MAX_IDENTITIES,
+    MAX_IDENTITIES_BYTES,
+    inline_count=16,
+)
 _VOTE: Final = structure(Vote, _EPOCH_OR_NONE, ZXID, integer(0, SERVER_ID_LAST))
 
 HandshakeMessage = PeerHello | PeerWelcome | PeerRefusal
@@ -392,16 +421,7 @@ PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
         (2014, Schema(Commit, ZXID)),
         (2015, Schema(Ping, _COUNT)),
         (2016, Schema(Pong, _COUNT)),
-        (
-            2017,
-            Schema(
-                Requests,
-                _COUNT,
-                INT64,
-                array(structure(Identity, string(64), string(MAX_IDENTITY_BYTES)), 64),
-                data(MAX_REQUESTS_BYTES),
-            ),
-        ),
+        (2017, Schema(Requests, _COUNT, INT64, _IDENTITIES, data(MAX_REQUESTS_BYTES))),
         (
             2018,
             Schema(
@@ -422,6 +442,10 @@ PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
         (2022, Schema(SnapshotChunk, data(MAX_CHUNK_BYTES))),
         (2023, Schema(SnapshotEnd, ZXID, _COUNT, integer(0, (1 << 32) - 1))),
         (2024, Schema(ChunkStored)),
+        (
+            2025,
+            Schema(LongRequest, _COUNT, INT64, _IDENTITIES, INT16, data(MAX_LONG_REQUEST_BYTES)),
+        ),
     )
 }
 """Class -> number and schema."""

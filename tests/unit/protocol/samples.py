@@ -14,6 +14,7 @@ from duolog_protocol.apis import (
     ApiVersionsResponse,
     Feature,
 )
+from duolog_protocol.long_requests import encode_fields
 from duolog_protocol.types import OPEN_ACL_UNSAFE, Acl, Stat
 
 STAT = Stat(
@@ -261,4 +262,9 @@ PEER_SAMPLES: list[quorum.PeerMessage] = [
     quorum.SnapshotChunk(b"chunk"),
     quorum.SnapshotEnd(_ZXID, 1, 0xE3069283),
     quorum.ChunkStored(),
+    quorum.LongRequest(
+        *(8, 0x1_0000_0002),
+        tuple(quorum.Identity("digest", f"user{number}:x") for number in range(17)),
+        *(zk.DELETE.key, encode_fields(zk.DeleteRequest("/a", -1))),
+    ),
 ]

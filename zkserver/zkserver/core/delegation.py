@@ -15,17 +15,19 @@ from typing import Any, Final
 
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode
-from duolog_protocol.errors import Error, RemoteProtocolError
+from duolog_protocol.errors import DecodeError, Error, RemoteProtocolError
+from duolog_protocol.long_requests import decode_fields
 from duolog_protocol.quorum_messages import (
     MAX_FAILURE_BYTES,
     MAX_FAILURES,
     MAX_REQUESTS_BYTES,
     Answers,
+    LongRequest,
     RequestFailure,
     Requests,
     SessionTaken,
 )
-from duolog_protocol.zk_codec import REFUSED
+from duolog_protocol.zk_codec import REFUSED, Refusal
 from duolog_protocol.zk_decoder import NativeDecoder
 from duolog_protocol.zk_messages import MAX_FRAME_BYTES
 
@@ -61,7 +63,12 @@ class Delegation:
         self._writes = writes
         self._log_set = log_set
         self._owners: dict[int, Any] = {}
-        """Session id -> link of the learner that its client is connected to."""
+        """Session id -> link of the learner that its client is connected to.
+
+        Only sessions that live, or are about to. One that is not here has its client at the leader
+        itself, or nowhere: nothing is taken for it from a learner, where it may be on its way from
+        a connection that the session has left.
+        """
         self._decoder = NativeDecoder(MAX_FRAME_BYTES)
         self._decoder.known_peer = True
         self._effects: list[EnsembleEffect] = []
@@ -84,12 +91,17 @@ class Delegation:
         """The session is no more."""
         self._owners.pop(session_id, None)
 
-    def take(self, link: Any, message: Requests, now_ms: int) -> None:
+    def take(self, link: Any, message: Requests | LongRequest, now_ms: int) -> None:
         """Log what a learner forwards. Raises RemoteProtocolError: nothing of it was taken."""
-        requests = self._decode(message.frames)
-        asker = Connection(_NO_CODEC, "", link, message.identities)
-        asker.session = self._session(message.session_id)
-        answers = _Answers(link, message.first_number, self._effects)
+        if isinstance(message, Requests):
+            number, session_id, identities, frames = message
+            requests = self._decode(frames)
+        else:
+            number, session_id, identities, api_key, fields = message
+            requests = [_decode_long(api_key, fields)]
+        asker = Connection(_NO_CODEC, "", link, identities)
+        asker.session = self._session(session_id)
+        answers = _Answers(link, number, self._effects)
         for api_key, correlation_id, body in requests:
             if api_key == zk.SYNC.key:
                 answers.answer_later(partial(self._answer_sync, link))
@@ -112,9 +124,6 @@ class Delegation:
             raise RemoteProtocolError(f"requests cannot be decoded: {error}") from error
         if decoder.pending_bytes:
             raise RemoteProtocolError("the last request is not complete")
-        for api_key, _, body in requests:
-            if api_key == REFUSED:
-                raise RemoteProtocolError(f"a request cannot be decoded: {body.message}")
         return requests
 
     def _session(self, session_id: int) -> Session | None:
@@ -131,6 +140,8 @@ class Delegation:
         message: Any,
         now_ms: int,
     ) -> Failure | None:
+        if api_key == REFUSED:
+            raise Refused(message.code or ZkErrorCode.MARSHALLING_ERROR, message.message)
         if api_key == zk.CONNECT.key:
             if message.session_id:
                 self._take_over(link, message, now_ms)
@@ -141,9 +152,7 @@ class Delegation:
         session = asker.session  # type: ignore[assignment]
         if session is None or session.closing:
             raise Refused(ZkErrorCode.SESSION_EXPIRED, "the session has expired")
-        if self._owners.setdefault(session.session_id, link) is not link:
-            raise Refused(ZkErrorCode.SESSION_MOVED, "the session moved to another server")
-        if session.connection is not None:
+        if self._owners.get(session.session_id) is not link:
             raise Refused(ZkErrorCode.SESSION_MOVED, "the session moved to another server")
         if api_key == zk.CLOSE_SESSION.key:
             self._sessions.log_closed(session, correlation_id)
@@ -215,6 +224,13 @@ class _Answers:
             self._effects.append(TellLearner(self._link, answers))
             self._number += len(self._zxids)
             self._zxids, self._failures = [], []
+
+
+def _decode_long(api_key: int, fields: bytes) -> tuple[int, int, Any]:
+    try:
+        return api_key, 0, decode_fields(api_key, fields)
+    except DecodeError as error:
+        return REFUSED, 0, Refusal(ZkErrorCode.MARSHALLING_ERROR, str(error), True)
 
 
 def _short(failure: Failure) -> tuple[int, str, int, int]:

@@ -133,7 +133,7 @@ class EnsembleCore(ZkCore):
             dirty=self._dirty,
         )
         self._following = Following(self.state, self._watches, self._flow, host)
-        self._sessions.begin_term(forward=self._following.ask)
+        self._sessions.begin_term(forward=self._forward)
         self.is_serving = True
 
     def serve_read_only(self, now_ms: int) -> None:
@@ -287,8 +287,7 @@ class EnsembleCore(ZkCore):
         session = connection.session
         if session is None or connection.barrier_count:
             return False
-        self._following.ask(connection, *request)
-        return True
+        return self._following.ask(connection, *request)
 
     def _submit(
         self, connection: Connection, api_key: int, correlation_id: int, message: Any
@@ -298,7 +297,16 @@ class EnsembleCore(ZkCore):
         elif self._following is None:
             super()._submit(connection, api_key, correlation_id, message)
         else:
-            self._following.ask(connection, api_key, correlation_id, message)
+            self._forward(connection, api_key, correlation_id, message)
+
+    def _forward(
+        self, connection: Connection, api_key: int, correlation_id: int, message: Any
+    ) -> None:
+        assert self._following is not None, "there is no leader to ask"
+        if not self._following.ask(connection, api_key, correlation_id, message):
+            text = "the request is too long for the servers of an ensemble"
+            refusal = Refusal(ZkErrorCode.REQUEST_TOO_LARGE, text, False)
+            self._take(connection, (REFUSED, correlation_id, refusal))
 
     def _refuse_write(self, connection: Connection, correlation_id: int) -> None:
         text = "there is no leader: this server only reads"
@@ -333,7 +341,7 @@ class EnsembleCore(ZkCore):
             return
         if self._following is not None:
             connection.barrier_count += 1
-            self._following.ask(connection, zk.SYNC.key, correlation_id, message)
+            self._forward(connection, zk.SYNC.key, correlation_id, message)
             return
         connection.submitted += 1
         connection.barrier_count += 1

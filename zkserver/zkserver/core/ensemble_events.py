@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from duolog_protocol.quorum_messages import Answers, LeaderService, LearnerService, Requests
+from duolog_protocol.quorum_messages import (
+    Answers,
+    LeaderService,
+    LearnerService,
+    LongRequest,
+    Requests,
+)
 
 
 class Committed:
@@ -27,7 +33,7 @@ class RequestsForwarded:
 
     __slots__ = ("link", "message", "wall_ms")
 
-    def __init__(self, link: Any, message: Requests, wall_ms: int) -> None:
+    def __init__(self, link: Any, message: Requests | LongRequest, wall_ms: int) -> None:
         self.link = link
         self.message = message
         self.wall_ms = wall_ms

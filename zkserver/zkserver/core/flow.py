@@ -29,7 +29,7 @@ class Flow:
         self.forwarded_count = 0
         """Requests that were forwarded to the leader and are not answered."""
         self.forwarded_bytes = 0
-        """Their data."""
+        """As they are forwarded."""
 
     def must_pause(self, connection: Connection) -> bool:
         """Whether to stop reading a connection now; it counts as paused then."""

@@ -1,9 +1,11 @@
 """A follower's side of what only the leader can do: forwarded, placed, applied, answered.
 
     ask ---> Requests ---> (leader) ---> Answers: each has a zxid ---> applied up to there: answered
-                                    `--> Proposal, Commit  --------'
+        LongRequest                 `--> Proposal, Commit  --------'
 
-Owns the numbers of what is forwarded, and the order of the answers. An answer names the zxid of a
+Owns the numbers of what is forwarded, and the order of the answers. Whatever a client may send can
+be forwarded: that is decided when it is asked, and what is on its way to the leader is bounded, so
+that no client ends the link. An answer names the zxid of a
 write, or for what has no Txn (a sync, a session that is taken over, a refusal) the zxid behind
 which it has its place; it comes ahead of the leader's proposal of that zxid. Everything is applied
 from the log's records, whoever has asked for it. Source: ZooKeeper `FollowerRequestProcessor`,
@@ -17,12 +19,14 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from duolog_protocol import zk_messages as zk
-from duolog_protocol.codec import Piece
+from duolog_protocol.long_requests import encode_fields, is_short
 from duolog_protocol.quorum_messages import (
+    MAX_LONG_REQUEST_BYTES,
     MAX_REQUESTS,
     MAX_REQUESTS_BYTES,
     Answers,
     Identity,
+    LongRequest,
     RequestFailure,
     Requests,
 )
@@ -36,8 +40,11 @@ from .state import ReplicatedState
 from .watches import Watches
 from .writes import kinds_of
 
-_FORWARDED_AS: Final = {zk.CREATE2_KEY: zk.CREATE.key}
-"""Requests that native clients know by another number."""
+_ANY_SYNC: Final = zk.SyncRequest("/")
+"""The leader does not look at the path."""
+MAX_ON_THE_WAY_BYTES: Final = 16 * 1024 * 1024
+"""Requests that the leader was told and has not placed; the others wait here. What the link has not
+sent stays far below the bound at which it ends."""
 _CLOSE_SESSION: Final = int(TxnKind.CLOSE_SESSION)
 _U32_LAST: Final = (1 << 32) - 1
 
@@ -53,6 +60,16 @@ class _Placed(NamedTuple):
     """It is the Txn with this zxid; otherwise it comes behind it."""
     asked: Asked
     failure: RequestFailure | None
+
+
+class _New(NamedTuple):
+    """What is to be forwarded."""
+
+    connection: Connection
+    content: bytes
+    """A frame of a native client, or the fields of a `LongRequest`."""
+    long_key: int
+    """Api key of a LongRequest, or 0."""
 
 
 class FollowingHost:
@@ -96,52 +113,62 @@ class Following:
         """By number."""
         self._placed: deque[_Placed] = deque()
         """In the order of their places."""
-        self._new: list[tuple[Connection, list[tuple[int, int, Any]]]] = []
-        """What is to be forwarded: runs of requests of one connection."""
+        self._new: deque[_New] = deque()
+        self._told_bytes = 0
+        """Of what is on its way to the leader."""
 
     @property
     def count(self) -> int:
         """Forwarded, and not answered."""
         return len(self._unplaced) + len(self._placed)
 
-    def ask(self, connection: Connection, api_key: int, correlation_id: int, message: Any) -> None:
-        """Forward a request of a client; its answer comes in its turn."""
+    def ask(self, connection: Connection, api_key: int, correlation_id: int, message: Any) -> bool:
+        """Forward a request of a client; its answer comes in its turn.
+
+        False: no message to the leader can hold it, and nothing was done.
+        """
+        forwarded_key, forwarded, note = api_key, message, None
+        if api_key == zk.MULTI.key:
+            note = kinds_of(message)
+        elif api_key == zk.CREATE2_KEY:
+            forwarded_key = zk.CREATE.key
+        elif api_key == zk.CONNECT.key:
+            note = message
+        elif api_key == zk.SYNC.key:
+            forwarded, note = _ANY_SYNC, message
+        content, long_key = encode_fields(forwarded), forwarded_key
+        if is_short(forwarded_key, forwarded, len(content)):
+            content, long_key = _frame(forwarded_key, correlation_id, forwarded), 0
+        elif len(content) > MAX_LONG_REQUEST_BYTES:
+            return False
         connection.submitted += 1
         session = connection.session
-        note: Any = None
-        size = 0
-        if api_key == zk.SET_DATA.key:
-            size = len(message[1] or b"")
-        elif api_key == zk.MULTI.key:
-            note = kinds_of(message)
-            size = sum(len(op.data or b"") for op in message.ops)
-        elif api_key in (zk.CREATE.key, zk.CREATE2_KEY):
-            size = len(message[1] or b"")
-        elif api_key in (zk.SYNC.key, zk.CONNECT.key):
-            note = message
+        size = len(content)
+        session_id = 0 if session is None else session.session_id
         number = self._next_number
         self._next_number = number + 1
-        session_id = 0 if session is None else session.session_id
         self._unplaced[number] = (connection, correlation_id, api_key, session_id, note, size)
         self._flow.forwarded_count += 1
         self._flow.forwarded_bytes += size
-        request = (_FORWARDED_AS.get(api_key, api_key), correlation_id, message)
-        if self._new and self._new[-1][0] is connection:
-            self._new[-1][1].append(request)
-        else:
-            self._new.append((connection, [request]))
+        self._new.append(_New(connection, content, long_key))
+        return True
 
-    def take_requests(self) -> list[Requests]:
+    def take_requests(self) -> list[Requests | LongRequest]:
         """What is to be told to the leader now, in order."""
-        new, self._new = self._new, []
-        number = self._next_number - sum(len(requests) for _, requests in new)
-        found: list[Requests] = []
-        for connection, requests in new:
+        new = self._new
+        found: list[Requests | LongRequest] = []
+        while new and self._told_bytes < MAX_ON_THE_WAY_BYTES:
+            connection, content, long_key = new[0]
+            number = self._next_number - len(new)
             session_id = 0 if connection.session is None else connection.session.session_id
             identities = tuple(map(Identity._make, connection.identities))
-            for count, frames in _frames_of(requests):
-                found.append(Requests(number, session_id, identities, frames))
-                number += count
+            if long_key:
+                new.popleft()
+                found.append(LongRequest(number, session_id, identities, long_key, content))
+            else:
+                content = _take_run(new)
+                found.append(Requests(number, session_id, identities, content))
+            self._told_bytes += len(content)
         return found
 
     def on_answers(self, answers: Answers) -> None:
@@ -152,7 +179,8 @@ class Following:
         for index, zxid in enumerate(zxids):
             asked = self._unplaced.pop(first_number + index)
             failure = failed.get(index)
-            api_key, note = asked[2], asked[4]
+            _, _, api_key, _, note, size = asked
+            self._told_bytes -= size
             if failure is not None:
                 is_logged = failure.is_logged
             else:
@@ -234,20 +262,21 @@ class Following:
             self._host.serve(connection)
 
 
-def _frames_of(requests: list[tuple[int, int, Any]]) -> list[tuple[int, bytes]]:
-    """Requests as frames, in parts that fit a `Requests`: how many, and their bytes."""
-    parts: list[tuple[int, bytes]] = []
-    pieces: list[Piece] = []
-    count = size = 0
-    for api_key, correlation_id, message in requests:
-        api = zk.ZK_APIS[api_key]
-        frame = api.encode_request(correlation_id & _U32_LAST or 1, message, api.max_version)
-        frame_bytes = sum(map(len, frame))
-        if count == MAX_REQUESTS or (count and size + frame_bytes > MAX_REQUESTS_BYTES):
-            parts.append((count, b"".join(pieces)))
-            pieces, count, size = [], 0, 0
-        pieces += frame
-        count += 1
-        size += frame_bytes
-    parts.append((count, b"".join(pieces)))
-    return parts
+def _frame(api_key: int, correlation_id: int, message: Any) -> bytes:
+    api = zk.ZK_APIS[api_key]
+    number = correlation_id & _U32_LAST or 1
+    return b"".join(api.encode_request(number, message, api.max_version))
+
+
+def _take_run(new: deque[_New]) -> bytes:
+    """Take what the first connection asks by frames, as far as it fits a `Requests`."""
+    frames: list[bytes] = []
+    asker, size = new[0].connection, 0
+    while new and len(frames) < MAX_REQUESTS:
+        connection, frame, long_key = new[0]
+        size += len(frame)
+        if long_key or connection is not asker or size > MAX_REQUESTS_BYTES:
+            break
+        frames.append(frame)
+        new.popleft()
+    return b"".join(frames)

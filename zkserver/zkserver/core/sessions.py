@@ -107,7 +107,7 @@ class Sessions:
                 message.session_id, message.password, message.timeout_ms, connection, now_ms
             )
             if session is None:
-                self._refuse_unknown(connection, correlation_id, message.session_id)
+                self._refuse_to_attach(connection, correlation_id, message)
             else:
                 if self._on_taken_over is not None:
                     self._on_taken_over(session.session_id)
@@ -124,7 +124,10 @@ class Sessions:
         if message.session_id:
             session = self._find(message.session_id, message.password)
             if session is None:
-                self._refuse_unknown(connection, correlation_id, message.session_id)
+                if message.session_id < 0:  # one of a reader, which has ended with its connection
+                    self._refuse_unknown(connection, correlation_id, message.session_id)
+                else:  # it may live: this server may be behind
+                    self._close(connection, f"session {message.session_id:#x} is not known here")
                 return
             self._leave_old(session, connection)
         else:
@@ -132,6 +135,17 @@ class Sessions:
             session_id = -(self._config.server_id << _LOCAL_ID_BITS | self._local_count)
             session = Session(session_id, self._negotiated(message.timeout_ms))
         self._attach(connection, session, correlation_id)
+
+    def _refuse_to_attach(self, connection: Connection, correlation_id: int, message: Any) -> None:
+        """Say that a session is no more, unless it only is not applied here yet: a quorum without
+        us has it on disk. Its client comes again, or to another server."""
+        session_id = message.session_id
+        if self._find(session_id, message.password, also_opening=True) is None:
+            self._refuse_unknown(connection, correlation_id, session_id)
+            return
+        text = f"session {session_id:#x} is not applied here yet"
+        refusal = Refusal(ZkErrorCode.SERVER_BEHIND_CLIENT, text, True)
+        self._refuse(connection, correlation_id, refusal)
 
     def _refuse_unknown(self, connection: Connection, correlation_id: int, session_id: int) -> None:
         text = f"session {session_id:#x} does not exist (any more)"

@@ -27,6 +27,7 @@ from duolog_protocol.quorum_messages import (
     LeaderService,
     LearnerMessage,
     LearnerService,
+    LongRequest,
     Notification,
     PeerMessage,
     PeerState,
@@ -620,7 +621,7 @@ class Replica(Stepper):
         """See PeerLinksOwner."""
         for message, _ in received:
             match message:
-                case Requests():
+                case Requests() | LongRequest():
                     if self.peer.server_id_of(link):
                         wall_ms = self._clock.wall_ms()
                         self.step(RequestsForwarded(link, message, wall_ms))
