@@ -248,8 +248,17 @@ class SimCluster:
         """Wait until these brokers are registered; none: all. Raises Error."""
         await self.until(lambda: all(map(_is_registered, brokers or self.brokers)))
 
-    async def until(self, holds: Callable[[], bool], limit_s: float = SERVE_SECONDS) -> None:
-        """Wait until something holds. Raises Error; and what a server has ended with."""
+    async def until(
+        self,
+        holds: Callable[[], bool],
+        limit_s: float = SERVE_SECONDS,
+        *,
+        look_s: float = _LOOK_SECONDS,
+    ) -> None:
+        """Wait until something holds, looking every `look_s` (virtual time, as is `limit_s`).
+
+        Raises Error; and what a server has ended with.
+        """
         deadline_ms = self.world.elapsed_ms + int(limit_s * 1_000)
         while not holds():
             for each in (*self.zk_servers, *self.brokers):
@@ -258,7 +267,7 @@ class SimCluster:
                     raise Error(f"{each.name} has ended")
             if self.world.elapsed_ms >= deadline_ms:
                 raise Error(f"not after {limit_s} s of virtual time")
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(look_s)
 
 
 def _is_registered(member: SimMember) -> bool:

@@ -32,6 +32,10 @@ class NothingHappensError(RuntimeError):
     """Everybody waits, and nothing is on its way to anybody."""
 
 
+class NotSimulatedError(RuntimeError):
+    """What was asked for is not there in a simulation."""
+
+
 class _Waiting:
     """Stands where asyncio's loop has its selector."""
 
@@ -115,8 +119,8 @@ class SimLoop(asyncio.BaseEventLoop):
         return super().call_at(when, process.run, callback, args, context=context)
 
     def run_in_executor(self, *_args: Any) -> Any:  # type: ignore[override]
-        """There are no threads: raises NotImplementedError."""
-        raise NotImplementedError("a simulated process has no threads: give it a SimDiskExecutor")
+        """There are no threads: raises NotSimulatedError."""
+        raise NotSimulatedError("a simulated process has no threads: give it a SimDiskExecutor")
 
     # ---- connections ----------------------------------------------------------------------------
 
@@ -125,7 +129,7 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> Any:
         """As asyncio's, through the network of this process; without TLS. Raises OSError."""
         if ssl is not None:
-            raise NotImplementedError("connections of a simulation have no TLS")
+            raise NotSimulatedError("connections of a simulation have no TLS")
         return await _current_process().connect(protocol_factory, host, port)
 
     async def create_server(  # type: ignore[override]

@@ -27,6 +27,11 @@ for seed in range(3):
 """
 
 
+SUPER = ("digest", "super:secret")
+_DIGEST = base64.b64encode(hashlib.sha1(b"super:secret").digest()).decode()
+WITH_SUPER = {"super_digests": (f"super:{_DIGEST}",)}
+
+
 async def count_up(zk: ZkClient, acknowledged: list[int]) -> None:
     """Write numbers, one after the other, for ever; an answer that was lost is no answer."""
     number = 0
@@ -145,13 +150,9 @@ def test_quiet_clients_of_every_server_keep_their_sessions(session_timeout: floa
 
 def test_nobody_writes_the_members_but_a_reconfiguration() -> None:
     async def story(world: SimWorld) -> None:
-        digest = base64.b64encode(hashlib.sha1(b"super:secret").digest()).decode()
-        settings = {"super_digests": (f"super:{digest}",)}
-        async with SimCluster(world, zk=3, zk_settings=settings) as cluster:
+        async with SimCluster(world, zk=3, zk_settings=WITH_SUPER) as cluster:
             for server in cluster.zk_servers:
-                async with cluster.zk_client(
-                    hosts=server.address, auth_data=[("digest", "super:secret")]
-                ) as zk:
+                async with cluster.zk_client(hosts=server.address, auth_data=[SUPER]) as zk:
                     shown = (await zk.get("/zookeeper/config"))[0]
                     with pytest.raises(Error, match="reconfig"):
                         await zk.set("/zookeeper/config", b"junk")
@@ -162,6 +163,34 @@ def test_nobody_writes_the_members_but_a_reconfiguration() -> None:
 
     with SimWorld() as world:
         world.run(story(world))
+
+
+def test_a_leader_that_is_left_out_leads_once_more_where_nobody_else_knows_it() -> None:
+    """It alone has logged that it is no member any more when all of them go."""
+
+    async def story(world: SimWorld) -> None:
+        async with SimCluster(world, zk=2, zk_settings=WITH_SUPER) as cluster:
+            async with cluster.zk_client(auth_data=[SUPER]) as zk:
+                leader = await cluster.until_zk_leader()
+                (other,) = (each for each in cluster.zk_servers if each is not leader)
+                leaving = cluster.zk_servers.index(leader) + 1
+                change = asyncio.create_task(zk.reconfig(leaving=str(leaving)))
+                peer = leader.server.node._engine.peer
+                await cluster.until(lambda: not peer.membership.has_voter(leaving), look_s=0.00005)
+                cluster.isolate(leader)  # the final change does not come to the other, mostly
+                final_zxid = peer.last_logged_zxid
+                await cluster.until(lambda: peer.last_durable_zxid >= final_zxid, look_s=0.00005)
+                for each in cluster.zk_servers:
+                    cluster.kill(each)
+                change.cancel()
+            for each in cluster.zk_servers:
+                cluster.start(each)
+            cluster.heal()
+            await cluster.until(lambda: cluster.zk_leader is other)
+
+    for seed in range(5):
+        with SimWorld(seed) as world:
+            world.run(story(world))
 
 
 def test_a_broker_keeps_what_it_acknowledged() -> None:

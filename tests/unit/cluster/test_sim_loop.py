@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from duolog_cluster.sim import NothingHappensError, SimMachine, SimWorld
+from duolog_cluster.sim import NothingHappensError, NotSimulatedError, SimMachine, SimWorld
 
 PORT = 7_000
 
@@ -234,9 +234,9 @@ def test_a_port_is_taken_once_and_hosts_have_names() -> None:
         (await loop.create_server(asyncio.Protocol, "", PORT)).close()
         with pytest.raises(OSError, match="nowhere"):
             await asyncio.open_connection("nowhere", PORT)
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(NotSimulatedError):
             await loop.run_in_executor(None, print)
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(NotSimulatedError):
             await asyncio.open_connection("story", PORT, ssl=True)
 
     run(story(), world)

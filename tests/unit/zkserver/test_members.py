@@ -118,6 +118,17 @@ def test_a_joint_change_behind_a_snapshot_changes_what_the_snapshot_says() -> No
     assert not quorums.has_quorum({2, 3, 5, 6}), "2 and 3 decide nothing any more"
 
 
+def test_whom_a_change_leaves_out_may_lead_until_the_change_is_committed() -> None:
+    """Nobody else may have it: then only he can bring it to those that decide from then on."""
+    found = Memberships(Membership(frozenset({1, 2, 3})))
+    found.on_appended(10, [record(10, THREE[1:], is_joint=True)])
+    assert found.may_lead(1, 0) and not found.may_lead(4, 0)
+    found.on_appended(11, [record(11, THREE[1:], is_joint=False)])
+    assert found.may_lead(1, 10) and found.may_lead(2, 11)
+    assert not found.may_lead(1, 11) and not found.may_lead(4, 0)
+    assert not found.rebased(11, Membership(frozenset({2, 3})), 1).may_lead(1, 0)
+
+
 def test_other_records_say_nothing_of_members() -> None:
     for body in ((TxnKind.NEW_EPOCH, b"s" * 32), (TxnKind.SET_DATA, "/a", b"\0\x10" * 9, 1)):
         assert members_record(encode_txn(1, 0, 0, 0, body)) is None

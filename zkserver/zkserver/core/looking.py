@@ -60,13 +60,13 @@ class Looking:
         election_round: int,
         now_ms: int,
     ) -> None:
-        """`own_vote` names ourselves, or is None for a server that may not be voted for.
+        """`own_vote` names ourselves, or is None for a server that may not be voted for. One that
+        is no voter any more, and may be elected all the same, votes without being counted.
 
         `election_round` is the one to begin, higher than every one this server was in before.
         """
         if own_vote is not None:
             assert own_vote.server_id == config.server_id, (own_vote, config.server_id)
-            assert membership.has_voter(config.server_id), config.server_id
             assert election_round > 0, election_round
         self._config = config
         self._quorums = membership.quorums
@@ -152,10 +152,13 @@ class Looking:
         is_follower = state in (PeerState.FOLLOWING, PeerState.OBSERVING)
         if is_follower and sender_id != vote.server_id and election_round > 0:
             return vote.server_id != self._config.server_id or self._is_voting
-        if vote.server_id not in self._quorums.voters or election_round <= 0:
+        if election_round <= 0:
             return False
-        if vote.server_id == self._config.server_id and not self._is_voting:
-            return False  # Said of us before we lost our data.
+        if vote.server_id == self._config.server_id:
+            if not self._is_voting:
+                return False  # Said of us before we lost our data.
+        elif vote.server_id not in self._quorums.voters:
+            return False
         return state == PeerState.LOOKING or (
             (state == PeerState.LEADING) == (vote.server_id == sender_id)
         )

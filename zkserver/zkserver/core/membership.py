@@ -8,6 +8,9 @@ is taken back. So a new membership is decided by both, and no two disjoint quoru
 section 6; ZooKeeper's reconfiguration has the same joint quorum, and keeps what it saw in files).
 A server without any goes by its settings.
 
+Whom a final membership leaves out may have to lead once more: as long as it is not known to be
+committed, perhaps nobody else has it who could (Ongaro, Raft dissertation, section 4.2.2).
+
 A LEVEL says that all members know the Txns of a feature level, which may be written from then on.
 """
 
@@ -124,6 +127,15 @@ class Memberships:
     def since_zxid(self) -> int:
         """The record that made it so; -1: the settings, or a snapshot."""
         return self._entries[-1][0]
+
+    def may_lead(self, server_id: int, committed_zxid: int) -> bool:
+        """Whether a server may be elected: a voter, or one that was until a change that is not
+        known to be committed."""
+        if self.current.has_voter(server_id):
+            return True
+        if len(self._entries) == 1 or self.since_zxid <= committed_zxid:
+            return False
+        return self._entries[-2][1].has_voter(server_id)
 
     def on_appended(self, first_zxid: int, records: Sequence[bytes]) -> bool:
         """The log has grown by these; whether the membership has changed. Raises DecodeError."""

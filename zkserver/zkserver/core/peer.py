@@ -325,8 +325,7 @@ class Peer:
         vote = self._elected.vote
         if role.is_established:
             vote = vote._replace(epoch=role.epoch)  # so that late joiners see one vote (A.2)
-        state = self.role if self._is_voter else PeerState.OBSERVING
-        return Notification(state, vote, self._elected.election_round)
+        return Notification(self.role, vote, self._elected.election_round)
 
     def _on_link_opened(self, link: Any, server_id: int) -> None:
         role = self._role
@@ -392,7 +391,7 @@ class Peer:
         ledger, config = self._ledger, self._config
         self._election_round += 1
         own_vote = None
-        if self._is_voter:
+        if ledger.memberships.may_lead(config.server_id, ledger.committed_zxid):
             own_vote = Vote(ledger.current_epoch, ledger.durable_zxid, config.server_id)
         role = self._role = Looking(
             config,
