@@ -78,8 +78,10 @@ class SimCluster:
         self.brokers = [
             SimMember(world.machine(f"broker-{n + 1}"), BROKER_PORT) for n in range(brokers)
         ]
-        self._zk_settings = zk_settings or {}
-        self._broker_settings = broker_settings or {}
+        self.zk_settings = dict(zk_settings or {})
+        """Of the zkservers that are started from now on."""
+        self.broker_settings = dict(broker_settings or {})
+        """Of the brokers."""
 
     async def __aenter__(self) -> Self:
         """Start everything; zkservers serve and brokers are registered when it returns."""
@@ -154,7 +156,7 @@ class SimCluster:
         node = new_zk_node(
             _DATA,
             member.port,
-            {"host": member.machine.ip, "insecure": True, **place, **self._zk_settings},
+            {"host": member.machine.ip, "insecure": True, **place, **self.zk_settings},
             **_given(member),
         )
         await self._serve(member, node)
@@ -167,7 +169,7 @@ class SimCluster:
             "port": member.port,
             "zookeeper": self.zookeeper,
             "zookeeper_session_timeout_ms": 4_000,
-            **self._broker_settings,
+            **self.broker_settings,
         }
         given = _given(member)
         files, disk = given.pop("files"), given.pop("disk")

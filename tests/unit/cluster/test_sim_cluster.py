@@ -165,6 +165,24 @@ def test_nobody_writes_the_members_but_a_reconfiguration() -> None:
         world.run(story(world))
 
 
+def test_settings_that_name_other_members_are_ignored_with_a_warning() -> None:
+    async def story(world: SimWorld) -> None:
+        async with SimCluster(world, zk=3) as cluster:
+            async with cluster.zk_client() as zk:
+                await zk.create("/a")
+            server = cluster.zk_servers[0]
+            await cluster.stop(server)
+            assert "servers_setting_ignored" not in server.log.events
+            moved = [f"{n}=10.9.9.{n}:2888:participant;10.9.9.{n}:2181" for n in (1, 2, 3)]
+            cluster.zk_settings["servers"] = tuple(moved)
+            cluster.start(server)
+            await cluster.until_zk_serves()
+            assert "servers_setting_ignored" in server.log.events
+
+    with SimWorld() as world:
+        world.run(story(world))
+
+
 def test_a_leader_that_is_left_out_leads_once_more_where_nobody_else_knows_it() -> None:
     """It alone has logged that it is no member any more when all of them go."""
 

@@ -206,6 +206,7 @@ class Node:
             self.tls_port = await self._listen("tls_port", config.tls_port, new_layer)
         if isinstance(self._engine, Replica):
             self._peer_links = await self._open_peer_links(self._engine)
+            self._tell_if_settings_differ(self._engine)
             self._engine.start()
         else:
             self._engine.start()
@@ -217,6 +218,16 @@ class Node:
         for server in self._servers:
             await server.start_serving()
         self._log.info("server_started", host=config.host, port=self.port, tls_port=self.tls_port)
+
+    def _tell_if_settings_differ(self, replica: Replica) -> None:
+        """The members are in the log; whoever writes others into the settings should know."""
+        in_log, in_settings = replica.peer.membership.members, self._config.members
+        if in_log and sorted(map(str, in_log)) != sorted(map(str, in_settings)):
+            self._log.warning(
+                "servers_setting_ignored",
+                members=", ".join(map(str, in_log)),
+                hint="the log says who the members are: change them with reconfig",
+            )
 
     async def _open_peer_links(self, replica: Replica) -> PeerLinks:
         """Listen for the other servers. Raises ConfigError."""
