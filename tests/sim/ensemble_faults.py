@@ -137,6 +137,7 @@ class Nemesis:
     def __init__(self, world: EnsembleWorld, rng: random.Random) -> None:
         self._world = world
         self._rng = rng
+        self._actions = 0
         self.is_stopped = False
         """The world heals: what must follow is required."""
 
@@ -156,6 +157,9 @@ class Nemesis:
     def _act(self) -> None:
         if self.is_stopped:
             return
+        self._actions += 1
+        # Of its own: what a script leaves out of one action changes no draw of another.
+        self._rng = random.Random(f"{self._world.seed} action {self._actions}")
         action = self._rng.choice(self._world.mix.actions)
         self._world.trace(0, f"nemesis: {action}")
         self._do(action)

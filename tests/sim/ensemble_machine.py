@@ -34,6 +34,8 @@ class Machine:
         self.accepted_epoch = 0
         self.current_epoch = 0
         """Epochs that no crash may lose."""
+        self.crash_rng = random.Random(f"{world.seed} crashes of {self.server_id}")
+        """Whether it crashes at a crash point, and how."""
         self.life_count = 0
         self.life: Life | None = None
 

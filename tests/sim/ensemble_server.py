@@ -237,16 +237,16 @@ class Life:
 
         log.append_durably = append  # type: ignore[method-assign, assignment]
 
-        def take_over(writer: Any, zxid: int) -> None:
+        def take_over(zxid: int) -> None:
             assert machine.taking_over is not None, "no state was built of the snapshot"
             old, new = machine.taking_over
-            install(writer, zxid)
+            finish_install(zxid)
             gone.update(set(old).difference(new))
             durable[:] = new
             machine.taking_over = None
 
-        machine, install = self.machine, self._data.install
-        self._data.install = take_over  # type: ignore[method-assign]
+        machine, finish_install = self.machine, self._data.finish_install
+        self._data.finish_install = take_over  # type: ignore[method-assign]
         log.truncate_to = truncate  # type: ignore[method-assign]
 
     def log_on_disk(self) -> list[bytes]:

@@ -67,8 +67,9 @@ class EnsembleWorld:
         self.network = Network(self.scheduler, random.Random(f"{seed} network"), network_faults)
         self.marks: dict[str, int] = {}
         self._rng = random.Random(f"{seed} world")
-        self._crash_rng = random.Random(f"{seed} crash points")
-        self._client_rng = random.Random(f"{seed} client")
+        self._offers = 0
+        """Times that leaders were asked to propose; each draws from a generator of its own, so that
+        what a script leaves out changes no draw of another."""
         voters = frozenset(range(1, self.mix.voter_count + 1))
         last = self.mix.voter_count + self.mix.observer_count
         observers = frozenset(range(self.mix.voter_count + 1, last + 1))
@@ -300,12 +301,12 @@ class EnsembleWorld:
         if (
             self._are_crash_points_on
             and rate
-            and self._crash_rng.random() < rate
+            and machine.crash_rng.random() < rate
             and self.happens(f"server {machine.server_id} crashes {place}")
         ):
             self.mark(f"crash {place}")
             self.trace(machine.server_id, f"crash {place}")
-            if self._crash_rng.random() < self.mix.leader_too_rate and self.happens(
+            if machine.crash_rng.random() < self.mix.leader_too_rate and self.happens(
                 "and so does whoever leads"
             ):
                 self.scheduler.after(0, self._crash_leaders)
@@ -321,15 +322,15 @@ class EnsembleWorld:
         life = machine.life
         assert life is not None, machine.server_id
         if power_lost is None:
-            power_lost = self._crash_rng.random() < self.mix.power_loss_rate
+            power_lost = machine.crash_rng.random() < self.mix.power_loss_rate
         self.trace(machine.server_id, f"down, power {'lost' if power_lost else 'kept'}")
         life.end(power_lost=power_lost)
         machine.life = None
         if power_lost:
-            machine.disk.crash(lose_unsynced=self._crash_rng.random() < 0.3)
+            machine.disk.crash(lose_unsynced=machine.crash_rng.random() < 0.3)
         else:
             machine.disk.kill()
-        delay_us = int(self._crash_rng.expovariate(1) * self.mix.mean_down_ms * 1_000)
+        delay_us = int(machine.crash_rng.expovariate(1) * self.mix.mean_down_ms * 1_000)
         self.scheduler.after(delay_us, lambda: self._start(machine))
 
     def _start(self, machine: Machine) -> None:
@@ -353,7 +354,8 @@ class EnsembleWorld:
 
     def _offer(self) -> None:
         """Let everybody who serves as leader propose something, now and again and again."""
-        rng, mix = self._client_rng, self.mix
+        self._offers += 1
+        rng, mix = random.Random(f"{self.seed} offer {self._offers}"), self.mix
         if self._next_number < 0:
             return
         for life in list(self.lives()):

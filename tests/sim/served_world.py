@@ -127,7 +127,11 @@ class ServedWorld(HistoryWorld):
             self.scheduler.after(self.rng.randrange(20_000), partial(self._start, machine))
         self.scheduler.run_for(200)
         actions = [self._request] * 10 + [self._pass] * 6 + [self._hear] * 8 + [self._cut]
+        turns = 0
         while self._left_out + sum(len(each.tape.calls) for each in self.clients) < operations:
+            turns += 1
+            # Of its own: what a script leaves out of one turn changes no draw of another.
+            self.rng = random.Random(f"{self.seed} turn {turns}")
             self.rng.choice(actions)()
             if self.rng.random() < self.trouble:
                 self._trouble()

@@ -35,8 +35,8 @@ SNAPSHOT_MUTANTS: Final = (
         (
             Edit(
                 DataDirectory,
-                "install",
-                "writer.publish()\n        self.log.restart_at(zxid)",
+                "begin_install",
+                "writer.publish()",
                 "self.log.restart_at(zxid)\n        writer.publish()",
             ),
         ),
@@ -47,7 +47,7 @@ SNAPSHOT_MUTANTS: Final = (
         (
             Edit(
                 DataDirectory,
-                "install",
+                "finish_install",
                 "self.log.restart_at(zxid)",
                 "self.log.last_zxid = self.log.durable_zxid = zxid",
             ),
