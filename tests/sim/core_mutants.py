@@ -165,8 +165,8 @@ CORE_MUTANTS: Final = (
             Edit(
                 Leader,
                 "_sync",
-                "SendHistory(learner.link, after, durable)",
-                "SendHistory(learner.link, min(after + 1, durable), durable)",
+                "SendHistory(learner.link, plan.after_zxid)",
+                "SendHistory(learner.link, min(plan.after_zxid + 1, self._ledger.durable_zxid))",
             ),
         ),
     ),

@@ -90,7 +90,9 @@ class Executor:
         result, failure = None, None
         try:
             result = work()
-        except OSError as error:
+        except AssertionError:
+            raise
+        except Exception as error:
             failure = error
 
         def notice() -> None:
@@ -282,10 +284,6 @@ class Life:
         """See Links."""
         if link in self._known:
             link.send(b"".join(encode_message(message, context)))
-
-    def when_drained(self, link: Link, callback: Callable[[], None]) -> None:
-        """See Links."""
-        self.after(self._rng.randrange(2_000), lambda: link in self._known and callback())
 
     def close_link(self, link: Link, reason: str) -> None:
         """See Links."""

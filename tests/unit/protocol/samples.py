@@ -261,4 +261,5 @@ PEER_SAMPLES: list[quorum.PeerMessage] = [
     quorum.SnapshotChunk(b"chunk"),
     quorum.SnapshotEnd(_ZXID, 1, 0xE3069283),
     quorum.ChunkStored(),
+    quorum.HistoryStored(_ZXID),
 ]

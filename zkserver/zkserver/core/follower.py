@@ -24,6 +24,7 @@ from duolog_protocol.quorum_messages import (
     ChunkStored,
     Commit,
     FollowerInfo,
+    HistoryStored,
     LeaderInfo,
     LeaderMessage,
     LearnerMessage,
@@ -270,10 +271,13 @@ class Follower:
     # ---- broadcast ------------------------------------------------------------------------------
 
     def on_logged(self, zxid: int, now_ms: int) -> None:
-        """A proposal is durable: only now it is acknowledged, never before NEWLEADER is (A.6.6)."""
+        """A proposal is durable: only now it is acknowledged, never before NEWLEADER is
+        (A.6.6). Of the history before that it is said only so that more of it is sent."""
         self._limit_ms = now_ms + self._config.init_limit_ms
         if self._phase in (Phase.ADOPTED, Phase.BROADCAST):
             self._tell(Ack(zxid))
+        elif self._phase is Phase.HISTORY:
+            self._tell(HistoryStored(zxid))
 
     def on_log_refused(self) -> None:
         """There is no space for what the leader proposes. Raises GaveUp."""
