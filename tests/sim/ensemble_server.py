@@ -477,7 +477,9 @@ class Life:
                 self.serving_epoch = epoch
                 self.serves_as_leader = leader_id == self.server_id
                 self._confirm(len(self.state))
-            case StopServing():
+            case StopServing(reason=reason):
+                if "too slow" in reason:
+                    self.world.mark("disk too slow for the leader")
                 self.serving_epoch = 0
                 self.serves_as_leader = False
                 self.pending.clear()
@@ -497,8 +499,12 @@ class Life:
 
     def _apply_up_to(self, zxid: int) -> None:
         count = count_up_to(self.records, zxid)
+        self._snapshotting.count(count - len(self.state))
         self.state += self.records[len(self.state) : count]
-        self._snapshotting.count(count - self.applied_count)
+        if not self.serving_epoch:  # nobody sees it
+            if zxid > self.peer.last_committed_zxid:
+                self.world.mark("applied before it was committed")
+            count = count_up_to(self.records, min(zxid, self.peer.last_committed_zxid))
         self._confirm(count)
         self.world.applied(self)
         if self.serving_epoch:

@@ -275,7 +275,11 @@ class Server:
         assert zxid_of(built[-1]) == zxid, "applies what is not on its disk"
         assert built[: len(self.built)] == self.built, "applies something twice"
         self.built = built
-        self._deliver(built)
+        if self.serving is None:  # nobody sees it: some of it may have to go again
+            committed = self.peer.last_committed_zxid
+            built = [record for record in built if zxid_of(record) <= committed]
+        if len(built) > len(self.applied):
+            self._deliver(built)
 
     def _deliver(self, records: list[bytes]) -> None:
         """These are known to be committed."""

@@ -3,7 +3,7 @@
     DIALLING         the link to the leader is being opened
     DISCOVERY        LEADERINFO: an epoch that is not older than what was promised
     SYNCHRONIZATION  TRUNC or SNAP, history, NEWLEADER: logged and durable, then `current_epoch`,
-                     then ACK
+                     then ACK; what is durable is applied at once, and shown to nobody
     BROADCAST        UPTODATE: serve; log proposals, acknowledge what is durable, apply what is
                      committed
 
@@ -184,6 +184,12 @@ class Follower:
         if self._serves and stalled_ms >= self._config.disk_limit_ms:
             raise GaveUp(f"our disk has written nothing for {stalled_ms} ms")
 
+    def _look_at_queue(self) -> None:
+        """A disk that is slower than the leader's, and works. Raises GaveUp."""
+        queued_bytes = self._ledger.queued_bytes
+        if queued_bytes > self._config.max_queued_bytes:
+            raise GaveUp(f"our disk is too slow for the leader: {queued_bytes} bytes wait for it")
+
     def _tell(self, message: LearnerMessage) -> None:
         self._ledger.effects.append(Tell(self.link, message))
 
@@ -252,6 +258,8 @@ class Follower:
         expect(not self._snapshot_zxid, "a proposal inside a snapshot", message.first_zxid)
         expect(log.follows(message.first_zxid), "a gap", log.last_zxid, message.first_zxid)
         expect(epoch_of(message.last_zxid) <= self.epoch, "of a later epoch", message.last_zxid)
+        if self._phase is not Phase.HISTORY:  # that comes no faster than it is stored
+            self._look_at_queue()
         self._ledger.append(message.records, message.first_zxid, message.last_zxid)
 
     def _on_new_leader(self, epoch: int) -> None:
@@ -278,6 +286,8 @@ class Follower:
             self._tell(Ack(zxid))
         elif self._phase is Phase.HISTORY:
             self._tell(HistoryStored(zxid))
+        if self._phase is not Phase.BROADCAST:
+            self._ledger.apply_durable()
 
     def on_log_refused(self) -> None:
         """There is no space for what the leader proposes. Raises GaveUp."""
