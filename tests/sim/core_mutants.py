@@ -193,6 +193,11 @@ CORE_MUTANTS: Final = (
         (Edit(Leader, "on_propose", "LearnerStage.SYNCING", "LearnerStage.SYNCED"),),
     ),
     CoreMutant(
+        "proposals_told_ahead_of_history",
+        "ZR11, Z16",
+        (Edit(Leader, "on_propose", "LearnerStage.SYNCING", "LearnerStage.CATCHING_UP"),),
+    ),
+    CoreMutant(
         "no_truncation",
         "ZR1, Z-1154",
         (Edit(Leader, "_sync", "plan.truncate_to is not None", "False"),),

@@ -97,10 +97,9 @@ def draw_mix(seed: int) -> FaultMix:
     mix.snap_count = rng.choice((8, 30, 120, 1_000_000))
     mix.limits["disk_limit_ms"] = rng.choice((250, 10_000))
     mix.snap_retain_count = rng.choice((1, 1, 3))
-    # More than clients have outstanding at once, as in earnest.
-    mix.limits["max_queued_bytes"] = random.Random(f"{seed} queue").choice((1_600, 1 << 27))
     if rng.random() < 0.25:
         return mix
+    mix.limits["max_queued_bytes"] = random.Random(f"{seed} queue").choice((600, 1 << 27))
     mix.network = _draw_network(rng)
     mix.pace.stall_rate = rng.choice((0.0, 0.0, 0.01))
     if rng.random() < 0.6:
