@@ -7,7 +7,7 @@ only a server's newest one counts. Not ZooKeeper's bytes, but its protocol: refe
     who dials           PeerHello
     who is dialled      PeerWelcome, PeerRefusal
     anybody             Notification
-    learner -> leader   FollowerInfo, AckEpoch, NewLeaderAck, Ack, Pong
+    learner -> leader   FollowerInfo, AckEpoch, HistoryStored, NewLeaderAck, Ack, Pong
     leader -> learner   LeaderInfo, Truncate, Proposal, NewLeader, UpToDate, Commit, Ping,
                         SnapshotBegin, SnapshotChunk, SnapshotEnd (answered by ChunkStored)
     learner -> leader   Requests, LongRequest,            of its clients, once it has adopted the
@@ -262,6 +262,13 @@ class ChunkStored(NamedTuple):
     """The learner has written a chunk, and takes the next one."""
 
 
+class HistoryStored(NamedTuple):
+    """What was sent of the leader's history is on the learner's disk up to `zxid`: there is room
+    for more of it. Ahead of NEWLEADER; it is no acknowledgement."""
+
+    zxid: int
+
+
 class Identity(NamedTuple):
     """Who a client is, as its server knows it."""
 
@@ -333,7 +340,7 @@ class SessionTaken(NamedTuple):
     session_id: int
 
 
-LearnerMessage = FollowerInfo | AckEpoch | NewLeaderAck | Ack | Pong | ChunkStored
+LearnerMessage = FollowerInfo | AckEpoch | HistoryStored | NewLeaderAck | Ack | Pong | ChunkStored
 LeaderMessage = (
     LeaderInfo
     | Truncate
@@ -446,6 +453,7 @@ PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
             2025,
             Schema(LongRequest, _COUNT, INT64, _IDENTITIES, INT16, data(MAX_LONG_REQUEST_BYTES)),
         ),
+        (2026, Schema(HistoryStored, ZXID)),
     )
 }
 """Class -> number and schema."""

@@ -165,8 +165,8 @@ CORE_MUTANTS: Final = (
             Edit(
                 Leader,
                 "_sync",
-                "SendHistory(learner.link, after, durable)",
-                "SendHistory(learner.link, min(after + 1, durable), durable)",
+                "SendHistory(learner.link, plan.after_zxid)",
+                "SendHistory(learner.link, min(plan.after_zxid + 1, self._ledger.durable_zxid))",
             ),
         ),
     ),
@@ -191,6 +191,11 @@ CORE_MUTANTS: Final = (
         "proposals_kept_from_the_syncing",
         "ZR15, Z-3104",
         (Edit(Leader, "on_propose", "LearnerStage.SYNCING", "LearnerStage.SYNCED"),),
+    ),
+    CoreMutant(
+        "proposals_told_ahead_of_history",
+        "ZR11, Z16",
+        (Edit(Leader, "on_propose", "LearnerStage.SYNCING", "LearnerStage.CATCHING_UP"),),
     ),
     CoreMutant(
         "no_truncation",

@@ -99,6 +99,7 @@ def draw_mix(seed: int) -> FaultMix:
     mix.snap_retain_count = rng.choice((1, 1, 3))
     if rng.random() < 0.25:
         return mix
+    mix.limits["max_queued_bytes"] = random.Random(f"{seed} queue").choice((600, 1 << 27))
     mix.network = _draw_network(rng)
     mix.pace.stall_rate = rng.choice((0.0, 0.0, 0.01))
     if rng.random() < 0.6:

@@ -21,7 +21,6 @@ from duolog_protocol.quorum_messages import (
     NewLeaderAck,
     Notification,
     PeerState,
-    Ping,
     Proposal,
     UpToDate,
 )
@@ -38,6 +37,7 @@ from zkserver.core.peer_events import (
     Dial,
     DialFailed,
     DropSnapshot,
+    HistorySent,
     InstallSnapshot,
     LeadConfirmed,
     LinkLost,
@@ -121,8 +121,8 @@ class Life:
         """It was an established leader after its last step."""
         self.pending: deque[bytes] = deque()
         """Records whose clients wait for an answer."""
-        self._links: dict[Link, list[Any] | None] = {}
-        """Links that the peer knows; with what waits behind history that is still being read."""
+        self._links: set[Link] = set()
+        """Links that the peer knows."""
         self._inbox: list[Callable[[], None]] = []
         """What came while the process was paused."""
         self._timer_us = 0
@@ -279,7 +279,7 @@ class Life:
         """See Endpoint."""
 
         def take() -> None:
-            self._links[link] = None
+            self._links.add(link)
             self.step(LinkOpened(link, link.peer_address if dialled else 0))
 
         self.arrive(take)
@@ -302,7 +302,7 @@ class Life:
 
         def take() -> None:
             if link in self._links:
-                del self._links[link]
+                self._links.discard(link)
                 self._disk.forget(link)
                 self.step(LinkLost(link))
 
@@ -328,31 +328,27 @@ class Life:
         self.machine.current_epoch = epochs.current_epoch
         self.world.trace(self.server_id, f"disk {epochs.current_epoch} {len(self.durable)}")
 
-    def history_read(self, link: Link, records: list[bytes], is_last: bool) -> None:
-        """See PeerDiskOwner."""
-        self._send_history(link, records, is_last)
-        if not is_last:
-            self.world.mark("history in parts")
-            self._read_on(link)
+    def history_read(self, link: Link, records: list[bytes]) -> None:
+        """See PeerDiskOwner: in proposals of any size, none of two epochs."""
+        start = 0
+        while start < len(records):
+            epoch = epoch_of(zxid_of(records[start]))
+            end = start + self._rng.randint(1, self.world.mix.most_in_history)
+            part = [each for each in records[start:end] if epoch_of(zxid_of(each)) == epoch]
+            self._tell(link, Proposal(zxid_of(part[0]), zxid_of(part[-1]), tuple(part)))
+            start += len(part)
 
-    def _read_on(self, link: Link) -> None:
-        delay = self._rng.randrange(3_000)  # until the link has taken it
-        self.world.scheduler.after(
-            delay, self.guarded(lambda: self.arrive(lambda: self._disk.read_on(link)))
-        )
-
-    def history_gone(self, link: Link) -> None:
+    def history_gone(self, link: Link, reason: str) -> None:
         """See PeerDiskOwner."""
         self.world.mark("history gone")
-        self._links.pop(link, None)
+        self._disk.forget(link)
+        self._links.discard(link)
         link.close()
         self.step(LinkLost(link))
 
     def snapshot_read(self, link: Link, message: Any) -> None:
         """See PeerDiskOwner."""
-        if link in self._links:
-            self.world.checks.tells(self, link, message)
-            link.send(message)
+        self._tell(link, message)
 
     def may_purge(self) -> bool:
         """Nothing of the log is being read for a learner."""
@@ -402,6 +398,8 @@ class Life:
         if isinstance(event, LogRefused):
             del self.records[len(self.durable) :]
             self.world.mark("disk full")
+        elif isinstance(event, HistorySent):
+            self.world.mark("history sent")
         elif isinstance(event, SnapshotRefused):
             self.world.mark("snapshot refused")
             self.records[:] = self.durable
@@ -460,16 +458,17 @@ class Life:
                 self._disk.put(effect)
             case DropSnapshot():
                 self._disk.put(effect)
-            case ReadOn(link=link):
-                self._read_on(link)
+            case ReadOn(link=link, stored_zxid=zxid):
+                if zxid is not None:
+                    self.world.mark("history in parts")
+                self._disk.read_on(link, zxid)
             case SendHistory(link=link) | SendSnapshot(link=link):
                 if link in self._links:
-                    self._links[link] = []
                     self._disk.put(effect)
             case Dial(server_id=server_id):
                 self.world.network.dial(self.server_id, server_id)
             case CloseLink(link=link):
-                self._links.pop(link, None)
+                self._links.discard(link)
                 self._disk.forget(link)
                 link.close()
             case Serve(epoch=epoch, leader_id=leader_id):
@@ -478,7 +477,9 @@ class Life:
                 self.serving_epoch = epoch
                 self.serves_as_leader = leader_id == self.server_id
                 self._confirm(len(self.state))
-            case StopServing():
+            case StopServing(reason=reason):
+                if "too slow" in reason:
+                    self.world.mark("disk too slow for the leader")
                 self.serving_epoch = 0
                 self.serves_as_leader = False
                 self.pending.clear()
@@ -488,10 +489,6 @@ class Life:
     def _tell(self, link: Link, message: Any) -> None:
         if link not in self._links:
             return  # it has ended, and the peer will hear of it
-        held = self._links[link]
-        if held is not None and not isinstance(message, Ping):
-            held.append(message)
-            return
         important = isinstance(message, IMPORTANT)
         if important:
             self.crash_point(f"before {type(message).__name__}")
@@ -500,28 +497,14 @@ class Life:
         if important:
             self.crash_point(f"after {type(message).__name__}")
 
-    def _send_history(self, link: Link, records: list[bytes], is_last: bool) -> None:
-        """Send what was read in proposals of any size, none of two epochs; at last what waits."""
-        held, self._links[link] = self._links[link], None
-        assert held is not None, "nobody waits for history"
-        start = 0
-        while start < len(records):
-            epoch = epoch_of(zxid_of(records[start]))
-            end = start + self._rng.randint(1, self.world.mix.most_in_history)
-            part = [each for each in records[start:end] if epoch_of(zxid_of(each)) == epoch]
-            self._tell(link, Proposal(zxid_of(part[0]), zxid_of(part[-1]), tuple(part)))
-            start += len(part)
-        if not is_last:
-            self._links[link] = held
-            return
-        self.world.mark("history sent")
-        for message in held:
-            self._tell(link, message)
-
     def _apply_up_to(self, zxid: int) -> None:
         count = count_up_to(self.records, zxid)
+        self._snapshotting.count(count - len(self.state))
         self.state += self.records[len(self.state) : count]
-        self._snapshotting.count(count - self.applied_count)
+        if not self.serving_epoch:  # nobody sees it
+            if zxid > self.peer.last_committed_zxid:
+                self.world.mark("applied before it was committed")
+            count = count_up_to(self.records, min(zxid, self.peer.last_committed_zxid))
         self._confirm(count)
         self.world.applied(self)
         if self.serving_epoch:

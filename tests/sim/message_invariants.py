@@ -5,7 +5,7 @@ messageLegal of reference reliability §7.2, checked where a message is sent: th
 
     leader     LeaderInfo [Truncate | SnapshotBegin SnapshotChunk* SnapshotEnd]
                Proposal* NewLeader Proposal* UpToDate (Proposal | Commit)*
-    learner    FollowerInfo AckEpoch ChunkStored* NewLeaderAck Ack*
+    learner    FollowerInfo AckEpoch ChunkStored* HistoryStored* NewLeaderAck Ack*
 
 with Ping and Pong anywhere behind the first FollowerInfo.
 """
@@ -21,6 +21,7 @@ from duolog_protocol.quorum_messages import (
     ChunkStored,
     Commit,
     FollowerInfo,
+    HistoryStored,
     LeaderInfo,
     NewLeader,
     NewLeaderAck,
@@ -53,7 +54,8 @@ GRAMMAR: Final = {
     FollowerInfo: ({START}, "introduced"),
     AckEpoch: ({"introduced"}, "promised"),
     ChunkStored: ({"promised"}, "promised"),
-    NewLeaderAck: ({"promised"}, "adopted"),
+    HistoryStored: ({"promised", "storing"}, "storing"),
+    NewLeaderAck: ({"promised", "storing"}, "adopted"),
     Ack: ({"adopted"}, "adopted"),
 }
 LEADER_SAYS: Final = (
@@ -179,6 +181,9 @@ class DurableBeforeSent(Invariant):
             case NewLeaderAck(epoch):
                 if machine.current_epoch != epoch:
                     self.fail(life, "says", message, "having adopted", machine.current_epoch)
+            case HistoryStored(zxid):
+                if zxid > held:
+                    self.fail(life, f"says that {zxid:#x} is stored, having {held:#x}")
             case Ack(zxid):
                 if zxid > held:
                     self.fail(life, f"acknowledges {zxid:#x}, having {held:#x}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from duolog_cluster.sim.disk import SimDisk
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = "/zk"
 ENSEMBLE_ID: Final = 7
+
+
+def up_to(zxid: int, records: Iterable[bytes]) -> Iterator[bytes]:
+    """Those of the records that are not after `zxid`."""
+    return (each for each in records if int.from_bytes(each[:8], "big") <= zxid)
 
 
 class Machine:
@@ -90,7 +95,9 @@ class Executor:
         result, failure = None, None
         try:
             result = work()
-        except Exception as error:  # as the disk thread does
+        except AssertionError:
+            raise
+        except Exception as error:
             failure = error
 
         def notice() -> None:
@@ -171,18 +178,24 @@ class Life:
         self.replica.start()
 
     def _watch_commits(self, data: DataDirectory) -> None:
-        """Tell the world what is committed: what is applied, and all that a new leader has."""
+        """Tell the world what is committed: what is applied where clients are served, and what is
+        applied, or is a new leader's, when they begin to be."""
         replica, world = self.replica, self.world
         apply_up_to, serve = replica._apply_up_to, replica._serve
 
         def watched_apply(zxid: int) -> None:
+            is_serving, known = replica.core.is_serving, replica.peer.last_committed_zxid
+            committed_zxid = zxid if is_serving else min(zxid, known)
             for each in list(replica._unapplied):
-                world.committed(r for r in each.records if int.from_bytes(r[:8], "big") <= zxid)
+                world.committed(up_to(committed_zxid, each.records))
             apply_up_to(zxid)
 
         def watched_serve(epoch: int, leader_id: int) -> None:
-            if leader_id == self.server_id:
-                world.committed(data.log.read_from(data.log.first_zxid_before))
+            records = data.log.read_from(data.log.first_zxid_before)
+            is_leader = leader_id == self.server_id
+            world.committed(
+                records if is_leader else up_to(replica.core.last_applied_zxid, records)
+            )
             serve(epoch, leader_id)
 
         replica._apply_up_to = watched_apply  # type: ignore[method-assign]
@@ -282,10 +295,6 @@ class Life:
         """See Links."""
         if link in self._known:
             link.send(b"".join(encode_message(message, context)))
-
-    def when_drained(self, link: Link, callback: Callable[[], None]) -> None:
-        """See Links."""
-        self.after(self._rng.randrange(2_000), lambda: link in self._known and callback())
 
     def close_link(self, link: Link, reason: str) -> None:
         """See Links."""

@@ -11,7 +11,7 @@ from zkserver.core import leader
 from zkserver.core.epoch_ends import EpochEnds
 from zkserver.core.follower import Follower
 from zkserver.core.leader import Leader
-from zkserver.server.peer_disk import PeerDisk
+from zkserver.server.learner_history import LearnerHistory
 from zkserver.storage import recovery
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.snapshot import SnapshotWriter
@@ -82,21 +82,21 @@ SNAPSHOT_MUTANTS: Final = (
         "ZR11, Z-4925",
         (
             Edit(
-                PeerDisk,
+                LearnerHistory,
                 "_read_snapshot",
-                "history.after_zxid = zxid",
-                "history.after_zxid = min(zxid + 1, history.last_zxid)",
+                "LogCursor(data.log, zxid)",
+                "LogCursor(data.log, min(zxid + 1, data.log.durable_zxid))",
             ),
         ),
     ),
     CoreMutant(
-        "in_flight_forgotten_behind_a_snapshot",
+        "in_flight_forgotten_behind_history",
         "ZR17, Z-962",
         (
             Edit(
                 Leader,
-                "_sync",
-                "self._tell_in_flight(learner, self._ledger.durable_zxid)",
+                "on_history_sent",
+                "self._tell_in_flight(learner, zxid)",
                 "self._tell_in_flight(learner, self._broadcast.proposed_zxid)",
             ),
         ),

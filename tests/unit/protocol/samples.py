@@ -267,4 +267,5 @@ PEER_SAMPLES: list[quorum.PeerMessage] = [
         tuple(quorum.Identity("digest", f"user{number}:x") for number in range(17)),
         *(zk.DELETE.key, encode_fields(zk.DeleteRequest("/a", -1))),
     ),
+    quorum.HistoryStored(_ZXID),
 ]

@@ -30,6 +30,7 @@ from zkserver.core.peer_events import (
     DropSnapshot,
     EpochAccepted,
     EpochAdopted,
+    HistorySent,
     InstallSnapshot,
     LeadConfirmed,
     LinkLost,
@@ -43,6 +44,7 @@ from zkserver.core.peer_events import (
     PeerEvent,
     PeerTimerFired,
     Propose,
+    ReadOn,
     ReceiveSnapshot,
     SendHistory,
     SendSnapshot,
@@ -227,16 +229,18 @@ class Server:
                 return EpochAdopted(epoch)
 
     def _perform(self, effects: list[PeerEffect]) -> None:
+        sent: list[HistorySent] = []
         for effect in effects:
             match effect:
                 case Tell(link=link, message=message):
                     self._tell(link, message)
                 case SendSnapshot():
                     self.snapshots.append(effect)
-                case SendHistory(link=link, after_zxid=after, last_zxid=last):
+                case SendHistory(link=link, after_zxid=after):
                     for record in self.log:
-                        if after < zxid_of(record) <= last:
+                        if after < zxid_of(record):
                             self._tell(link, proposal(record))
+                    sent.append(HistorySent(link, zxid_of(self.log[-1])))
                 case CloseLink(link=link, reason=reason):
                     self.reasons.append(reason)
                     self._tell(link, None)
@@ -257,8 +261,12 @@ class Server:
                     self.serving = None
                 case LeadConfirmed(token=token):
                     self.confirmed.append(token)
+                case ReadOn():
+                    pass  # all of it is sent at once
                 case _:
                     self.disk.append(effect)
+        for each in sent:
+            self.step(each)
 
     def _tell(self, link: Link, message: Any) -> None:
         if message is not None:
@@ -270,7 +278,11 @@ class Server:
         assert zxid_of(built[-1]) == zxid, "applies what is not on its disk"
         assert built[: len(self.built)] == self.built, "applies something twice"
         self.built = built
-        self._deliver(built)
+        if self.serving is None:  # nobody sees it: some of it may have to go again
+            committed = self.peer.last_committed_zxid
+            built = [record for record in built if zxid_of(record) <= committed]
+        if len(built) > len(self.applied):
+            self._deliver(built)
 
     def _deliver(self, records: list[bytes]) -> None:
         """These are known to be committed."""

@@ -12,6 +12,7 @@ from duolog_protocol.quorum_messages import (
     ChunkStored,
     Commit,
     FollowerInfo,
+    HistoryStored,
     LeaderInfo,
     NewLeader,
     NewLeaderAck,
@@ -169,6 +170,77 @@ def test_uptodate_may_commit_what_is_still_on_its_way_to_the_disk() -> None:
     assert ensemble[1].applied == [*OLD, b"2.0 c"]
     ensemble[1].do_disk(1)
     assert ensemble[1].applied == [*OLD, b"2.0 c", b"2.1 d"]
+
+
+# --- How much a learner keeps in memory -----------------------------------------------------------
+
+
+def test_history_is_told_to_be_stored_once_it_is_and_never_acknowledged() -> None:
+    ensemble = syncing()
+    ensemble.deliver(3, 1, 2)
+    assert ensemble[1].messages(HistoryStored) == []
+    ensemble[1].do_disk(1)
+    assert ensemble[1].messages(HistoryStored, Ack) == [HistoryStored(make_zxid(1, 0))]
+    ensemble.deliver(3, 1)
+    ensemble[1].do_disk()
+    assert len(ensemble[1].messages(HistoryStored)) == 1, "behind NEWLEADER nobody waits for it"
+
+
+def test_what_is_durable_is_applied_piece_by_piece_before_anybody_is_served() -> None:
+    """So that neither all of the history is kept until UPTODATE nor all of it applied at once."""
+    ensemble = adopting()
+    ensemble.forge(3, 1, proposal(b"2.0 c"))
+    for count in (1, 2, 2, 3):
+        ensemble[1].do_disk(1)
+        assert ensemble[1].built == [*OLD, b"2.0 c"][:count]
+        assert ensemble[1].applied == [] and ensemble[1].serving is None
+    ensemble.forge(3, 1, UpToDate(make_zxid(1, 1)))
+    assert ensemble[1].serving is None, "2.0 is applied, and may have to go again"
+    ensemble.forge(3, 1, proposal(b"2.1 d"))
+    ensemble[1].do_disk()
+    assert len(ensemble[1].built) == 3, "from now on only what is committed"
+    ensemble.forge(3, 1, Commit(make_zxid(2, 0)))
+    assert ensemble[1].serving == (2, 3) and ensemble[1].applied == [*OLD, b"2.0 c"]
+    ensemble.forge(3, 1, Commit(make_zxid(2, 1)))
+    assert ensemble[1].applied == [*OLD, b"2.0 c", b"2.1 d"]
+
+
+def test_what_was_applied_before_it_was_committed_goes_again_with_a_truncation() -> None:
+    ensemble = syncing()
+    ensemble.deliver(3, 1, 2)
+    ensemble[1].do_disk()
+    assert ensemble[1].built == OLD
+    ensemble[3].kill()
+    ensemble.lose_link(1, 3)
+    ensemble[2].holds(b"1.0 a", accepted=3, current=3)
+    ensemble[2].kill()
+    ensemble[2].start()
+    ensemble.advance(DEFAULTS.init_limit_ms)
+    assert ensemble.leader is ensemble[2]
+    assert ensemble[1].built == ensemble[1].log == ensemble[1].applied == [b"1.0 a"]
+
+
+@pytest.mark.parametrize("is_adopted", [False, True])
+def test_who_is_permanently_slower_than_the_leader_gives_up(is_adopted: bool) -> None:
+    """What is proposed would heap up without end; then it is sent as fast as it can take it."""
+    ensemble = Ensemble()
+    config = ensemble[1].config
+    ensemble[1].config = config._replace(max_queued_bytes=100)
+    ensemble.start()
+    ensemble.settle()
+    if not is_adopted:
+        ensemble.lose_link(1, 3)
+        ensemble.settle(without_disk_of=1)
+        ensemble[1].do_disk(1)
+    words = [b"%d" % number for number in range(20)]
+    for word in words:
+        ensemble[3].propose(word)
+        ensemble.settle(without_disk_of=1)
+    assert any("too slow" in reason for reason in ensemble[1].reasons)
+    queued = sum(len(r) for work in ensemble[1].disk for r in getattr(work, "records", ()))
+    assert 100 < queued < 120 and ensemble[3].serving == (1, 3)
+    ensemble.advance(DEFAULTS.init_limit_ms)
+    assert ensemble[1].serving == (1, 3) and len(ensemble[1].applied) == len(words)
 
 
 # --- What does not fit ----------------------------------------------------------------------------

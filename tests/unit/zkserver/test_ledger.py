@@ -106,6 +106,35 @@ def test_applied_is_what_is_both_committed_and_durable() -> None:
     assert applied(found) == [z(1), z(2), z(3)], "once"
 
 
+def test_who_serves_nobody_may_apply_what_is_durable() -> None:
+    found = ledger()
+    append(found, 0, 3)
+    append(found, 4, 4)
+    found.apply_durable()
+    assert applied(found) == []
+    found.on_logged(z(3))
+    found.apply_durable()
+    assert applied(found) == [z(3)] and not found.may_serve
+    found.commit(z(2))
+    assert applied(found) == [z(3)] and not found.may_serve, "nothing twice"
+    found.commit(z(4))
+    assert applied(found) == [z(3)] and found.may_serve
+    found.on_logged(z(4))
+    assert applied(found) == [z(3), z(4)]
+
+
+def test_what_waits_for_the_disk_is_counted() -> None:
+    found = ledger()
+    found.append([b"x" * 5, b"y"], z(0), z(1))
+    found.append([b"z" * 7], z(2), z(2))
+    found.append([b"z"], z(3), z(3))
+    assert found.queued_bytes == 14
+    found.on_logged(z(2))
+    assert found.queued_bytes == 1
+    found.on_refused(z(3))
+    assert found.queued_bytes == 0
+
+
 def test_a_commit_that_is_already_known_is_no_step_back() -> None:
     """Z11: UPTODATE of a term may name less than an earlier term has committed."""
     found = ledger(last=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from zkserver.core.peer_events import (
     AppendRecords,
     EpochAccepted,
     EpochAdopted,
+    HistorySent,
     Logged,
     LogRefused,
     PeerEvent,
@@ -45,8 +47,8 @@ def append(first: int, last: int) -> AppendRecords:
     return AppendRecords(records, zxid(first), zxid(last))
 
 
-def history(after: int, last: int, link: object = LINK) -> SendHistory:
-    return SendHistory(link, zxid(after), zxid(last))
+def history(after: int, link: object = LINK) -> SendHistory:
+    return SendHistory(link, zxid(after))
 
 
 class World:
@@ -61,7 +63,9 @@ class World:
         assert list(self.data.records()) == []
         self.executor = InlineDisk(immediate=False)
         self.told: list[tuple[Any, ...]] = []
-        self.parts: list[tuple[object, int, bool]] = []
+        self.parts: list[tuple[object, int, int]] = []
+        """To whom, and the counters of the first record and of the last one."""
+        self.gone: list[str] = []
         self.retries: list[int] = []
         self.failures: list[BaseException] = []
         self.disk = PeerDisk(self.data, self.executor, self, **options)
@@ -73,8 +77,12 @@ class World:
         asks, self.asks = self.asks, []
         self.put(*asks)
 
-    def history_read(self, link: Any, records: list[bytes], is_last: bool) -> None:
-        self.parts.append((link, len(records), is_last))
+    def history_read(self, link: Any, records: list[bytes]) -> None:
+        counters = [int.from_bytes(each[4:8], "big") for each in records]
+        self.parts.append((link, counters[0], counters[-1]))
+
+    def history_gone(self, link: Any, reason: str) -> None:
+        self.gone.append(reason)
 
     def retry_disk(self, delay_ms: int) -> None:
         self.retries.append(delay_ms)
@@ -155,9 +163,9 @@ def test_a_full_disk_refuses_all_that_is_queued_behind_with_one_event() -> None:
     world.do(append(0, 1))
     world.faults.full_at_write, world.faults.full_for_writes = world.files.write_count + 1, 2
     world.asks = [append(2, 2)]  # the peer begins anew where the log ends
-    told = world.do(append(2, 3), append(4, 4), AdoptEpoch(1), append(5, 5), history(0, 1))
-    assert told == [(LogRefused, zxid(2)), (Logged, zxid(2))]
-    assert world.parts == [(LINK, 1, True)], "reading needs no space"
+    told = world.do(append(2, 3), append(4, 4), AdoptEpoch(1), append(5, 5), history(0))
+    assert told == [(LogRefused, zxid(2)), (HistorySent, LINK, zxid(1)), (Logged, zxid(2))]
+    assert world.parts == [(LINK, 1, 1)], "reading needs no space"
     assert world.records() == [record(0), record(1), record(2)] and not world.failures
 
 
@@ -185,10 +193,10 @@ def test_any_other_failure_stops_the_server_untold(effect: Any) -> None:
     world = open_epoch()
     world.do(append(0, 1))
     world.faults.fail_at_sync = world.files.sync_count + 1
-    assert world.do(effect, append(3, 3), history(0, 1)) == []
+    assert world.do(effect, append(3, 3), history(0)) == []
     assert len(world.failures) == 1 and isinstance(world.failures[0], OSError | StorageError)
     assert world.do(AdoptEpoch(1)) == [] and world.parts == []
-    world.disk.read_on(LINK)
+    world.disk.read_on(LINK, zxid(1))
     assert world.executor.pending == 0
 
 
@@ -207,26 +215,101 @@ def test_a_stop_is_no_failure() -> None:
     assert world.told == [] and world.failures == []
 
 
-def test_history_is_read_in_parts_when_the_link_can_take_them_and_others_come_between() -> None:
+def test_history_is_read_in_parts_and_others_come_between() -> None:
     world = open_epoch(max_part_bytes=40)
     world.do(append(0, 6))
     world.told.clear()
-    world.put(history(0, 5), history(4, 6, OTHER), append(7, 7))
+    world.put(history(0), history(4, OTHER), append(7, 7))
     world.executor.run_pending()
-    assert world.parts == [(LINK, 2, False), (OTHER, 2, False)]
-    assert world.told == [(Logged, zxid(7))]
-    world.disk.read_on(OTHER)
-    world.disk.read_on(LINK)
-    world.put(append(8, 8))
+    assert world.parts == [(LINK, 1, 2), (OTHER, 5, 6), (LINK, 3, 4)]
+    assert world.told == [(HistorySent, OTHER, zxid(6)), (Logged, zxid(7))]
+    world.disk.read_on(LINK, zxid(2))
     world.executor.run_pending()
-    assert world.parts[2:] == [(OTHER, 0, True), (LINK, 2, False)], "to zxid 6, no further"
-    world.disk.read_on(LINK)
-    world.disk.read_on(OTHER)  # all was read
+    world.disk.read_on(LINK, zxid(4))
+    world.disk.read_on(OTHER, zxid(6))  # all was read
     world.executor.run_pending()
-    assert world.parts[4:] == [(LINK, 1, True)] and world.disk.idle
-    world.put(history(6, 8))
+    assert world.parts[3:] == [(LINK, 5, 6), (LINK, 7, 7)], "all that is durable by now"
+    assert world.told[-1] == (HistorySent, LINK, zxid(7))
+    assert world.disk.idle and not world.disk.sends_history
+    world.put(history(6))
     world.executor.run_pending()
-    assert world.parts[-1] == (LINK, 2, False), "the same link may ask again"
+    assert world.parts[-1] == (LINK, 7, 7), "the same link may ask again"
+
+
+def test_no_more_than_two_parts_are_on_their_way_to_a_disk_that_is_slow() -> None:
+    """Whatever is written meanwhile is read from the log, and kept nowhere else."""
+    world = open_epoch(max_part_bytes=40)
+    world.do(append(0, 6))
+    world.do(history(0))
+    for counter in range(7, 60):
+        world.do(append(counter, counter))
+    assert world.parts == [(LINK, 1, 2), (LINK, 3, 4)]
+    for stored in (0, 1, 1):  # not a whole part
+        world.disk.read_on(LINK, zxid(stored))
+        world.disk.read_on(LINK, None)
+        world.executor.run_pending()
+    assert len(world.parts) == 2
+    world.disk.read_on(LINK, zxid(2))
+    world.disk.read_on(LINK, zxid(2))
+    world.executor.run_pending()
+    assert world.parts[2:] == [(LINK, 5, 6)]
+    assert world.disk.sends_history, "nothing is purged"
+
+
+def test_a_history_ends_although_the_leader_goes_on_writing() -> None:
+    """As soon as one part holds all that is missing, which is more than was there at first."""
+    world = open_epoch(max_part_bytes=100)
+    world.do(append(0, 59))
+    world.do(history(0))
+    counter, sent = 60, 0
+    while not (told := [each for each in world.told if each[0] is HistorySent]):
+        world.do(append(counter, counter + 2))  # a part is five
+        counter += 3
+        sent = world.parts[-1][2]
+        world.disk.read_on(LINK, zxid(sent))
+        world.executor.run_pending()
+        assert counter < 300
+    assert told == [(HistorySent, LINK, zxid(counter - 1))]
+    pieces = [(first, last) for _, first, last in world.parts]
+    assert pieces[0][0] == 1 and pieces[-1][1] == counter - 1
+    assert all(one[1] + 1 == other[0] for one, other in pairwise(pieces)), "each once, in order"
+
+
+def test_a_history_goes_on_through_files_that_are_rolled_meanwhile() -> None:
+    world = open_epoch(max_part_bytes=40)
+    world.do(append(0, 6))
+    world.do(history(0))
+    for counter in range(7, 12):
+        if counter % 3 == 0:
+            world.data.log.roll()
+        world.do(append(counter, counter))
+    for _ in range(4):
+        world.disk.read_on(LINK, zxid(world.parts[-1][2]))
+        world.executor.run_pending()
+    assert world.told[-1] == (HistorySent, LINK, zxid(11))
+    assert [each for _, first, last in world.parts for each in range(first, last + 1)] == [
+        *range(1, 12)
+    ]
+    assert world.open_files() == 2, "the lock, and the log's last file"
+
+
+def test_a_log_that_cannot_be_read_any_more_ends_the_link_and_nothing_else() -> None:
+    """Deleted, or damaged: what is here is served on."""
+    world = open_epoch(max_part_bytes=40)
+    world.do(append(0, 3))
+    world.data.log.roll()
+    world.do(append(4, 9))
+    assert world.data.log.purge(zxid(3))
+    world.do(history(0))
+    assert len(world.gone) == 1 and "begins after" in world.gone[0]
+    path = next(each for each in world.files.contents() if "log." in each)
+    file = world.files.open(path)
+    file.pwrite(b"?", file.size() // 4)
+    file.close()
+    world.do(history(3))
+    assert len(world.gone) == 2 and "damaged" in world.gone[1]
+    assert not world.disk.sends_history and not world.failures
+    assert world.do(append(10, 10)) == [(Logged, zxid(10))] and world.open_files() == 2
 
 
 @pytest.mark.parametrize("moment", ["queued", "begun", "read", "told"])
@@ -235,7 +318,7 @@ def test_a_history_that_nobody_wants_any_more_holds_nothing_up(moment: str) -> N
     world.do(append(0, 6))
     if moment == "queued":
         world.put(append(7, 7))
-    world.put(history(0, 6))
+    world.put(history(0))
     if moment == "told":
         world.executor.run_pending()
     elif moment == "read":
@@ -244,7 +327,7 @@ def test_a_history_that_nobody_wants_any_more_holds_nothing_up(moment: str) -> N
     world.disk.forget(LINK)
     world.put(TruncateLog(zxid(3)))
     world.executor.run_pending()
-    world.disk.read_on(LINK)
-    assert len(world.parts) == (moment == "told")
+    world.disk.read_on(LINK, zxid(2))
+    assert len(world.parts) == 2 * (moment == "told")
     assert world.told[-1] == (Truncated, zxid(3)) and world.disk.idle
     assert world.open_files() == 2, "the lock, and the log's last file"

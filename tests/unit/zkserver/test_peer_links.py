@@ -204,24 +204,6 @@ async def test_a_reader_that_is_too_slow_is_dropped() -> None:
         await slow.hang_up()
 
 
-async def test_a_history_in_parts_passes_the_bound_on_what_is_unsent() -> None:
-    async with ensemble(max_unsent_bytes=1 << 20) as (leader, learner):
-        await connect(learner, leader)
-        parts = [proposal(zxid, 1 << 20) for zxid in range(1, 25)]
-        left = iter(parts)
-
-        def go_on() -> None:
-            for each in left:
-                leader.links.tell(leader.link, each)
-                leader.links.when_drained(leader.link, go_on)
-                return
-
-        go_on()
-        await until(lambda: len(learner.received) == len(parts))
-        assert learner.messages == parts
-        assert not leader.lost
-
-
 # ---- dials that come to nothing -----------------------------------------------------------------
 
 
@@ -518,7 +500,6 @@ async def test_nothing_is_heard_after_the_close() -> None:
         one.call("dial", 2)
         one.call("dial", 9)
         one.call("notify", 3, vote(2))
-        one.call("when_drained", one.link, lambda: pytest.fail("called after the close"))
         two.call("tell", two.link, FollowerInfo(2, 0, 1))
         await one.close()
         await one.close()

@@ -16,6 +16,7 @@ from duolog_protocol.quorum_messages import SnapshotBegin, SnapshotChunk, Snapsh
 from zkserver.core.peer_events import (
     ChunkWritten,
     DropSnapshot,
+    HistorySent,
     InstallSnapshot,
     Logged,
     ReceiveSnapshot,
@@ -30,7 +31,7 @@ from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
 from .storage_support import take_snapshot
-from .test_peer_disk import LINK, World, append, record, zxid
+from .test_peer_disk import LINK, OTHER, World, append, record, zxid
 
 CHUNKS = [b"first chunk", b"second", b"the third one"]
 CRC = crc32c(b"".join(CHUNKS))
@@ -44,14 +45,10 @@ class Ends(World):
 
     def start(self) -> None:
         self.messages: list[Any] = []
-        self.gone: list[object] = []
         self.disk = PeerDisk(self.data, self.executor, self, builder=self)
 
     def snapshot_read(self, link: Any, message: Any) -> None:
         self.messages.append(message)
-
-    def history_gone(self, link: Any) -> None:
-        self.gone.append(link)
 
     def on_truncated(self, zxid: int) -> None:
         raise AssertionError("nothing is truncated here")
@@ -85,6 +82,7 @@ def leader() -> Ends:
     take_snapshot(world.data, zxid(5), CHUNKS)
     world.do(append(6, 9))
     assert world.data.purge(1) and world.data.log.first_zxid_before == zxid(5)
+    world.data.verified.add(zxid(5))
     return world
 
 
@@ -107,26 +105,26 @@ def receive(count: int = 3, crc: int = CRC) -> list[Any]:
 
 def test_chunks_are_sent_one_by_one_as_they_are_taken_and_then_the_history() -> None:
     world = leader()
-    world.do(SendSnapshot(LINK, zxid(9)))
+    world.do(SendSnapshot(LINK))
     assert world.messages == [SnapshotBegin(zxid(5)), SnapshotChunk(CHUNKS[0])]
     for chunk in CHUNKS[1:]:
-        world.disk.read_on(LINK)
+        world.disk.read_on(LINK, None)
         world.executor.run_pending()
         assert world.messages[-1] == SnapshotChunk(chunk) and world.parts == []
-    world.disk.read_on(LINK)
+    world.disk.read_on(LINK, None)
     world.executor.run_pending()
     assert world.messages[-1] == SnapshotEnd(zxid(5), 3, CRC)
-    assert world.parts == [(LINK, 4, True)], "6 to 9"
+    assert world.parts == [(LINK, 6, 9)] and world.told[-1] == (HistorySent, LINK, zxid(9))
     assert world.open_files() == leader().open_files()
 
 
 def test_the_open_snapshot_outlives_a_purge() -> None:
     world = leader()
-    world.do(SendSnapshot(LINK, zxid(9)))
+    world.do(SendSnapshot(LINK))
     take_snapshot(world.data, zxid(9), [b"newer"])
     assert "snapshot." + f"{zxid(5):016x}" in world.data.purge(1)
     for _ in CHUNKS:
-        world.disk.read_on(LINK)
+        world.disk.read_on(LINK, None)
         world.executor.run_pending()
     assert world.messages[-1] == SnapshotEnd(zxid(5), 3, CRC)
 
@@ -134,29 +132,66 @@ def test_the_open_snapshot_outlives_a_purge() -> None:
 def test_a_chunk_that_is_asked_for_twice_is_sent_once() -> None:
     """A learner's word must not stop its leader."""
     world = leader()
-    world.do(SendSnapshot(LINK, zxid(9)))
+    world.do(SendSnapshot(LINK))
     for _ in range(3):
-        world.disk.read_on(LINK)
+        world.disk.read_on(LINK, None)
     world.executor.run_pending()
     assert world.messages[1:] == [SnapshotChunk(CHUNKS[0]), SnapshotChunk(CHUNKS[1])]
 
 
-def test_a_snapshot_that_is_newer_than_what_was_asked_for_ends_the_link() -> None:
-    """What is told behind it would not follow; the learner asks again."""
+def damage(world: Ends, counter: int, position: int) -> None:
+    file = world.files.open(f"/zk/snapshot.{zxid(counter):016x}")
+    byte = file.pread(1, position)
+    file.pwrite(bytes([byte[0] ^ 1]), position)
+    file.close()
+
+
+def test_a_snapshot_that_is_damaged_ends_the_link_and_the_next_one_is_sent_the_one_before() -> None:
+    """It is begun without having been read from end to end: that would be one job, in which the
+    leader writes nothing."""
+    world = leader()
+    take_snapshot(world.data, zxid(9), CHUNKS)
+    world.data.verified.add(zxid(9))
+    end = world.files.open(f"/zk/snapshot.{zxid(9):016x}").size()
+    damage(world, 9, end - 40)  # in the last chunk
+    world.do(SendSnapshot(LINK))
+    for _ in CHUNKS:
+        world.disk.read_on(LINK, None)
+        world.executor.run_pending()
+    assert world.messages[0] == SnapshotBegin(zxid(9)) and len(world.messages) == 3
+    assert len(world.gone) == 1 and "checksum" in world.gone[0]
+    assert world.failures == [] and not world.disk.sends_history
+    world.do(SendSnapshot(OTHER))
+    assert world.messages[3:] == [SnapshotBegin(zxid(5)), SnapshotChunk(CHUNKS[0])]
+    damage(world, 5, end - 40)
+    for link in (OTHER, LINK):
+        world.disk.forget(OTHER)
+        world.do(SendSnapshot(link))
+        for _ in CHUNKS:
+            world.disk.read_on(link, None)
+            world.executor.run_pending()
+    assert len(world.gone) == 3 and world.gone[2] == "there is no snapshot that can be read"
+    assert world.do(append(10, 10)) == [(Logged, zxid(10))] and world.failures == []
+
+
+def test_a_snapshot_that_was_not_read_back_yet_is_not_sent() -> None:
     world = leader()
     take_snapshot(world.data, zxid(9), [b"newer"])
-    world.do(SendSnapshot(LINK, zxid(8)))
-    assert world.gone == [LINK] and world.messages == [] and world.disk.idle
+    world.do(SendSnapshot(LINK))
+    assert world.messages[0] == SnapshotBegin(zxid(5))
+    world.data.verified.add(zxid(9))
+    world.do(SendSnapshot(OTHER))
+    assert world.messages[2] == SnapshotBegin(zxid(9))
 
 
 def test_a_link_that_ends_closes_the_file() -> None:
     world = leader()
     before = world.open_files()
-    world.do(SendSnapshot(LINK, zxid(9)))
+    world.do(SendSnapshot(LINK))
     assert world.open_files() == before + 1
     world.disk.forget(LINK)
     assert world.open_files() == before
-    world.disk.read_on(LINK)
+    world.disk.read_on(LINK, None)
     assert world.disk.idle
 
 

@@ -17,6 +17,7 @@ from duolog_protocol.quorum_messages import (
 )
 from duolog_protocol.types import make_zxid
 from zkserver.core.epoch_ends import EpochEnds
+from zkserver.core.peer_events import HistorySent
 from zkserver.core.synchronization import SyncPlan, plan_sync
 
 from .peer_support import DEFAULTS, Ensemble, established, proposal, zxid_of
@@ -184,7 +185,8 @@ def test_a_learner_whose_link_breaks_while_it_truncates_finishes_that_first() ->
 
 
 def test_a_learner_that_only_a_snapshot_can_help_is_sent_one_and_all_that_comes_after_it() -> None:
-    """SNAP, up to what is durable; then the proposals that are not, and NEWLEADER."""
+    """SNAP, and all that becomes durable meanwhile; then the proposals that are not, and NEWLEADER;
+    until then nothing that is proposed is kept for it."""
     ensemble = Ensemble()
     ensemble[3].holds(b"1.0 a", accepted=1, current=1)
     ensemble.start(2, 3)
@@ -199,8 +201,14 @@ def test_a_learner_that_only_a_snapshot_can_help_is_sent_one_and_all_that_comes_
     ensemble.deliver(1, 3)
     (snapshot,) = ensemble[3].snapshots
     assert snapshot.link is ensemble.link_of(1, 3)
-    assert snapshot.last_zxid == ensemble[3].peer.last_durable_zxid
-    assert ensemble[3].told[-1] == (1, NewLeader(2)) and ensemble[3].serving == (2, 3)
+    ensemble[3].propose(b"b")
+    ensemble[3].do_disk()
+    in_flight = ensemble[3].propose(b"c")
+    assert ensemble[3].messages(NewLeader, Proposal, to=1) == [], "it comes from the log"
+    ensemble[3].step(HistorySent(snapshot.link, ensemble[3].peer.last_durable_zxid))
+    assert ensemble[3].messages(to=1)[-2:] == [proposal(*in_flight), NewLeader(2)]
+    ensemble[3].propose(b"d")
+    assert ensemble[3].messages(Proposal, to=1)[-1].records == (b"2.2 d",)
 
 
 # --- While the leader proposes --------------------------------------------------------------------

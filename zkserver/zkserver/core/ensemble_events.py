@@ -20,7 +20,7 @@ from duolog_protocol.quorum_messages import (
 
 class Committed:
     """These records of the log are committed and durable here: apply them. To a learner, and to a
-    server that does not serve (yet)."""
+    server that does not serve (yet); to that one also what is perhaps not committed."""
 
     __slots__ = ("records",)
 

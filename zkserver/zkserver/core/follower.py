@@ -3,7 +3,7 @@
     DIALLING         the link to the leader is being opened
     DISCOVERY        LEADERINFO: an epoch that is not older than what was promised
     SYNCHRONIZATION  TRUNC or SNAP, history, NEWLEADER: logged and durable, then `current_epoch`,
-                     then ACK
+                     then ACK; what is durable is applied at once, and shown to nobody
     BROADCAST        UPTODATE: serve; log proposals, acknowledge what is durable, apply what is
                      committed
 
@@ -24,6 +24,7 @@ from duolog_protocol.quorum_messages import (
     ChunkStored,
     Commit,
     FollowerInfo,
+    HistoryStored,
     LeaderInfo,
     LeaderMessage,
     LearnerMessage,
@@ -183,6 +184,12 @@ class Follower:
         if self._serves and stalled_ms >= self._config.disk_limit_ms:
             raise GaveUp(f"our disk has written nothing for {stalled_ms} ms")
 
+    def _look_at_queue(self) -> None:
+        """A disk that is slower than the leader's, and works. Raises GaveUp."""
+        queued_bytes = self._ledger.queued_bytes
+        if queued_bytes > self._config.max_queued_bytes:
+            raise GaveUp(f"our disk is too slow for the leader: {queued_bytes} bytes wait for it")
+
     def _tell(self, message: LearnerMessage) -> None:
         self._ledger.effects.append(Tell(self.link, message))
 
@@ -251,6 +258,8 @@ class Follower:
         expect(not self._snapshot_zxid, "a proposal inside a snapshot", message.first_zxid)
         expect(log.follows(message.first_zxid), "a gap", log.last_zxid, message.first_zxid)
         expect(epoch_of(message.last_zxid) <= self.epoch, "of a later epoch", message.last_zxid)
+        if self._phase is not Phase.HISTORY:  # that comes no faster than it is stored
+            self._look_at_queue()
         self._ledger.append(message.records, message.first_zxid, message.last_zxid)
 
     def _on_new_leader(self, epoch: int) -> None:
@@ -270,10 +279,15 @@ class Follower:
     # ---- broadcast ------------------------------------------------------------------------------
 
     def on_logged(self, zxid: int, now_ms: int) -> None:
-        """A proposal is durable: only now it is acknowledged, never before NEWLEADER is (A.6.6)."""
+        """A proposal is durable: only now it is acknowledged, never before NEWLEADER is
+        (A.6.6). Of the history before that it is said only so that more of it is sent."""
         self._limit_ms = now_ms + self._config.init_limit_ms
         if self._phase in (Phase.ADOPTED, Phase.BROADCAST):
             self._tell(Ack(zxid))
+        elif self._phase is Phase.HISTORY:
+            self._tell(HistoryStored(zxid))
+        if self._phase is not Phase.BROADCAST:
+            self._ledger.apply_durable()
 
     def on_log_refused(self) -> None:
         """There is no space for what the leader proposes. Raises GaveUp."""

@@ -2,8 +2,9 @@
 
     DISCOVERY        a quorum has told its accepted epochs: ours is one more, and durable, before
                      LEADERINFO says it; a quorum has promised it, and none of it knows more than us
-    SYNCHRONIZATION  every learner gets what its log lacks, then NEWLEADER; a quorum has adopted
-                     the epoch, we among it, durably
+    SYNCHRONIZATION  every learner gets what its log lacks, from our disk; once nothing of that is
+                     missing, what is in flight, then NEWLEADER; a quorum has adopted the epoch, we
+                     among it, durably
     BROADCAST        the history is committed; we propose, count acknowledgements, commit
 
 Owns the learners and where each of them stands. It must never commit by counting what an older
@@ -24,6 +25,7 @@ from duolog_protocol.quorum_messages import (
     ChunkStored,
     Commit,
     FollowerInfo,
+    HistoryStored,
     LeaderInfo,
     LeaderMessage,
     LearnerMessage,
@@ -58,10 +60,15 @@ class LearnerStage(IntEnum):
     ASKED = 2
     """It was asked to promise ours."""
     PROMISED = 3
-    SYNCING = 4
+    CATCHING_UP = 4
+    """It is sent what is on our disk; what we propose meanwhile will be there, too."""
+    SYNCING = 5
     """It was told all of our history, and is told what we propose."""
-    SYNCED = 5
+    SYNCED = 6
     """It has adopted our epoch."""
+
+
+_TAKING_OVER: Final = (LearnerStage.CATCHING_UP, LearnerStage.SYNCING)
 
 
 class Learner:
@@ -178,7 +185,7 @@ class Leader:
         if learner is None:
             return  # it was dropped, and did not know when it said that
         learner.heard_ms = now_ms
-        if learner.stage == LearnerStage.SYNCING and not self.is_established:
+        if learner.stage in _TAKING_OVER and not self.is_established:
             self._limit_ms = min(now_ms + self._config.init_limit_ms, self._last_limit_ms)
         try:
             self._take(learner, message)
@@ -190,8 +197,11 @@ class Leader:
             case Ack(zxid):
                 self._on_ack(learner, zxid)
             case ChunkStored():
-                expect(learner.stage == LearnerStage.SYNCING, "no snapshot was sent")
-                self._ledger.effects.append(ReadOn(learner.link))
+                expect(learner.stage == LearnerStage.CATCHING_UP, "no snapshot was sent")
+                self._ledger.effects.append(ReadOn(learner.link, None))
+            case HistoryStored(zxid):
+                expect(learner.stage in _TAKING_OVER, "no history was sent", zxid)
+                self._ledger.effects.append(ReadOn(learner.link, zxid))
             case Pong(number):
                 expect(number <= self._round, "a round that has not begun", number)
                 learner.round = max(learner.round, number)
@@ -288,21 +298,33 @@ class Leader:
     # ---- synchronization ------------------------------------------------------------------------
 
     def _sync(self, learner: Learner) -> None:
-        """Tell a learner what its log lacks; from now on it is told what we propose, too."""
+        """Bring a learner's log to where ours ends; what it takes time to send goes from the disk,
+        so that we keep nothing of it."""
         plan = plan_sync(learner.last_zxid, self._ledger.log)
         if plan is None:
-            self._ledger.effects.append(SendSnapshot(learner.link, self._ledger.durable_zxid))
-            self._tell_in_flight(learner, self._ledger.durable_zxid)
+            learner.stage = LearnerStage.CATCHING_UP
+            self._ledger.effects.append(SendSnapshot(learner.link))
             return
         if plan.truncate_to is not None:
             self._tell(learner, Truncate(plan.truncate_to))
-        after, durable = plan.after_zxid, self._ledger.durable_zxid
-        if after < durable:
-            self._ledger.effects.append(SendHistory(learner.link, after, durable))
-        self._tell_in_flight(learner, max(after, durable))
+        if plan.after_zxid < self._ledger.durable_zxid:
+            learner.stage = LearnerStage.CATCHING_UP
+            self._ledger.effects.append(SendHistory(learner.link, plan.after_zxid))
+        else:
+            self._tell_in_flight(learner, plan.after_zxid)
+
+    def on_history_sent(self, link: Any, zxid: int) -> None:
+        """A learner has been sent all that is on our disk, or was when it was read."""
+        learner = self._learners.get(link)
+        if learner is None:
+            return  # it was dropped meanwhile
+        assert learner.stage == LearnerStage.CATCHING_UP, learner.stage
+        assert zxid == self._ledger.durable_zxid, (zxid, self._ledger.durable_zxid)
+        self._tell_in_flight(learner, zxid)
 
     def _tell_in_flight(self, learner: Learner, zxid: int) -> None:
-        """What is not on our disk yet, and comes after `zxid`; then that this is all."""
+        """What is not on our disk yet, and comes after `zxid`; then that this is all. From now on
+        it is told what we propose."""
         for proposal in self._broadcast.in_flight_after(zxid):
             self._tell(learner, proposal)
         learner.synced_zxid = self._broadcast.proposed_zxid

@@ -60,7 +60,7 @@ class Ledger:
         self.committed_zxid = 0
         """Known to be durable on a quorum (<= logged); not kept over a restart."""
         self.applied_zxid = applied_zxid
-        """What the state holds: what was applied at the start, or `ApplyUpTo` has told (<= durable;
+        """What the state holds: what was applied at the start, or `ApplyUpTo` has told (<= durable,
         <= committed wherever clients are served)."""
         self.effects: list[PeerEffect] = []
         """What the shell has to do, in order; the owner takes them."""
@@ -70,8 +70,10 @@ class Ledger:
         """What the log was, while a snapshot is being installed in its place."""
         self._jobs = 0
         """Pieces of disk work that have not ended, without the appends."""
-        self._appends: deque[int] = deque()
-        """The last zxid of every append that has not ended, in order."""
+        self.queued_bytes = 0
+        """Records that are not on the disk yet."""
+        self._appends: deque[tuple[int, int]] = deque()
+        """The last zxid and the bytes of every append that has not ended, in order."""
         self._oldest_append = (0, 0)
         """The one of them that was asked about last, and since when (ms)."""
 
@@ -82,7 +84,7 @@ class Ledger:
 
     def stalled_ms(self, now_ms: int) -> int:
         """For how long the oldest append has been under way, as far as is known: ask regularly."""
-        oldest = self._appends[0] if self._appends else 0
+        oldest = self._appends[0][0] if self._appends else 0
         if oldest == 0 or oldest != self._oldest_append[0]:
             self._oldest_append = (oldest, now_ms)
         return now_ms - self._oldest_append[1]
@@ -111,7 +113,9 @@ class Ledger:
         assert self.log.follows(first_zxid), (f"{first_zxid:#x}", f"{self.log.last_zxid:#x}")
         assert len(records) == last_zxid - first_zxid + 1, (len(records), first_zxid, last_zxid)
         self.log.append(first_zxid, last_zxid)
-        self._appends.append(last_zxid)
+        size_bytes = sum(map(len, records))
+        self._appends.append((last_zxid, size_bytes))
+        self.queued_bytes += size_bytes
         self.effects.append(AppendRecords(list(records), first_zxid, last_zxid))
         if self.memberships.on_appended(first_zxid, records):
             self._members_changed()
@@ -148,6 +152,11 @@ class Ledger:
         self.committed_zxid = max(self.committed_zxid, zxid)
         self._apply()
 
+    def apply_durable(self) -> None:
+        """Apply all that is on the disk, committed or not, for a server that serves nobody and will
+        not before it is known to be (`may_serve`): what is applied need not be kept in memory."""
+        self._apply_up_to(self.durable_zxid)
+
     # ---- what the disk has done -----------------------------------------------------------------
 
     def on_epoch_accepted(self, epoch: int) -> None:
@@ -164,19 +173,18 @@ class Ledger:
 
     def on_logged(self, zxid: int) -> None:
         """Every `AppendRecords` up to the one that ends with `zxid` is durable."""
-        while self._appends[0] != zxid:
-            assert self._appends[0] < zxid, (self._appends[0], zxid)
-            self._appends.popleft()
-        self._appends.popleft()
+        ended = 0
+        while ended != zxid:
+            ended, size_bytes = self._appends.popleft()
+            assert ended <= zxid, (ended, zxid)
+            self.queued_bytes -= size_bytes
         self.durable_zxid = zxid
         self._apply()
 
     def on_refused(self, first_zxid: int) -> None:
         """There was no space: nothing that was asked for from `first_zxid` on is done."""
         assert first_zxid > self.durable_zxid, (first_zxid, self.durable_zxid)
-        self._appends.clear()
-        self._jobs = 0
-        self._asked_epoch = self.accepted_epoch
+        self._forget_work()
         self.log.truncate_to(self.durable_zxid)
         self._truncate_members()
         self.committed_zxid = min(self.committed_zxid, self.durable_zxid)
@@ -202,9 +210,7 @@ class Ledger:
 
     def on_snapshot_refused(self) -> None:
         """It is not stored, nor is anything done that was asked for behind it."""
-        self._appends.clear()
-        self._jobs = 0
-        self._asked_epoch = self.accepted_epoch
+        self._forget_work()
         if self._replaced_log is not None:
             self.log, self._replaced_log = self._replaced_log, None
         self._truncate_members()  # what came behind the snapshot may have named others
@@ -220,6 +226,11 @@ class Ledger:
         """The log ends at `zxid`."""
         self._ended()
         assert zxid == self.durable_zxid, (zxid, self.durable_zxid)
+
+    def _forget_work(self) -> None:
+        self._appends.clear()
+        self.queued_bytes = self._jobs = 0
+        self._asked_epoch = self.accepted_epoch
 
     def _truncate_members(self) -> None:
         if self.memberships.truncate_to(self.log.last_zxid):
@@ -245,7 +256,9 @@ class Ledger:
         self._jobs -= 1
 
     def _apply(self) -> None:
-        zxid = min(self.committed_zxid, self.durable_zxid)
+        self._apply_up_to(min(self.committed_zxid, self.durable_zxid))
+
+    def _apply_up_to(self, zxid: int) -> None:
         if zxid > self.applied_zxid:
             self.applied_zxid = zxid
             self.effects.append(ApplyUpTo(zxid))

@@ -32,6 +32,7 @@ from .peer_events import (
     DialFailed,
     EpochAccepted,
     EpochAdopted,
+    HistorySent,
     LinkLost,
     LinkOpened,
     Logged,
@@ -238,6 +239,9 @@ class Peer:
             case Propose():
                 assert isinstance(self._role, Leader), self._role
                 self._role.on_propose(event.records, event.first_zxid, event.last_zxid)
+            case HistorySent(link=link, zxid=zxid):
+                if isinstance(self._role, Leader):
+                    self._role.on_history_sent(link, zxid)
             case ConfirmLead(token=token):
                 if isinstance(self._role, Leader) and self._role.is_established:
                     self._role.on_confirm(token)

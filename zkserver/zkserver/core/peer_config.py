@@ -28,6 +28,10 @@ class PeerConfig(NamedTuple):
 
     disk_limit_ms: int = 10_000
     """A server whose disk takes so long for one append neither leads nor follows any longer."""
+    max_queued_bytes: int = 128 * 1024 * 1024
+    """A follower for whose disk more records wait than this gives up its term: then it is sent what
+    it lacks as fast as its disk takes it. More than the clients of a leader may have outstanding
+    (`CoreConfig.max_outstanding_bytes`), so that a quorum does not get there."""
     back_off_first_ms: int = 100
     """A server whose terms fail one after the other waits before it looks for a leader again: so
     long after the third, doubled each time."""

@@ -105,6 +105,16 @@ class LogRefused:
         self.first_zxid = first_zxid
 
 
+class HistorySent:
+    """`SendHistory` or `SendSnapshot` has ended: all that is durable, up to `zxid`, was sent."""
+
+    __slots__ = ("link", "zxid")
+
+    def __init__(self, link: Any, zxid: int) -> None:
+        self.link = link
+        self.zxid = zxid
+
+
 class Truncated:
     """The log ends at `zxid`, durably, and the state was built anew where it had gone past it."""
 
@@ -207,6 +217,7 @@ PeerEvent = (
     | EpochAdopted
     | Logged
     | LogRefused
+    | HistorySent
     | Truncated
     | SnapshotBegun
     | ChunkWritten
@@ -240,11 +251,7 @@ class Dial:
 
 
 class Tell:
-    """Send a message over a link, behind everything that was told before.
-
-    A Ping alone need not wait behind history that is still being read: it shows both ends that the
-    other one is there.
-    """
+    """Send a message over a link, behind everything that was told before."""
 
     __slots__ = ("link", "message")
 
@@ -254,35 +261,35 @@ class Tell:
 
 
 class SendHistory:
-    """Send the durable records in (`after_zxid`, `last_zxid`] over a link as `Proposal`s, from the
-    log, behind what was told before and ahead of what is told after."""
+    """Send the durable records after `after_zxid` over a link as `Proposal`s, from the log, as fast
+    as `ReadOn` says that they are taken; ends with `HistorySent` once none is missing. Until then
+    the link is told nothing but Pings."""
 
-    __slots__ = ("after_zxid", "last_zxid", "link")
+    __slots__ = ("after_zxid", "link")
 
-    def __init__(self, link: Any, after_zxid: int, last_zxid: int) -> None:
+    def __init__(self, link: Any, after_zxid: int) -> None:
         self.link = link
         self.after_zxid = after_zxid
-        self.last_zxid = last_zxid
 
 
 class SendSnapshot:
     """Send the newest snapshot over a link, chunk by chunk, each once `ReadOn` says so; then the
-    durable records after it up to `last_zxid`, as `SendHistory` does."""
-
-    __slots__ = ("last_zxid", "link")
-
-    def __init__(self, link: Any, last_zxid: int) -> None:
-        self.link = link
-        self.last_zxid = last_zxid
-
-
-class ReadOn:
-    """A learner takes the next chunk of its snapshot."""
+    durable records after it, as `SendHistory` does."""
 
     __slots__ = ("link",)
 
     def __init__(self, link: Any) -> None:
         self.link = link
+
+
+class ReadOn:
+    """A learner has stored its log up to `stored_zxid`; None: the last chunk of its snapshot."""
+
+    __slots__ = ("link", "stored_zxid")
+
+    def __init__(self, link: Any, stored_zxid: int | None) -> None:
+        self.link = link
+        self.stored_zxid = stored_zxid
 
 
 class CloseLink:
@@ -372,7 +379,7 @@ class DropSnapshot:
 
 
 class ApplyUpTo:
-    """Everything up to `zxid` is committed, and durable here: apply it."""
+    """Everything up to `zxid` is durable here, and committed, unless nobody is served: apply it."""
 
     __slots__ = ("zxid",)
 

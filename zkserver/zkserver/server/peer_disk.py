@@ -10,8 +10,8 @@ an epoch file is written again until there is space. Whatever else fails stops t
 A leader's snapshot is written chunk by chunk. Only when it is complete, and a state was built of
 it, does it take the place of what is here.
 
-What a learner lacks is read here, too, part by part and each part in its turn, so that no write
-waits for all of it, and no more of it is in memory than its link can take.
+What a learner lacks is read here, too (`learner_history.py`), piece by piece and each in its turn,
+so that no write waits for all of it.
 
 It has no loop and no thread: the executor is given, so that the simulation drives this object.
 """
@@ -25,12 +25,7 @@ from typing import Any, Final, Protocol
 
 from duolog_protocol.checksums import crc32c
 from duolog_protocol.errors import DiskFullError, StorageError
-from duolog_protocol.quorum_messages import (
-    LeaderMessage,
-    SnapshotBegin,
-    SnapshotChunk,
-    SnapshotEnd,
-)
+from duolog_protocol.quorum_messages import LeaderMessage
 from duolog_runtime.disk import DiskClosedError, DiskExecutor, DiskQueueFullError
 from zkserver.core.peer_events import (
     AcceptEpoch,
@@ -40,6 +35,7 @@ from zkserver.core.peer_events import (
     DropSnapshot,
     EpochAccepted,
     EpochAdopted,
+    HistorySent,
     InstallSnapshot,
     Logged,
     LogRefused,
@@ -58,6 +54,7 @@ from zkserver.storage.epoch_files import NO_SPACE
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.snapshot import SnapshotWriter
 
+from .learner_history import HistoryGone, LearnerHistory, Piece
 from .stats import WrittenGroup
 
 MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
@@ -66,8 +63,6 @@ MAX_PART_BYTES: Final = 1024 * 1024
 """Records of a history that are read at once, but for a longer single one."""
 RETRY_MS: Final = 100
 """An epoch file is tried again after so long where there was no space for it."""
-
-_SNAPSHOT_FIRST: Final = -1
 
 SnapshotWork = ReceiveSnapshot | StoreChunk | InstallSnapshot | DropSnapshot
 EpochOrCut = AcceptEpoch | AdoptEpoch | TruncateLog
@@ -81,18 +76,14 @@ class PeerDiskOwner(Protocol):
     def step(self, event: PeerEvent) -> None:
         """Let the peer take an event."""
 
-    def history_read(self, link: Any, records: list[bytes], is_last: bool) -> None:
-        """The next part of what a `SendHistory` asked for; then call `read_on`, unless it is last.
+    def history_read(self, link: Any, records: list[bytes]) -> None:
+        """The next part of what a `SendHistory` asked for: send it."""
 
-        The last part may be empty.
-        """
-
-    def history_gone(self, link: Any) -> None:
-        """What a `SendHistory` asked for is in the log no more: the link is of no use."""
+    def history_gone(self, link: Any, reason: str) -> None:
+        """The rest of what a `SendHistory` asked for cannot be read: the link is of no use."""
 
     def snapshot_read(self, link: Any, message: LeaderMessage) -> None:
-        """The next message of the snapshot that a `SendSnapshot` asked for. After a chunk call
-        `read_on`; what follows comes by itself else, at last the history behind it."""
+        """The next message of the snapshot that a `SendSnapshot` asked for: send it."""
 
     def retry_disk(self, delay_ms: int) -> None:
         """Call `PeerDisk.retry` in so many milliseconds."""
@@ -114,33 +105,6 @@ class StateBuilder(Protocol):
 
 class _SnapshotDamaged(Exception):
     """What a leader has sent is no snapshot."""
-
-
-class _HistoryGone(Exception):
-    """The log was purged since it was asked for."""
-
-
-class _History:
-    """What one learner is to be sent."""
-
-    __slots__ = (
-        *("after_zxid", "chunk_count", "chunks", "crc", "is_reading", "is_wanted"),
-        *("last_zxid", "link", "records", "snapshot_zxid"),
-    )
-
-    def __init__(self, effect: SendHistory | SendSnapshot) -> None:
-        self.link = effect.link
-        self.after_zxid = effect.after_zxid if isinstance(effect, SendHistory) else _SNAPSHOT_FIRST
-        """Of the records; `_SNAPSHOT_FIRST` until it is known which snapshot goes ahead of them."""
-        self.last_zxid = effect.last_zxid
-        self.chunks: Iterator[bytes] | None = None
-        """Of the snapshot, while it is being read."""
-        self.chunk_count = self.crc = self.snapshot_zxid = 0
-        self.records: Iterator[bytes] | None = None
-        """What is left to be read, once reading has begun."""
-        self.is_reading = False
-        """The disk executor has it."""
-        self.is_wanted = True
 
 
 class PeerDisk:
@@ -173,13 +137,13 @@ class PeerDisk:
         """Of a leader's snapshot that is being received; used in the disk executor only."""
         self._written = [0, 0]
         """Its chunks so far, and their checksum."""
-        self._queue: deque[EpochOrCut | AppendRecords | SnapshotWork | _History] = deque()
+        self._queue: deque[EpochOrCut | AppendRecords | SnapshotWork | LearnerHistory] = deque()
         self._is_working = False
         self._installing_zxid = 0
         """Of a snapshot from which there is no way back any more; used in the disk executor, and
         looked at when it is done."""
         self._waits_for_space: _Job | None = None
-        self._histories: dict[Any, _History] = {}
+        self._histories: dict[Any, LearnerHistory] = {}
         self._halted = False
 
     @property
@@ -198,20 +162,26 @@ class PeerDisk:
         """Do this behind everything that was put before."""
         if isinstance(effect, SendHistory | SendSnapshot):
             assert effect.link not in self._histories, "history is sent twice"
-            history = self._histories[effect.link] = _History(effect)
+            history = LearnerHistory(effect, self._data, self._max_part_bytes)
+            self._histories[effect.link] = history
             self._queue.append(history)
         else:
             self._queue.append(effect)
         self._go_on()
 
-    def read_on(self, link: Any) -> None:
-        """The link can take the next part of its history; nothing happens if it is forgotten.
+    def read_on(self, link: Any, stored_zxid: int | None) -> None:
+        """A learner has stored its log up to there, or, None, a chunk of its snapshot.
 
-        Nor if that part is asked for already: a learner may say more often than it should that it
-        takes the next chunk.
+        Nothing happens if it is forgotten, or says so more often than it should.
         """
         history = self._histories.get(link)
-        if history is not None and not history.is_reading and history not in self._queue:
+        if history is None:
+            return
+        if stored_zxid is None:
+            history.chunk_stored()
+        else:
+            history.records_stored(stored_zxid)
+        if history.may_read and not history.is_reading and history not in self._queue:
             self._queue.append(history)
             self._go_on()
 
@@ -221,7 +191,7 @@ class PeerDisk:
         if history is not None:
             history.is_wanted = False
             if not history.is_reading:
-                _close(history)
+                history.close()
 
     def mark_if_quiet(self) -> None:
         """Nobody writes: let what was written last be told from a torn end, as no group after it
@@ -255,16 +225,10 @@ class PeerDisk:
             match job:
                 case AppendRecords():
                     self._start(*self._append(job))
-                case _History():
+                case LearnerHistory():
                     if job.is_wanted:
                         job.is_reading = True
-                        if job.after_zxid == _SNAPSHOT_FIRST:
-                            self._start(
-                                partial(self._read_snapshot, job),
-                                partial(self._snapshot_read, job),
-                            )
-                        else:
-                            self._start(partial(self._read, job), partial(self._history_read, job))
+                        self._start(job.read, partial(self._piece_read, job))
                 case ReceiveSnapshot() | StoreChunk() | InstallSnapshot() | DropSnapshot():
                     self._start(
                         partial(self._do_snapshot_work, job), partial(self._snapshot_work_done, job)
@@ -346,9 +310,9 @@ class PeerDisk:
             self._on_written(WrittenGroup(count, waiting, 0, sync_ms, flush_ms))
             self._ended(Logged(last_zxid))
         elif isinstance(error, DiskFullError):
-            refused = [job for job in self._queue if not isinstance(job, _History)]
+            refused = [job for job in self._queue if not isinstance(job, LearnerHistory)]
             assert all(isinstance(job, AppendRecords | AdoptEpoch) for job in refused), refused
-            self._queue = deque(job for job in self._queue if isinstance(job, _History))
+            self._queue = deque(job for job in self._queue if isinstance(job, LearnerHistory))
             self._ended(LogRefused(first_zxid))
         else:
             self._halt(error)
@@ -364,7 +328,7 @@ class PeerDisk:
             case AdoptEpoch(epoch=epoch):
                 work, event = partial(self._data.epochs.adopt, epoch), EpochAdopted(epoch)
             case TruncateLog(zxid=zxid):
-                assert not any(each.records for each in self._histories.values()), "is being read"
+                assert not self._histories, "what is truncated is being read"
                 work, event = partial(self._truncate, zxid), Truncated(zxid)
 
         def done(_: None, error: BaseException | None) -> None:
@@ -445,105 +409,41 @@ class PeerDisk:
         if not isinstance(error, _SnapshotDamaged | DiskFullError) and not no_space:
             self._halt(error)
             return
-        self._queue = deque(job for job in self._queue if isinstance(job, _History))
+        self._queue = deque(job for job in self._queue if isinstance(job, LearnerHistory))
         self._queue.appendleft(DropSnapshot())
         self._ended(SnapshotRefused(str(error)))
 
     # ---- a snapshot and history for a learner ---------------------------------------------------
 
-    def _read_snapshot(self, history: _History) -> list[LeaderMessage]:
-        """In the disk thread: the next chunk, with what begins or ends it all."""
-        messages: list[LeaderMessage] = []
-        if history.chunks is None:
-            zxid, history.chunks = self._data.newest_snapshot()
-            log = self._data.log
-            if not log.first_zxid_before <= zxid <= history.last_zxid or zxid == 0:
-                raise _HistoryGone  # newer than what is asked for: the learner asks again
-            history.records = None
-            history.snapshot_zxid = zxid
-            messages.append(SnapshotBegin(zxid))
-        chunk = next(history.chunks, None)
-        if chunk is None:
-            zxid = history.snapshot_zxid
-            history.after_zxid = zxid
-            messages.append(SnapshotEnd(zxid, history.chunk_count, history.crc))
-        else:
-            history.chunk_count += 1
-            history.crc = crc32c(chunk, history.crc)
-            messages.append(SnapshotChunk(chunk))
-        return messages
-
-    def _snapshot_read(
-        self, history: _History, messages: list[LeaderMessage] | None, error: BaseException | None
-    ) -> None:
-        if error is not None:
-            self._history_read(history, None, error)
-            return
-        assert messages is not None
-        history.is_reading = False
-        self._is_working = False
-        if history.is_wanted:
-            for message in messages:
-                self._owner.snapshot_read(history.link, message)
-            if history.after_zxid != _SNAPSHOT_FIRST and history.is_wanted:
-                history.chunks = None
-                self._queue.append(history)  # now the records behind it
-        else:
-            _close(history)
-        self._go_on()
-
-    # ---- history --------------------------------------------------------------------------------
-
-    def _read(self, history: _History) -> tuple[list[bytes], bool]:
-        """In the disk thread: the next part, and whether it is the last one."""
-        log = self._data.log
-        if history.records is None:
-            assert history.last_zxid <= log.durable_zxid, (history.last_zxid, log.durable_zxid)
-            if history.after_zxid < log.first_zxid_before:
-                raise _HistoryGone
-            history.records = log.read_from(history.after_zxid)
-        records: list[bytes] = []
-        size = 0
-        for record in history.records:
-            if int.from_bytes(record[:8], "big") > history.last_zxid:
-                break
-            records.append(record)
-            size += len(record)
-            if size >= self._max_part_bytes:
-                return records, False
-        return records, True
-
-    def _history_read(
-        self, history: _History, part: tuple[list[bytes], bool] | None, error: BaseException | None
+    def _piece_read(
+        self, history: LearnerHistory, piece: Piece | None, error: BaseException | None
     ) -> None:
         history.is_reading = False
-        if isinstance(error, _HistoryGone):
-            self._is_working = False
-            if history.is_wanted:
-                del self._histories[history.link]
-                self._owner.history_gone(history.link)
-            self._go_on()
-            return
-        if error is not None:
-            _close(history)
+        if error is not None and not isinstance(error, HistoryGone):
+            history.close()
             self._halt(error)
             return
-        assert part is not None
-        records, is_last = part
-        if is_last or not history.is_wanted:
-            _close(history)
         self._is_working = False
-        if history.is_wanted:
-            if is_last:
-                del self._histories[history.link]
-            self._owner.history_read(history.link, records, is_last)
+        if not history.is_wanted:
+            history.close()
+        elif piece is None:
+            self.forget(history.link)
+            self._owner.history_gone(history.link, str(error))
+        else:
+            self._send(history, piece)
         self._go_on()
 
-
-def _close(history: _History) -> None:
-    chunks, history.chunks = history.chunks, None
-    if chunks is not None and hasattr(chunks, "close"):
-        chunks.close()
-    records, history.records = history.records, None
-    if records is not None:
-        records.close()  # type: ignore[attr-defined]  # a generator, which has a file open
+    def _send(self, history: LearnerHistory, piece: Piece) -> None:
+        link = history.link
+        history.sent(piece)
+        for message in piece.messages:
+            self._owner.snapshot_read(link, message)
+        if piece.records:
+            self._owner.history_read(link, piece.records)
+        if not history.is_wanted:
+            return
+        if piece.is_last:
+            self.forget(link)
+            self._owner.step(HistorySent(link, history.zxid))
+        elif history.may_read:
+            self._queue.append(history)

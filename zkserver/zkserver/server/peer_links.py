@@ -330,12 +330,6 @@ class PeerLinks:
             self._encoded = (message, context, pieces)
         link.write(pieces)
 
-    def when_drained(self, link: PeerLink, callback: Callable[[], None]) -> None:
-        """Call back once the link has taken most of what was told; never, if it ends. One callback
-        at a time."""
-        if link in self._open:
-            link.when_drained(callback)
-
     def close_link(self, link: PeerLink, reason: str) -> None:
         """Send what was told, and end the link. Idempotent."""
         if link in self._open:

@@ -7,7 +7,7 @@ serves clients, the disk, and the links to the other servers.
     clients ── ClientLinks ──► EnsembleCore ── Append ──► Propose (one a loop turn)
                                      └── TellLeader, TellLearner, Confirm
 
-Owns what is logged and not yet applied, and what waits for a link that is still being sent history.
+Owns what is logged and not yet applied.
 It has no loop, no socket and no thread: all of them are given, as to `Engine`, its counterpart of a
 standalone server.
 """
@@ -125,9 +125,6 @@ class Links(Protocol):
     def tell(self, link: Any, message: PeerMessage, context: int = 0) -> None:
         """Send over a link, if it is still there."""
 
-    def when_drained(self, link: Any, callback: Callable[[], None]) -> None:
-        """Call once the link has taken most of what was told."""
-
     def close_link(self, link: Any, reason: str) -> None:
         """End a link."""
 
@@ -204,8 +201,6 @@ class Replica(Stepper):
         """Logged, or on their way, and not applied."""
         self._new: list[Append] = []
         """What the core has logged as leader in this loop turn."""
-        self._held: dict[Any, list[LeaderMessage]] = {}
-        """Links that are still being sent history, and what waits behind it."""
         self._turn_scheduled = False
         self._read_only_after_ms = read_only_after_ms
         self._leaderless_ms = 0
@@ -476,11 +471,10 @@ class Replica(Stepper):
                 self._log.info("peer_link_closed", reason=reason)
                 self._forget_link(link)
                 self.links.close_link(link, reason)
-            case SendHistory(link=link) | SendSnapshot(link=link):
-                self._held[link] = []
+            case SendHistory() | SendSnapshot():
                 self._peer_disk.put(effect)
-            case ReadOn(link=link):
-                self.links.when_drained(link, lambda: self._peer_disk.read_on(link))
+            case ReadOn(link=link, stored_zxid=zxid):
+                self._peer_disk.read_on(link, zxid)
             case AcceptEpoch() | AdoptEpoch() | StoreChunk() | DropSnapshot():
                 self._peer_disk.put(effect)
             case ReceiveSnapshot(zxid=zxid) | InstallSnapshot(zxid=zxid):
@@ -558,28 +552,21 @@ class Replica(Stepper):
 
     # ---- the disk's owner -----------------------------------------------------------------------
 
-    def history_read(self, link: Any, records: list[bytes], is_last: bool) -> None:
+    def history_read(self, link: Any, records: list[bytes]) -> None:
         """See PeerDiskOwner."""
-        if link not in self._held:
-            return
         for proposal in proposals_of(records):
-            self.links.tell(link, proposal, self.peer.last_committed_zxid)
-        if not is_last:
-            self.links.when_drained(link, lambda: self._peer_disk.read_on(link))
-            return
-        for message in self._held.pop(link):
-            self._tell(link, message)
+            self._tell(link, proposal)
 
-    def history_gone(self, link: Any) -> None:
+    def history_gone(self, link: Any, reason: str) -> None:
         """See PeerDiskOwner."""
+        self._log.warning("history_lost", reason=reason)
         self._forget_link(link)
-        self.links.close_link(link, "the history was deleted meanwhile")
+        self.links.close_link(link, f"what it lacks cannot be read: {reason}")
         self.step(LinkLost(link))
 
     def snapshot_read(self, link: Any, message: LeaderMessage) -> None:
         """See PeerDiskOwner."""
-        if link in self._held:
-            self.links.tell(link, message, self.peer.last_committed_zxid)
+        self._tell(link, message)
 
     def retry_disk(self, delay_ms: int) -> None:
         """See PeerDiskOwner."""
@@ -641,7 +628,6 @@ class Replica(Stepper):
                             self.links.tell(link, heard)
 
     def _forget_link(self, link: Any) -> None:
-        self._held.pop(link, None)
         self._peer_disk.forget(link)
         if self.core.is_serving:
             self.step(LearnerGone(link))
@@ -649,11 +635,7 @@ class Replica(Stepper):
     def _tell(
         self, link: Any, message: LeaderMessage | LearnerMessage | LeaderService | LearnerService
     ) -> None:
-        held = self._held.get(link)
-        if held is None or type(message) is Ping:  # a sign of life, wherever it comes
-            self.links.tell(link, message, self.peer.last_committed_zxid)
-        else:
-            held.append(message)  # type: ignore[arg-type]
+        self.links.tell(link, message, self.peer.last_committed_zxid)
 
 
 _SNAPSHOT_STEPS: Final = {

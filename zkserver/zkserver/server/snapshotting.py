@@ -1,7 +1,8 @@
 """When a snapshot is taken, and its way to the disk in slices between loop turns.
 
     idle -> rolling the log -> writing chunks -> verifying -> purging -> idle
-             any step without space: give up, idle         any other failure: halt
+             any step without space, or overtaken by a leader's snapshot: give up, idle
+             any other failure: halt
 
 Owns that sequence. The core's view stays exact at its zxid while writes go on; each slice is made
 on the loop and written by the disk thread, in between the groups of the log, so that neither
@@ -138,8 +139,10 @@ class Snapshotting:
                 return
             if error is None:
                 then()
-            elif isinstance(error, DiskFullError) or (
-                isinstance(error, OSError) and error.errno in NO_SPACE
+            elif (
+                self._is_overtaken(error)
+                or isinstance(error, DiskFullError)
+                or (isinstance(error, OSError) and error.errno in NO_SPACE)
             ):
                 self._log.warning("snapshot_abandoned", reason=str(error))
                 self._give_up()
@@ -147,6 +150,12 @@ class Snapshotting:
                 self._halt(f"the snapshot cannot be written: {error}", error)
 
         self._disk.submit(work, done)
+
+    def _is_overtaken(self, error: BaseException) -> bool:
+        """The file has gone because a leader's newer snapshot has taken the place of everything."""
+        view = self._view
+        is_gone = isinstance(error, FileNotFoundError) and view is not None
+        return is_gone and self._data.snapshot_zxid > view.zxid  # type: ignore[union-attr]
 
     def _next_slice(self) -> None:
         writer = self._writer
@@ -169,12 +178,15 @@ class Snapshotting:
 
     def _read_some(self) -> None:
         """In the disk thread."""
+        view = self._view
+        assert view is not None
         seen = 0
         for chunk in self._read_back:
             seen += len(chunk)
             if seen >= VERIFY_BYTES:
                 return
         self._verified = True
+        self._data.verified.add(view.zxid)
 
     def _verify_more(self) -> None:
         view = self._view

@@ -34,6 +34,7 @@ from .snapshot import (
     snapshot_name,
 )
 from .txnlog import LogOptions, TxnLog, log_files, log_name, replace_logs
+from .verified_snapshots import VerifiedSnapshots
 
 LOCK: Final = "lock"
 FAILED_SYNC_FILE: Final = "sync-failed"
@@ -85,6 +86,7 @@ class DataDirectory:
             """Where the state starts; 0 without a snapshot."""
             self.damaged_snapshots: tuple[StorageError, ...] = found.damaged
             """Why newer snapshots are not used. The log still reaches back, or we refuse."""
+            self.verified: Final = VerifiedSnapshots(found.zxid)
             self.log = TxnLog(files, self.path, self.identity, rng, log_options)
             self._check_reach()
         except OSError as error:
@@ -158,12 +160,24 @@ class DataDirectory:
     def newest_snapshot(self) -> tuple[int, Iterator[bytes]]:
         """The newest snapshot that can be read, as it is now: its zxid and chunks; 0 and none.
 
+        All of it is read to know that.
+
         Raises DataDirectoryError, OSError; the chunks as `read_snapshot`.
         """
         found = newest_valid(self.files, self.path, self.identity)
         if found.zxid == 0:
             return 0, iter(())
         return found.zxid, read_snapshot(self.files, self.path, self.identity, found.zxid)
+
+    def snapshot_to_send(self) -> tuple[int, Iterator[bytes]]:
+        """The newest snapshot that was read before, and was right: its zxid and chunks; 0 and none.
+
+        The log goes on from it. Raises OSError; the chunks as `read_snapshot`.
+        """
+        zxid = self.verified.newest_of(snapshot_files(self.files, self.path))
+        if zxid == 0 or zxid < self.log.first_zxid_before:
+            return 0, iter(())
+        return zxid, read_snapshot(self.files, self.path, self.identity, zxid)
 
     def receive_snapshot(self, zxid: int) -> SnapshotWriter:
         """Begin to take a leader's snapshot; finished, it waits for `install`. Raises OSError."""
@@ -199,6 +213,7 @@ class DataDirectory:
         except OSError as error:
             raise LogOfflineError(f"cannot install {received_name(zxid)}: {error}") from error
         self.snapshot_zxid = zxid
+        self.verified.add(zxid)
 
     def _adopt_received(self, zxid: int) -> None:
         for each in snapshot_files(self.files, self.path):
@@ -227,6 +242,7 @@ class DataDirectory:
             self.files.unlink(f"{self.path}/{snapshot_name(each)}")
         if newer:
             self.files.sync_dir(self.path)
+        self.verified.truncate_to(zxid)
         self.log.truncate_to(zxid)
 
     def sizes(self) -> tuple[int, int]:

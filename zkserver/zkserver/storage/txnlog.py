@@ -315,6 +315,13 @@ class TxnLog:
             finally:
                 file.close()
 
+    def open_after(self, zxid: int) -> tuple[int, File, bytes]:
+        """The file that holds, or is to hold, what comes after `zxid`: its number, itself, its
+        marker. Raises CorruptRecordError where the log begins later, DataDirectoryError, OSError.
+        """
+        base = self._bases[self._index_of(zxid)]
+        return base, *self._open(base)
+
     def truncate_to(self, zxid: int) -> None:
         """Forget every record after `zxid`, durably; a crash in between leaves a longer prefix.
 

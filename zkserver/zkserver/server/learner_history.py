@@ -1,0 +1,146 @@
+"""What one learner is sent before it is told what is proposed: a snapshot, and the log behind it.
+
+    chunks of a snapshot    the next one once the last is stored
+    parts of the log        the next one once the last but one is stored, up to what is durable
+
+Owns how much of it may be on its way, so that neither server ever has more than that in memory,
+however long the history is, and where it ends: where nothing that is durable is missing any more.
+As long as the learner stores a part faster than the leader writes one, it gets there.
+
+A piece is read in the disk thread, as a job of its own; everything else is for the loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from duolog_protocol.checksums import crc32c
+from duolog_protocol.errors import StorageError
+from duolog_protocol.quorum_messages import (
+    LeaderMessage,
+    SnapshotBegin,
+    SnapshotChunk,
+    SnapshotEnd,
+)
+from zkserver.core.peer_events import SendHistory, SendSnapshot
+from zkserver.storage.log_cursor import LogCursor
+from zkserver.storage.recovery import DataDirectory
+
+MAX_PARTS_AHEAD: Final = 2
+"""Parts of the log that were sent and that the learner has not said to have stored."""
+
+
+class HistoryGone(Exception):
+    """It cannot be read: it was deleted, or is damaged."""
+
+
+class Piece(NamedTuple):
+    """What was read at once."""
+
+    messages: list[LeaderMessage]
+    """Of a snapshot."""
+    records: list[bytes]
+    is_last: bool
+    """These are all that was durable when they were read."""
+
+
+class LearnerHistory:
+    """The way of one learner to its leader's log."""
+
+    __slots__ = (
+        *("_awaits_chunk", "_chunk_count", "_chunks", "_crc", "_cursor", "_data"),
+        *("_max_part_bytes", "_snapshot_zxid", "_unstored"),
+        *("is_reading", "is_wanted", "link"),
+    )
+
+    def __init__(
+        self, effect: SendHistory | SendSnapshot, data: DataDirectory, max_part_bytes: int
+    ) -> None:
+        self.link: Any = effect.link
+        self.is_reading = False
+        """The disk executor has it."""
+        self.is_wanted = True
+        self._data = data
+        self._max_part_bytes = max_part_bytes
+        self._chunks: Iterator[bytes] | None = None
+        """Of the snapshot, while it is being read."""
+        self._chunk_count = self._crc = self._snapshot_zxid = 0
+        self._cursor: LogCursor | None = None
+        """In the log, once the snapshot is read, if there is one."""
+        if isinstance(effect, SendHistory):
+            self._cursor = LogCursor(data.log, effect.after_zxid)
+        self._awaits_chunk = False
+        """A chunk was sent, and is not stored."""
+        self._unstored: deque[int] = deque()
+        """The last zxid of each part that was sent, and is not stored."""
+
+    @property
+    def zxid(self) -> int:
+        """What was read, and all before it, is sent."""
+        return 0 if self._cursor is None else self._cursor.zxid
+
+    @property
+    def may_read(self) -> bool:
+        """The learner may be sent another piece."""
+        return not self._awaits_chunk and len(self._unstored) < MAX_PARTS_AHEAD
+
+    def sent(self, piece: Piece) -> None:
+        """This is on its way."""
+        if piece.messages and type(piece.messages[-1]) is SnapshotChunk:
+            self._awaits_chunk = True
+        if piece.records:
+            self._unstored.append(int.from_bytes(piece.records[-1][:8], "big"))
+
+    def chunk_stored(self) -> None:
+        """The learner has stored a chunk. It may say so too often."""
+        self._awaits_chunk = False
+
+    def records_stored(self, zxid: int) -> None:
+        """The learner has stored the log up to `zxid`."""
+        unstored = self._unstored
+        while unstored and unstored[0] <= zxid:
+            unstored.popleft()
+
+    def read(self) -> Piece:
+        """In the disk thread: the next piece. Raises HistoryGone, OSError."""
+        try:
+            if self._cursor is None:
+                return Piece(self._read_snapshot(), [], False)
+            return Piece([], *self._cursor.read(self._max_part_bytes))
+        except (StorageError, FileNotFoundError) as error:
+            raise HistoryGone(str(error)) from error
+
+    def _read_snapshot(self) -> list[LeaderMessage]:
+        """The next chunk, with what begins or ends it all."""
+        messages: list[LeaderMessage] = []
+        data = self._data
+        if self._chunks is None:
+            zxid, self._chunks = data.snapshot_to_send()
+            if zxid == 0:
+                raise HistoryGone("there is no snapshot that can be read")
+            self._snapshot_zxid = zxid
+            messages.append(SnapshotBegin(zxid))
+        zxid = self._snapshot_zxid
+        try:
+            chunk = next(self._chunks, None)
+        except StorageError:
+            data.verified.damaged(zxid)
+            raise
+        if chunk is None:
+            messages.append(SnapshotEnd(zxid, self._chunk_count, self._crc))
+            self._cursor = LogCursor(data.log, zxid)
+        else:
+            self._chunk_count += 1
+            self._crc = crc32c(chunk, self._crc)
+            messages.append(SnapshotChunk(chunk))
+        return messages
+
+    def close(self) -> None:
+        """Idempotent; not while it is being read."""
+        chunks, self._chunks = self._chunks, None
+        if chunks is not None and hasattr(chunks, "close"):
+            chunks.close()
+        if self._cursor is not None:
+            self._cursor.close()
