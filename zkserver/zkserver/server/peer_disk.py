@@ -58,8 +58,8 @@ from .stats import WrittenGroup
 
 MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 """Records that one job takes at most, so that nobody waits long for what others wrote."""
-MAX_PART_BYTES: Final = 1024 * 1024
-"""Records of a history that are read at once, but for a longer single one."""
+PART_BYTES: Final = 1024 * 1024
+"""Records of a history that are read at once while little is written."""
 RETRY_MS: Final = 100
 """An epoch file is tried again after so long where there was no space for it."""
 
@@ -116,7 +116,7 @@ class PeerDisk:
         owner: PeerDiskOwner,
         *,
         max_group_bytes: int = MAX_GROUP_BYTES,
-        max_part_bytes: int = MAX_PART_BYTES,
+        part_bytes: int = PART_BYTES,
         builder: StateBuilder | None = None,
         now_ms: Callable[[], int] = lambda: 0,
         on_written: Callable[[WrittenGroup], None] = lambda _: None,
@@ -126,7 +126,7 @@ class PeerDisk:
         self._disk = disk
         self._owner = owner
         self._max_group_bytes = max_group_bytes
-        self._max_part_bytes = max_part_bytes
+        self._part_bytes = part_bytes
         self._builder = builder
         self._now_ms = now_ms
         self._on_written = on_written
@@ -139,6 +139,8 @@ class PeerDisk:
         self._queue: deque[EpochOrCut | AppendRecords | SnapshotWork | LearnerHistory] = deque()
         self._is_working = False
         self._waits_for_space: EpochOrCut | None = None
+        self._written_bytes = 0
+        """Records appended so far."""
         self._histories: dict[Any, LearnerHistory] = {}
         self._halted = False
 
@@ -158,7 +160,7 @@ class PeerDisk:
         """Do this behind everything that was put before."""
         if isinstance(effect, SendHistory | SendSnapshot):
             assert effect.link not in self._histories, "history is sent twice"
-            history = LearnerHistory(effect, self._data, self._max_part_bytes)
+            history = LearnerHistory(effect, self._data, self._part_bytes, self._written_bytes)
             self._histories[effect.link] = history
             self._queue.append(history)
         else:
@@ -219,7 +221,8 @@ class PeerDisk:
                 case LearnerHistory():
                     if job.is_wanted:
                         job.is_reading = True
-                        self._start(job.read, partial(self._piece_read, job))
+                        read = partial(job.read, self._written_bytes)
+                        self._start(read, partial(self._piece_read, job))
                 case ReceiveSnapshot() | StoreChunk() | InstallSnapshot() | DropSnapshot():
                     self._start(
                         partial(self._do_snapshot_work, job), partial(self._snapshot_work_done, job)
@@ -271,6 +274,7 @@ class PeerDisk:
             records += each.records
             last_zxid = each.last_zxid
         taken_ms = self._now_ms()
+        self._written_bytes += sum(map(len, records))
         return (
             partial(self._write, records, last_zxid),
             partial(self._appended, first.first_zxid, last_zxid, len(records), taken_ms),
