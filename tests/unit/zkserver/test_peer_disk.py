@@ -281,6 +281,32 @@ def test_a_history_ends_although_the_leader_goes_on_writing(group: int) -> None:
     assert all(one[1] + 1 == other[0] for one, other in pairwise(pieces)), "each once, in order"
 
 
+def test_the_log_is_not_kept_for_a_learner_that_only_falls_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would fill the leader's disk; the learner is sent a snapshot when it comes again."""
+    monkeypatch.setattr(learner_history, "LOST_BYTES_LAST", 400)
+    monkeypatch.setattr(learner_history, "LONGEST_PART_BYTES", 40)
+    world = open_epoch(part_bytes=40)
+    world.do(append(0, 9))
+    world.do(history(0))
+    for counter in range(10, 60):  # as much as it takes
+        world.do(append(counter, counter))
+        if counter % 2:
+            world.disk.read_on(LINK, zxid(world.parts[-2][2]))
+            world.executor.run_pending()
+        assert world.disk.sends_history
+    for counter in range(60, 90):  # more
+        world.do(append(counter, counter))
+    assert not world.disk.sends_history
+    world.data.log.roll()
+    assert world.data.log.purge(zxid(89))
+    for _ in range(9):
+        world.disk.read_on(LINK, zxid(89))
+        world.executor.run_pending()
+    assert len(world.gone) == 1 and world.failures == []
+
+
 def test_a_history_goes_on_through_files_that_are_rolled_meanwhile() -> None:
     world = open_epoch(part_bytes=40)
     world.do(append(0, 6))

@@ -33,6 +33,8 @@ MAX_PARTS_AHEAD: Final = 2
 """Parts of the log that were sent and that the learner has not said to have stored."""
 LONGEST_PART_BYTES: Final = 16 * 1024 * 1024
 """Whatever is written meanwhile; but for a single record."""
+LOST_BYTES_LAST: Final = 1024 * 1024 * 1024
+"""Who has fallen behind by more than this since the log began to be sent will not get there."""
 
 
 class HistoryGone(Exception):
@@ -54,7 +56,7 @@ class LearnerHistory:
 
     __slots__ = (
         *("_awaits_chunk", "_chunk_count", "_chunks", "_crc", "_cursor", "_data"),
-        *("_part_bytes", "_snapshot_zxid", "_unstored", "_written_bytes"),
+        *("_lost_bytes", "_part_bytes", "_snapshot_zxid", "_unstored", "_written_bytes"),
         *("is_reading", "is_wanted", "link"),
     )
 
@@ -74,6 +76,8 @@ class LearnerHistory:
         self._part_bytes = part_bytes
         self._written_bytes = written_bytes
         """When the last part was read."""
+        self._lost_bytes = 0
+        """How much more of the log is missing than when it began to be sent, up to then."""
         self._chunks: Iterator[bytes] | None = None
         """Of the snapshot, while it is being read."""
         self._chunk_count = self._crc = self._snapshot_zxid = 0
@@ -96,6 +100,12 @@ class LearnerHistory:
         """The learner may be sent another piece."""
         return not self._awaits_chunk and len(self._unstored) < MAX_PARTS_AHEAD
 
+    def is_hopeless(self, written_bytes: int) -> bool:
+        """So much more is missing than at first that the log need not be kept for it."""
+        if self._cursor is None:
+            return False  # a snapshot ends
+        return self._lost_bytes + written_bytes - self._written_bytes > LOST_BYTES_LAST
+
     def sent(self, piece: Piece) -> None:
         """This is on its way."""
         if piece.messages and type(piece.messages[-1]) is SnapshotChunk:
@@ -117,10 +127,14 @@ class LearnerHistory:
         """In the disk thread: the next piece. Raises HistoryGone, OSError."""
         try:
             if self._cursor is None:
+                self._written_bytes = written_bytes
                 return Piece(self._read_snapshot(), [], False)
-            before, self._written_bytes = self._written_bytes, written_bytes
-            part_bytes = min(2 * (written_bytes - before), LONGEST_PART_BYTES)
-            return Piece([], *self._cursor.read(max(self._part_bytes, part_bytes)))
+            since_bytes = written_bytes - self._written_bytes
+            self._written_bytes = written_bytes
+            part_bytes = min(2 * since_bytes, LONGEST_PART_BYTES)
+            records, is_last = self._cursor.read(max(self._part_bytes, part_bytes))
+            self._lost_bytes += since_bytes - sum(map(len, records))
+            return Piece([], records, is_last)
         except (StorageError, FileNotFoundError) as error:
             raise HistoryGone(str(error)) from error
 

@@ -151,8 +151,10 @@ class PeerDisk:
 
     @property
     def sends_history(self) -> bool:
-        """Some of the log is being read for a learner: nothing of it may be deleted."""
-        return bool(self._histories)
+        """Some of the log is being read for a learner, which may come to its end: nothing of it may
+        be deleted. From any thread."""
+        written_bytes = self._written_bytes
+        return not all(each.is_hopeless(written_bytes) for each in list(self._histories.values()))
 
     def put(
         self, effect: EpochOrCut | AppendRecords | SnapshotWork | SendHistory | SendSnapshot
