@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = "/zk"
 MAX_GROUP_BYTES: Final = (1, 100, 1_000, 1 << 20)
-MAX_PART_BYTES: Final = (40, 400, 1 << 20)
+PART_BYTES: Final = (40, 400, 1 << 20)
 """From two records to all there are."""
 ENSEMBLE_ID: Final = 7
 IMPORTANT: Final = (LeaderInfo, AckEpoch, NewLeaderAck, Ack, UpToDate)
@@ -174,7 +174,7 @@ class Life:
             executor,
             self,
             max_group_bytes=rng.choice(MAX_GROUP_BYTES),
-            max_part_bytes=rng.choice(MAX_PART_BYTES),
+            part_bytes=rng.choice(PART_BYTES),
             builder=self,
         )
         log = EpochEnds(data.snapshot_zxid)

@@ -94,11 +94,11 @@ def append_not_synced() -> Iterator[None]:
 def refused_work_goes_on() -> Iterator[None]:
     """What was asked for behind a write that a full disk has refused is done all the same."""
 
-    def appended(self: PeerDisk, first_zxid: int, last_zxid: int, _: None, error: Any) -> None:
-        if isinstance(error, DiskFullError):
+    def appended(self: PeerDisk, first_zxid: int, *rest: Any) -> None:
+        if isinstance(rest[-1], DiskFullError):
             self._ended(LogRefused(first_zxid))
         else:
-            real(self, first_zxid, last_zxid, None, error)
+            real(self, first_zxid, *rest)
 
     real = PeerDisk._appended
     with mock.patch.object(PeerDisk, "_appended", appended):

@@ -27,6 +27,7 @@ from zkserver.core.peer_events import (
     Truncated,
     TruncateLog,
 )
+from zkserver.server import learner_history
 from zkserver.server.peer_disk import RETRY_MS, PeerDisk
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
@@ -216,7 +217,7 @@ def test_a_stop_is_no_failure() -> None:
 
 
 def test_history_is_read_in_parts_and_others_come_between() -> None:
-    world = open_epoch(max_part_bytes=40)
+    world = open_epoch(part_bytes=40)
     world.do(append(0, 6))
     world.told.clear()
     world.put(history(0), history(4, OTHER), append(7, 7))
@@ -236,9 +237,12 @@ def test_history_is_read_in_parts_and_others_come_between() -> None:
     assert world.parts[-1] == (LINK, 7, 7), "the same link may ask again"
 
 
-def test_no_more_than_two_parts_are_on_their_way_to_a_disk_that_is_slow() -> None:
+def test_no_more_than_two_parts_are_on_their_way_to_a_disk_that_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whatever is written meanwhile is read from the log, and kept nowhere else."""
-    world = open_epoch(max_part_bytes=40)
+    monkeypatch.setattr(learner_history, "LONGEST_PART_BYTES", 100)
+    world = open_epoch(part_bytes=40)
     world.do(append(0, 6))
     world.do(history(0))
     for counter in range(7, 60):
@@ -252,19 +256,21 @@ def test_no_more_than_two_parts_are_on_their_way_to_a_disk_that_is_slow() -> Non
     world.disk.read_on(LINK, zxid(2))
     world.disk.read_on(LINK, zxid(2))
     world.executor.run_pending()
-    assert world.parts[2:] == [(LINK, 5, 6)]
+    assert world.parts[2:] == [(LINK, 5, 9)], "one part, if a long one, as so much was written"
     assert world.disk.sends_history, "nothing is purged"
 
 
-def test_a_history_ends_although_the_leader_goes_on_writing() -> None:
-    """As soon as one part holds all that is missing, which is more than was there at first."""
-    world = open_epoch(max_part_bytes=100)
+@pytest.mark.parametrize("group", [3, 12])
+def test_a_history_ends_although_the_leader_goes_on_writing(group: int) -> None:
+    """As soon as one part holds all that is missing, which is more than was there at first; also
+    where more is written between two parts than a part has else."""
+    world = open_epoch(part_bytes=100)
     world.do(append(0, 59))
     world.do(history(0))
     counter, sent = 60, 0
     while not (told := [each for each in world.told if each[0] is HistorySent]):
-        world.do(append(counter, counter + 2))  # a part is five
-        counter += 3
+        world.do(append(counter, counter + group - 1))  # a part is five
+        counter += group
         sent = world.parts[-1][2]
         world.disk.read_on(LINK, zxid(sent))
         world.executor.run_pending()
@@ -275,8 +281,34 @@ def test_a_history_ends_although_the_leader_goes_on_writing() -> None:
     assert all(one[1] + 1 == other[0] for one, other in pairwise(pieces)), "each once, in order"
 
 
+def test_the_log_is_not_kept_for_a_learner_that_only_falls_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would fill the leader's disk; the learner is sent a snapshot when it comes again."""
+    monkeypatch.setattr(learner_history, "LOST_BYTES_LAST", 400)
+    monkeypatch.setattr(learner_history, "LONGEST_PART_BYTES", 40)
+    world = open_epoch(part_bytes=40)
+    world.do(append(0, 9))
+    world.do(history(0))
+    for counter in range(10, 60):  # as much as it takes
+        world.do(append(counter, counter))
+        if counter % 2:
+            world.disk.read_on(LINK, zxid(world.parts[-2][2]))
+            world.executor.run_pending()
+        assert world.disk.sends_history
+    for counter in range(60, 90):  # more
+        world.do(append(counter, counter))
+    assert not world.disk.sends_history
+    world.data.log.roll()
+    assert world.data.log.purge(zxid(89))
+    for _ in range(9):
+        world.disk.read_on(LINK, zxid(89))
+        world.executor.run_pending()
+    assert len(world.gone) == 1 and world.failures == []
+
+
 def test_a_history_goes_on_through_files_that_are_rolled_meanwhile() -> None:
-    world = open_epoch(max_part_bytes=40)
+    world = open_epoch(part_bytes=40)
     world.do(append(0, 6))
     world.do(history(0))
     for counter in range(7, 12):
@@ -295,7 +327,7 @@ def test_a_history_goes_on_through_files_that_are_rolled_meanwhile() -> None:
 
 def test_a_log_that_cannot_be_read_any_more_ends_the_link_and_nothing_else() -> None:
     """Deleted, or damaged: what is here is served on."""
-    world = open_epoch(max_part_bytes=40)
+    world = open_epoch(part_bytes=40)
     world.do(append(0, 3))
     world.data.log.roll()
     world.do(append(4, 9))
@@ -314,7 +346,7 @@ def test_a_log_that_cannot_be_read_any_more_ends_the_link_and_nothing_else() -> 
 
 @pytest.mark.parametrize("moment", ["queued", "begun", "read", "told"])
 def test_a_history_that_nobody_wants_any_more_holds_nothing_up(moment: str) -> None:
-    world = open_epoch(max_part_bytes=40)
+    world = open_epoch(part_bytes=40)
     world.do(append(0, 6))
     if moment == "queued":
         world.put(append(7, 7))

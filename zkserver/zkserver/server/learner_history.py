@@ -5,7 +5,8 @@
 
 Owns how much of it may be on its way, so that neither server ever has more than that in memory,
 however long the history is, and where it ends: where nothing that is durable is missing any more.
-As long as the learner stores a part faster than the leader writes one, it gets there.
+It gets there if the learner stores twice what is written meanwhile: a part has as much, wherever
+that is more than a part has at least.
 
 A piece is read in the disk thread, as a job of its own; everything else is for the loop.
 """
@@ -30,6 +31,10 @@ from zkserver.storage.recovery import DataDirectory
 
 MAX_PARTS_AHEAD: Final = 2
 """Parts of the log that were sent and that the learner has not said to have stored."""
+LONGEST_PART_BYTES: Final = 16 * 1024 * 1024
+"""Whatever is written meanwhile; but for a single record."""
+LOST_BYTES_LAST: Final = 1024 * 1024 * 1024
+"""Who has fallen behind by more than this since the log began to be sent will not get there."""
 
 
 class HistoryGone(Exception):
@@ -51,19 +56,28 @@ class LearnerHistory:
 
     __slots__ = (
         *("_awaits_chunk", "_chunk_count", "_chunks", "_crc", "_cursor", "_data"),
-        *("_max_part_bytes", "_snapshot_zxid", "_unstored"),
+        *("_lost_bytes", "_part_bytes", "_snapshot_zxid", "_unstored", "_written_bytes"),
         *("is_reading", "is_wanted", "link"),
     )
 
     def __init__(
-        self, effect: SendHistory | SendSnapshot, data: DataDirectory, max_part_bytes: int
+        self,
+        effect: SendHistory | SendSnapshot,
+        data: DataDirectory,
+        part_bytes: int,
+        written_bytes: int,
     ) -> None:
+        """`part_bytes`: of a part while nothing is written. `written_bytes`: to the log so far."""
         self.link: Any = effect.link
         self.is_reading = False
         """The disk executor has it."""
         self.is_wanted = True
         self._data = data
-        self._max_part_bytes = max_part_bytes
+        self._part_bytes = part_bytes
+        self._written_bytes = written_bytes
+        """When the last part was read."""
+        self._lost_bytes = 0
+        """How much more of the log is missing than when it began to be sent, up to then."""
         self._chunks: Iterator[bytes] | None = None
         """Of the snapshot, while it is being read."""
         self._chunk_count = self._crc = self._snapshot_zxid = 0
@@ -86,6 +100,12 @@ class LearnerHistory:
         """The learner may be sent another piece."""
         return not self._awaits_chunk and len(self._unstored) < MAX_PARTS_AHEAD
 
+    def is_hopeless(self, written_bytes: int) -> bool:
+        """So much more is missing than at first that the log need not be kept for it."""
+        if self._cursor is None:
+            return False  # a snapshot ends
+        return self._lost_bytes + written_bytes - self._written_bytes > LOST_BYTES_LAST
+
     def sent(self, piece: Piece) -> None:
         """This is on its way."""
         if piece.messages and type(piece.messages[-1]) is SnapshotChunk:
@@ -103,12 +123,18 @@ class LearnerHistory:
         while unstored and unstored[0] <= zxid:
             unstored.popleft()
 
-    def read(self) -> Piece:
+    def read(self, written_bytes: int) -> Piece:
         """In the disk thread: the next piece. Raises HistoryGone, OSError."""
         try:
             if self._cursor is None:
+                self._written_bytes = written_bytes
                 return Piece(self._read_snapshot(), [], False)
-            return Piece([], *self._cursor.read(self._max_part_bytes))
+            since_bytes = written_bytes - self._written_bytes
+            self._written_bytes = written_bytes
+            part_bytes = min(2 * since_bytes, LONGEST_PART_BYTES)
+            records, is_last = self._cursor.read(max(self._part_bytes, part_bytes))
+            self._lost_bytes += since_bytes - sum(map(len, records))
+            return Piece([], records, is_last)
         except (StorageError, FileNotFoundError) as error:
             raise HistoryGone(str(error)) from error
 

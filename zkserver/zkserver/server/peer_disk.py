@@ -59,8 +59,8 @@ from .stats import WrittenGroup
 
 MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
 """Records that one job takes at most, so that nobody waits long for what others wrote."""
-MAX_PART_BYTES: Final = 1024 * 1024
-"""Records of a history that are read at once, but for a longer single one."""
+PART_BYTES: Final = 1024 * 1024
+"""Records of a history that are read at once while little is written."""
 RETRY_MS: Final = 100
 """An epoch file is tried again after so long where there was no space for it."""
 
@@ -117,7 +117,7 @@ class PeerDisk:
         owner: PeerDiskOwner,
         *,
         max_group_bytes: int = MAX_GROUP_BYTES,
-        max_part_bytes: int = MAX_PART_BYTES,
+        part_bytes: int = PART_BYTES,
         builder: StateBuilder | None = None,
         now_ms: Callable[[], int] = lambda: 0,
         on_written: Callable[[WrittenGroup], None] = lambda _: None,
@@ -127,7 +127,7 @@ class PeerDisk:
         self._disk = disk
         self._owner = owner
         self._max_group_bytes = max_group_bytes
-        self._max_part_bytes = max_part_bytes
+        self._part_bytes = part_bytes
         self._builder = builder
         self._now_ms = now_ms
         self._on_written = on_written
@@ -143,6 +143,8 @@ class PeerDisk:
         """Of a snapshot from which there is no way back any more; used in the disk executor, and
         looked at when it is done."""
         self._waits_for_space: _Job | None = None
+        self._written_bytes = 0
+        """Records appended so far."""
         self._histories: dict[Any, LearnerHistory] = {}
         self._halted = False
 
@@ -153,8 +155,10 @@ class PeerDisk:
 
     @property
     def sends_history(self) -> bool:
-        """Some of the log is being read for a learner: nothing of it may be deleted."""
-        return bool(self._histories)
+        """Some of the log is being read for a learner, which may come to its end: nothing of it may
+        be deleted. From any thread."""
+        written_bytes = self._written_bytes
+        return not all(each.is_hopeless(written_bytes) for each in list(self._histories.values()))
 
     def put(
         self, effect: EpochOrCut | AppendRecords | SnapshotWork | SendHistory | SendSnapshot
@@ -162,7 +166,7 @@ class PeerDisk:
         """Do this behind everything that was put before."""
         if isinstance(effect, SendHistory | SendSnapshot):
             assert effect.link not in self._histories, "history is sent twice"
-            history = LearnerHistory(effect, self._data, self._max_part_bytes)
+            history = LearnerHistory(effect, self._data, self._part_bytes, self._written_bytes)
             self._histories[effect.link] = history
             self._queue.append(history)
         else:
@@ -228,7 +232,8 @@ class PeerDisk:
                 case LearnerHistory():
                     if job.is_wanted:
                         job.is_reading = True
-                        self._start(job.read, partial(self._piece_read, job))
+                        read = partial(job.read, self._written_bytes)
+                        self._start(read, partial(self._piece_read, job))
                 case ReceiveSnapshot() | StoreChunk() | InstallSnapshot() | DropSnapshot():
                     self._start(
                         partial(self._do_snapshot_work, job), partial(self._snapshot_work_done, job)
@@ -280,6 +285,7 @@ class PeerDisk:
             records += each.records
             last_zxid = each.last_zxid
         taken_ms = self._now_ms()
+        self._written_bytes += sum(map(len, records))
         return (
             partial(self._write, records, last_zxid),
             partial(self._appended, first.first_zxid, last_zxid, len(records), taken_ms),
