@@ -105,13 +105,7 @@ class Node:
         self._peer_rng = Random(rng.getrandbits(64))
         auth = load_auth(config, rng)
         self._tls = load_tls(config, clock, log)
-        self._peer_tls = load_peer_tls(
-            config.peer_tls_certificate_file,
-            config.peer_tls_key_file,
-            config.peer_tls_ca_file,
-            clock,
-            log,
-        )
+        self._peer_tls = load_peer_tls(config, clock, log)
         self._data = DataDirectory(
             files,
             config.data_directory,
