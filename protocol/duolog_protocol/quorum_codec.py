@@ -43,11 +43,7 @@ from .stream_decoder import LENGTH_BYTES
 from .types import epoch_of
 
 MAX_PEER_FRAME_BYTES: Final = LENGTH_BYTES + MAX_HEADER_BYTES + MAX_PROPOSAL_BYTES
-"""Longest frame between a leader and a learner."""
-MAX_LEADER_FRAME_BYTES: Final = MAX_PEER_FRAME_BYTES
-"""Longest frame from a leader to a learner: a Proposal."""
-MAX_LEARNER_FRAME_BYTES: Final = MAX_PEER_FRAME_BYTES
-"""Longest frame from a learner to its leader: a Requests, which is no longer than a Proposal."""
+"""Longest frame between a leader and a learner: a Proposal, or a Requests, which is no longer."""
 MAX_SMALL_FRAME_BYTES: Final = 1024
 """Longest frame of any other message."""
 SENT_PROPOSAL_BYTES: Final = 1024 * 1024
