@@ -40,6 +40,7 @@ from .quorum_messages import (
     Proposal,
 )
 from .stream_decoder import LENGTH_BYTES
+from .txns import zxid_of
 from .types import epoch_of
 
 MAX_PEER_FRAME_BYTES: Final = LENGTH_BYTES + MAX_HEADER_BYTES + MAX_PROPOSAL_BYTES
@@ -83,7 +84,7 @@ def proposals_of(records: Iterable[bytes]) -> Iterator[Proposal]:
     size = 0
     last_zxid = -1
     for record in records:
-        zxid = _zxid_of(record)
+        zxid = zxid_of(record)
         if part and (
             len(part) == MAX_PROPOSAL_RECORDS
             or size + len(record) > SENT_PROPOSAL_BYTES
@@ -134,10 +135,6 @@ def _fits_a_frame(proposal: Proposal) -> bool:
     records = proposal.records
     assert records, proposal
     return len(records) <= MAX_PROPOSAL_RECORDS and sum(map(len, records)) <= SENT_PROPOSAL_BYTES
-
-
-def _zxid_of(record: bytes) -> int:
-    return int.from_bytes(record[:_ZXID_BYTES], "big")
 
 
 def _check_proposal(proposal: Proposal) -> None:

@@ -197,6 +197,11 @@ _OF_THE_ENSEMBLE: Final = frozenset(
 )
 
 
+def zxid_of(record: bytes) -> int:
+    """The zxid of a record, which it starts with."""
+    return int.from_bytes(record[:8], "big")
+
+
 def is_of_the_ensemble(record: bytes) -> bool:
     """Whether a log record says who belongs to the ensemble, or what all of them know."""
     return record[_KIND_AT:HEADER_BYTES] in _OF_THE_ENSEMBLE

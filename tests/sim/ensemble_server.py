@@ -25,6 +25,7 @@ from duolog_protocol.quorum_messages import (
     Proposal,
     UpToDate,
 )
+from duolog_protocol.txns import zxid_of
 from duolog_protocol.types import epoch_of, make_zxid
 from zkserver.core.epoch_ends import EpochEnds
 from zkserver.core.peer import Peer
@@ -70,7 +71,7 @@ from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
 from .ensemble_disk import SimExecutor
-from .ensemble_records import count_up_to, last_zxid_of, make_record, zxid_of
+from .ensemble_records import count_up_to, last_zxid_of, make_record
 from .ensemble_snapshots import decode_chunks, records_on_disk, snapshotting_of
 from .violation import Violation
 

@@ -17,7 +17,7 @@ from duolog_protocol.codec import Piece
 from duolog_protocol.frames import frame_at
 from duolog_protocol.quorum_codec import MAX_PEER_FRAME_BYTES, decode_message, encode_message
 from duolog_protocol.quorum_messages import Notification, PeerMessage
-from duolog_protocol.txns import LEVEL_LAST
+from duolog_protocol.txns import LEVEL_LAST, zxid_of
 from duolog_runtime.logs import RecordingLogger
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
@@ -177,7 +177,7 @@ class Life:
 
         def watched_apply(zxid: int) -> None:
             for each in list(replica._unapplied):
-                world.committed(r for r in each.records if int.from_bytes(r[:8], "big") <= zxid)
+                world.committed(r for r in each.records if zxid_of(r) <= zxid)
             apply_up_to(zxid)
 
         def watched_serve(epoch: int, leader_id: int) -> None:

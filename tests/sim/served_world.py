@@ -24,7 +24,7 @@ from duolog_cluster.sim.scheduler import Scheduler
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
-from duolog_protocol.txns import LEVEL_LAST, decode_txn, is_of_the_ensemble
+from duolog_protocol.txns import LEVEL_LAST, decode_txn, is_of_the_ensemble, zxid_of
 from duolog_protocol.types import ZXID_COUNTER_LAST
 from tests.oracle import jute
 from tests.oracle.workload import Workload
@@ -186,7 +186,7 @@ class ServedWorld(HistoryWorld):
     def committed(self, records: Iterable[bytes]) -> None:
         """A server has these as committed. Raises Violation if another has something else."""
         for record in records:
-            zxid = int.from_bytes(record[:8], "big")
+            zxid = zxid_of(record)
             if self._committed.setdefault(zxid, record) != record:
                 raise Violation(f"SameCommit: two records are committed at {zxid:#x}")
 
