@@ -70,9 +70,9 @@ from zkserver.server.snapshotting import Snapshotting
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
-from .ensemble_disk import SimExecutor
 from .ensemble_records import count_up_to, last_zxid_of, make_record
 from .ensemble_snapshots import decode_chunks, records_on_disk, snapshotting_of
+from .process_parts import SimExecutor
 from .violation import Violation
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Life:
             machine.taking_over = None
         machine.accepted_epoch, machine.current_epoch = epochs.accepted_epoch, epochs.current_epoch
         self._watch_log()
-        executor = SimExecutor(self, world.scheduler, rng, world.mix.pace)
+        executor = SimExecutor(self.later, rng, world.mix.pace, self._disk_has_worked)
         self._snapshotting = snapshotting_of(self, data, executor)
         self._disk = PeerDisk(
             data,
@@ -320,14 +320,19 @@ class Life:
         elif not self.is_over:
             self.run(callback)
 
+    def later(self, delay_us: int, callback: Callable[[], None]) -> None:
+        """As `arrive`, after a while."""
+        self.world.scheduler.after(delay_us, self.guarded(lambda: self.arrive(callback)))
+
     # ---- the disk's owner -----------------------------------------------------------------------
 
-    def disk_changed(self) -> None:
-        """See DiskOwner."""
+    def _disk_has_worked(self) -> None:
+        """The end of the work was not told yet."""
         epochs = self._data.epochs
         self.machine.accepted_epoch = epochs.accepted_epoch
         self.machine.current_epoch = epochs.current_epoch
         self.world.trace(self.server_id, f"disk {epochs.current_epoch} {len(self.durable)}")
+        self.crash_point("between work and notice")
 
     def history_read(self, link: Link, records: list[bytes], is_last: bool) -> None:
         """See PeerDiskOwner."""
@@ -338,9 +343,7 @@ class Life:
 
     def _read_on(self, link: Link) -> None:
         delay = self._rng.randrange(3_000)  # until the link has taken it
-        self.world.scheduler.after(
-            delay, self.guarded(lambda: self.arrive(lambda: self._disk.read_on(link)))
-        )
+        self.later(delay, lambda: self._disk.read_on(link))
 
     def history_gone(self, link: Link) -> None:
         """See PeerDiskOwner."""
@@ -366,12 +369,12 @@ class Life:
 
     def retry_disk(self, delay_ms: int) -> None:
         """See PeerDiskOwner."""
-        self.world.scheduler.after(
-            delay_ms * 1_000, self.guarded(lambda: self.arrive(self._disk.retry))
-        )
+        self.later(delay_ms * 1_000, self._disk.retry)
 
     def halt_for_disk(self, error: BaseException) -> None:
         """See PeerDiskOwner."""
+        if isinstance(error, AssertionError):
+            raise error
         self.world.mark("halted by its disk")
         self.world.crash(self.machine, power_lost=False)
 
