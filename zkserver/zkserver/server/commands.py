@@ -264,7 +264,7 @@ def zabstate(view: ServerView, _query: Mapping[str, str]) -> Values:
     member = view.member
     if member is None:
         return {"voting": False, "zabstate": ""}
-    phase = "election" if member.role == "looking" else "broadcast"
+    phase = "election" if member.role in ("looking", "read-only") else "broadcast"
     return {"voting": member.role in ("leader", "follower"), "zabstate": phase}
 
 

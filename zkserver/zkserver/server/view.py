@@ -81,7 +81,7 @@ class ServerView:
 
     @property
     def mode(self) -> str:
-        """standalone, leader, follower or observer; empty: clients are not served."""
+        """standalone, leader, follower, observer, read-only; empty: clients are not served."""
         return self._engine.mode
 
     @property
