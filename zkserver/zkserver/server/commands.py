@@ -160,7 +160,7 @@ def observers(view: ServerView, _query: Mapping[str, str]) -> Values:
 
 
 def observer_connection_stat_reset(_view: ServerView, _query: Mapping[str, str]) -> Values:
-    """Nothing: there are no observers."""
+    """Nothing: of observers nothing is counted that could be reset."""
     return {}
 
 
@@ -260,7 +260,7 @@ def watch_summary(view: ServerView, _query: Mapping[str, str]) -> Values:
 
 
 def zabstate(view: ServerView, _query: Mapping[str, str]) -> Values:
-    """A standalone server takes part in no broadcast."""
+    """Whether it votes, and the phase: election or broadcast; a standalone server has none."""
     member = view.member
     if member is None:
         return {"voting": False, "zabstate": ""}
