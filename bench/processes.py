@@ -26,7 +26,11 @@ PORTS: Final = range(10_000, 32_768)
 """Of servers that are started: below those of outgoing connections."""
 
 
-class StartError(Exception):
+class NoFigureError(Exception):
+    """What was measured did not do what it should: there is no figure."""
+
+
+class StartError(NoFigureError):
     """A process did not come up; what it said last is in the message."""
 
 
