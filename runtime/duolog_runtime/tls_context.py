@@ -109,10 +109,6 @@ class ServerTls(FollowedFiles[ssl.SSLContext]):
         """Load the files. Raises ConfigError."""
         super().__init__(files, clock, log, server_tls_context)
 
-    def context(self) -> ssl.SSLContext:
-        """The context for a connection that begins now."""
-        return self.current()
-
 
 class PeerContexts(NamedTuple):
     """The two contexts of a server among servers of its kind."""
