@@ -20,8 +20,8 @@ from typing import Final
 
 from .native import Batch, BatchClient, WrongReplyError
 from .originals import ApacheKafka
-from .processes import StartError, kbroker, lines_of, zkserver
-from .session import Figures, Session, Wanted, parser
+from .processes import kbroker, lines_of, zkserver
+from .session import Figures, Session, Wanted, claim, parser
 
 NAMES: Final = ["kafka_libs", "rdkafka_performance"]
 TOOL_S: Final = 300
@@ -117,13 +117,7 @@ def main(arguments_given: list[str] | None = None) -> int:
     options.add_argument("--size", type=int, default=1000, help="bytes of a record (%(default)s)")
     options.add_argument("--fetch-bytes", type=int, default=1 << 20, help="(%(default)s)")
     arguments = options.parse_args(arguments_given)
-    try:
-        with Session("Batches of 1 KB records: duolog and librdkafka", arguments, NAMES) as session:
-            run(session, arguments)
-            return session.report()
-    except (StartError, WrongReplyError, OSError) as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 2
+    return claim("Batches of 1 KB records: duolog and librdkafka", arguments, NAMES, run)
 
 
 if __name__ == "__main__":

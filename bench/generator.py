@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .plan import Dialect, Kind, encode_plan
+from .processes import NoFigureError
 
 HERE: Final = Path(__file__).resolve().parent
 BUILD: Final = HERE / "build"
@@ -18,7 +19,7 @@ SOURCES: Final = (HERE / "zkload_native.c", HERE / "replies.h")
 FLAGS: Final = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
 
 
-class GeneratorError(Exception):
+class GeneratorError(NoFigureError):
     """The generator found something wrong, or could not run."""
 
 

@@ -22,6 +22,7 @@ from duolog_protocol.frames import Frame, FrameDecoder
 from duolog_protocol.records import BatchBuilder
 
 from .plan import find_correlation_id
+from .processes import NoFigureError
 
 _U32: Final = struct.Struct(">I")
 TIMEOUT_S: Final = 30
@@ -32,7 +33,7 @@ _FROM_MAGIC: Final = 16
 """From here on a broker must not change a batch."""
 
 
-class WrongReplyError(Exception):
+class WrongReplyError(NoFigureError):
     """A reply was not what it must be: there is no figure."""
 
 

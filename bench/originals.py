@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -59,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--java", default=os.environ.get("JAVA", "java"), help="Java 17 or newer")
 
 
-def missing(arguments: argparse.Namespace, names: list[str]) -> list[str]:
+def missing(arguments: argparse.Namespace, names: Sequence[str]) -> list[str]:
     """What is not there, as sentences for people; empty when all is."""
     found = []
     for name in names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import selectors
 import socket
 import subprocess
@@ -21,9 +22,15 @@ from typing import Any, Final, Self
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 START_S: Final = 60
 STOP_S: Final = 20
+PORTS: Final = range(10_000, 32_768)
+"""Of servers that are started: below those of outgoing connections."""
 
 
-class StartError(Exception):
+class NoFigureError(Exception):
+    """What was measured did not do what it should: there is no figure."""
+
+
+class StartError(NoFigureError):
     """A process did not come up; what it said last is in the message."""
 
 
@@ -160,13 +167,24 @@ def kbroker(data: Path, zookeeper_port: int) -> Daemon:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listened on just now."""
+    """Different ports that nobody listened on just now.
+
+    None is one that the system gives to outgoing connections: while a server is away, a connection
+    that looks for it could take its port, even by connecting to itself. Raises StartError.
+    """
+    found: list[int] = []
+    rng = random.SystemRandom()
     with contextlib.ExitStack() as held:
         # All are held until the last is chosen: a port let go at once may be given again.
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        for _ in range(100 * count + 1):
+            if len(found) == count:
+                return found
+            port = rng.choice(PORTS)
+            probe = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    raise StartError(f"there are no {count} free ports")
 
 
 def accepts(port: int) -> bool:

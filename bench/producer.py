@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from .originals import ApacheKafka
-from .processes import StartError, kbroker, lines_of, zkserver
-from .session import Figures, Session, Wanted, parser
+from .processes import kbroker, lines_of, zkserver
+from .session import Figures, Session, Wanted, claim, parser
 
 NAMES: Final = ["kafka_libs", "aiokafka_python"]
 DRIVER: Final = str(Path(__file__).with_name("driver.py"))
@@ -90,13 +90,7 @@ def main(arguments_given: list[str] | None = None) -> int:
     options.add_argument("--size", type=int, default=100, help="bytes of a record (%(default)s)")
     options.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     arguments = options.parse_args(arguments_given)
-    try:
-        with Session("Python clients: duolog and aiokafka", arguments, NAMES) as session:
-            run(session, arguments)
-            return session.report()
-    except StartError as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 2
+    return claim("Python clients: duolog and aiokafka", arguments, NAMES, run)
 
 
 if __name__ == "__main__":

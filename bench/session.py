@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from . import machine, originals
+from .processes import NoFigureError
 
 HERE: Final = Path(__file__).resolve().parent
 RESULTS: Final = HERE / "results"
@@ -171,6 +172,29 @@ class Session:
         RESULTS.mkdir(exist_ok=True)
         with (RESULTS / "results.jsonl").open("a") as file:
             file.write(json.dumps(self._stamp | line) + "\n")
+
+
+def claim(
+    title: str,
+    arguments: argparse.Namespace,
+    names: list[str],
+    run: Callable[[Session, argparse.Namespace], int | None],
+    needed: Sequence[str] = (),
+) -> int:
+    """Run a script; the exit status: 0 reached, 1 not reached, 2 there is no result.
+
+    `names`: the originals that it compares with. `needed`: those that it cannot do without. `run`
+    fills the table, or says the status itself.
+    """
+    try:
+        with Session(title, arguments, names) as session:
+            if originals.missing(arguments, needed):
+                return 2
+            status = run(session, arguments)
+            return session.report() if status is None else status
+    except (NoFigureError, OSError) as error:
+        print(f"no result: {error}", file=sys.stderr)
+        return 2
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

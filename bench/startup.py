@@ -27,7 +27,7 @@ from .machine import BARE_IMPORTS
 from .native import NativeClient
 from .originals import ApacheKafka, ApacheZooKeeper, missing
 from .processes import Process, StartError, kbroker, zkserver
-from .session import Figures, Session, Wanted, parser
+from .session import Figures, Session, Wanted, claim, parser
 
 NAMES: Final = ["kafka_libs", "aiokafka_python", "zookeeper_classpath"]
 DRIVER: Final = str(Path(__file__).with_name("driver.py"))
@@ -212,13 +212,7 @@ def main(arguments_given: list[str] | None = None) -> int:
     options.add_argument("--starts", type=int, default=7, help="of each daemon (%(default)s)")
     options.add_argument("--idle-seconds", type=float, default=20, help="(%(default)s)")
     arguments = options.parse_args(arguments_given)
-    try:
-        with Session("Starting and being idle", arguments, NAMES) as session:
-            run(session, arguments)
-            return session.report()
-    except StartError as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 2
+    return claim("Starting and being idle", arguments, NAMES, run)
 
 
 if __name__ == "__main__":

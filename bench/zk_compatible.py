@@ -18,11 +18,10 @@ from contextlib import ExitStack
 from typing import Final
 
 from . import generator
-from .generator import GeneratorError
 from .originals import ApacheZooKeeper
 from .plan import Jute, Kind, Native
-from .processes import Process, StartError, zkserver
-from .session import Figures, Measure, Session, Wanted, parser
+from .processes import Process, zkserver
+from .session import Figures, Measure, Session, Wanted, claim, parser
 from .zkload import zkload
 
 NAMES: Final = ["zookeeper_classpath", "zkload"]
@@ -154,15 +153,7 @@ def main(arguments_given: list[str] | None = None) -> int:
     options.add_argument("--jvm-warmup", type=float, default=20, help="seconds (%(default)s)")
     options.set_defaults(pairs=15)
     arguments = options.parse_args(arguments_given)
-    try:
-        with Session("zkserver and Apache ZooKeeper, jute", arguments, NAMES) as session:
-            if session.missing:
-                return 2
-            run(session, arguments)
-            return session.report()
-    except (StartError, GeneratorError) as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 2
+    return claim("zkserver and Apache ZooKeeper, jute", arguments, NAMES, run, needed=NAMES)
 
 
 if __name__ == "__main__":

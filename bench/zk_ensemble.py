@@ -21,8 +21,7 @@ from typing import Final
 
 from .ensembles import Ensemble, Maker, apache_maker, free_places, zkserver_maker
 from .generator import GeneratorError
-from .processes import StartError
-from .session import Figures, Measure, Session, Wanted, parser
+from .session import Figures, Measure, Session, Wanted, claim, parser
 from .zkload import zkload
 
 NAMES: Final = ["zookeeper_classpath", "zkload"]
@@ -128,16 +127,7 @@ def main(arguments_given: list[str] | None = None) -> int:
     options.add_argument("--jvm-warmup", type=float, default=30, help="seconds (%(default)s)")
     options.set_defaults(pairs=7)
     arguments = options.parse_args(arguments_given)
-    title = "Three zkservers and three Apache ZooKeepers"
-    try:
-        with Session(title, arguments, NAMES) as session:
-            if session.missing:
-                return 2
-            run(session, arguments)
-            return session.report()
-    except (StartError, GeneratorError) as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 2
+    return claim("Three zkservers and three Apache ZooKeepers", arguments, NAMES, run, needed=NAMES)
 
 
 if __name__ == "__main__":

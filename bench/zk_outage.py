@@ -24,8 +24,8 @@ from typing import Final
 
 from .ensembles import NOT_SERVING, Ensemble, apache_maker, cores, free_places, zkserver_maker
 from .generator import GeneratorError
-from .processes import Process, StartError
-from .session import Figures, Measure, Session, Wanted, parser
+from .processes import Process
+from .session import Figures, Measure, Session, Wanted, claim, parser
 from .zkload import zkload
 
 SERVERS: Final = 3
@@ -204,18 +204,11 @@ def main(arguments_given: list[str] | None = None) -> int:
     )
     options.set_defaults(pairs=10)
     arguments = options.parse_args(arguments_given)
-    names = ["zkload"] if arguments.no_election else ["zookeeper_classpath", "zkload"]
-    try:
-        with Session("An ensemble that loses its leader", arguments, names) as session:
-            if not arguments.zkload:
-                return 2
-            if arguments.no_election:
-                return without_election(session, arguments)
-            run(session, arguments)
-            return session.report()
-    except (StartError, GeneratorError) as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 2
+    title = "An ensemble that loses its leader"
+    if arguments.no_election:
+        return claim(title, arguments, ["zkload"], without_election, needed=["zkload"])
+    names = ["zookeeper_classpath", "zkload"]
+    return claim(title, arguments, names, run, needed=["zkload"])
 
 
 if __name__ == "__main__":

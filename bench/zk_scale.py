@@ -25,8 +25,8 @@ from typing import Any, Final, Self
 
 from .generator import GeneratorError
 from .originals import ApacheZooKeeper
-from .processes import Daemon, Process, StartError, zkserver
-from .session import Figures, Pairs, Session, Wanted, parser
+from .processes import Daemon, Process, zkserver
+from .session import Figures, Pairs, Session, Wanted, claim, parser
 from .zkload import zkload
 
 NAMES: Final = ["zookeeper_classpath", "zkload"]
@@ -208,15 +208,7 @@ def main(arguments_given: list[str] | None = None) -> int:
     options.add_argument("--sessions", type=int, default=10_000, help="(%(default)s)")
     options.set_defaults(pairs=1)
     arguments = options.parse_args(arguments_given)
-    try:
-        with Session("zkserver and Apache ZooKeeper, scale", arguments, NAMES) as session:
-            if not arguments.zkload:
-                return 2
-            run(session, arguments)
-            return session.report()
-    except (StartError, GeneratorError) as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 2
+    return claim("zkserver and Apache ZooKeeper, scale", arguments, NAMES, run, needed=["zkload"])
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from . import generator
-from .generator import GeneratorError
 from .originals import ApacheZooKeeper
 from .plan import Dialect, Jute, Kind, Native
-from .processes import Process, StartError, lines_of, zkserver
-from .session import Figures, Measure, Session, Wanted, parser
+from .processes import Process, lines_of, zkserver
+from .session import Figures, Measure, Session, Wanted, claim, parser
 
 NAMES: Final = ["zookeeper_classpath"]
 READS: Final = {Kind.GET: 1}
@@ -162,13 +161,7 @@ def main(arguments_given: list[str] | None = None) -> int:
     arguments = options.parse_args(arguments_given)
     if arguments.zkload and not Path(arguments.zkload).exists():
         options.error(f"--zkload: {arguments.zkload} does not exist")
-    try:
-        with Session("zkserver and Apache ZooKeeper, 8 × 64", arguments, NAMES) as session:
-            run(session, arguments)
-            return session.report()
-    except (StartError, GeneratorError) as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 2
+    return claim("zkserver and Apache ZooKeeper, 8 × 64", arguments, NAMES, run)
 
 
 if __name__ == "__main__":

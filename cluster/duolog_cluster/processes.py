@@ -215,7 +215,6 @@ class ZkEnsemble:
         if port not in (0, ports[0]):
             rule = f"{data} holds an ensemble whose first port is {ports[0]}"
             raise ConfigError("zk_port", port, rule)
-        self.voter_ids: Final = range(1, count + 1)
         self._data = data
         names = [f"zkserver-{at + 1}" for at in range(total)] if total > 1 else ["zkserver"]
         self.directories: Final = [f"{data}/{name}" for name in names]

@@ -56,11 +56,6 @@ def keep_members(data: str, members: Sequence[str]) -> None:
     new.replace(Path(data, MEMBERS_FILE))
 
 
-def free_port() -> int:
-    """A port of loopback that was free a moment ago."""
-    return free_ports(1)[0]
-
-
 def free_ports(count: int) -> list[int]:
     """Different ports of loopback that were free a moment ago. Raises Error.
 

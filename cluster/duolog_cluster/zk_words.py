@@ -69,7 +69,7 @@ async def ask(host: str, port: int, word: str, timeout: float = WORD_SECONDS) ->
 
 async def state_of(host: str, port: int, timeout: float = WORD_SECONDS) -> ServerState:
     """How a server is. A server that cannot be reached is a result, not an error."""
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = address_of(host, port)
     try:
         if port == 0:
             return ServerState(host, Reach.UNREACHABLE, problem="its client port is not told")
@@ -97,6 +97,11 @@ async def state_of(host: str, port: int, timeout: float = WORD_SECONDS) -> Serve
         max(0, _number(told.get("Connections", "0")) - 1),
         told.get("Zookeeper version", ""),
     )
+
+
+def address_of(host: str, port: int) -> str:
+    """HOST:PORT, as people write it and clients take it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def fields_of(text: str, between: str) -> dict[str, str]:

@@ -19,8 +19,7 @@ from typing import Final, get_args
 from .errors import RemoteProtocolError
 from .frames import Frame, frame_at
 from .quorum_codec import (
-    MAX_LEADER_FRAME_BYTES,
-    MAX_LEARNER_FRAME_BYTES,
+    MAX_PEER_FRAME_BYTES,
     MAX_SMALL_FRAME_BYTES,
     decode_message,
 )
@@ -35,8 +34,6 @@ from .quorum_messages import (
     PeerPurpose,
     PeerRefusal,
     PeerWelcome,
-    Proposal,
-    Requests,
 )
 from .stream_decoder import StreamDecoder
 
@@ -96,10 +93,8 @@ class PeerDecoder(StreamDecoder[Received]):
     def _open(self, may_say: frozenset[type]) -> None:
         self.stage = PeerStage.OPEN
         self._may_say = may_say
-        if Proposal in may_say:
-            self.max_frame_bytes = MAX_LEADER_FRAME_BYTES
-        elif Requests in may_say:
-            self.max_frame_bytes = MAX_LEARNER_FRAME_BYTES
+        if self._purpose is PeerPurpose.LEARNER:
+            self.max_frame_bytes = MAX_PEER_FRAME_BYTES
 
     def _cut(self, chunk: bytes) -> list[Received]:
         received: list[Received] = []

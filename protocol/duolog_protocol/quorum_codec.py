@@ -42,16 +42,13 @@ from .quorum_messages import (
     Proposal,
 )
 from .stream_decoder import LENGTH_BYTES
+from .txns import zxid_of
 from .types import epoch_of
 
 MAX_PEER_FRAME_BYTES: Final = (
     LENGTH_BYTES + MAX_HEADER_BYTES + MAX_IDENTITIES_BYTES + MAX_PROPOSAL_BYTES
 )
-"""Longest frame between a leader and a learner."""
-MAX_LEADER_FRAME_BYTES: Final = MAX_PEER_FRAME_BYTES
-"""Longest frame from a leader to a learner: a Proposal, which has no identities."""
-MAX_LEARNER_FRAME_BYTES: Final = MAX_PEER_FRAME_BYTES
-"""Longest frame from a learner to its leader: a LongRequest."""
+"""Longest frame between a leader and a learner: a LongRequest; a Proposal has no identities."""
 assert MAX_LONG_REQUEST_BYTES <= MAX_PROPOSAL_BYTES
 MAX_SMALL_FRAME_BYTES: Final = 1024
 """Longest frame of any other message."""
@@ -92,7 +89,7 @@ def proposals_of(records: Iterable[bytes]) -> Iterator[Proposal]:
     size = 0
     last_zxid = -1
     for record in records:
-        zxid = _zxid_of(record)
+        zxid = zxid_of(record)
         if part and (
             len(part) == MAX_PROPOSAL_RECORDS
             or size + len(record) > SENT_PROPOSAL_BYTES
@@ -143,10 +140,6 @@ def _fits_a_frame(proposal: Proposal) -> bool:
     records = proposal.records
     assert records, proposal
     return len(records) <= MAX_PROPOSAL_RECORDS and sum(map(len, records)) <= SENT_PROPOSAL_BYTES
-
-
-def _zxid_of(record: bytes) -> int:
-    return int.from_bytes(record[:_ZXID_BYTES], "big")
 
 
 def _check_proposal(proposal: Proposal) -> None:

@@ -28,6 +28,8 @@ write):
     (CHECK, path, version)                  i32, u16+bytes; inside a multi only
     (MULTI, bodies)                         u16+(kind i16, u32+body)*
     (ERROR, code)                           i32: a request that failed takes a zxid, too
+    (MEMBERS, is_joint, text)               u8, and the text to the end: see `/zookeeper/config`
+    (LEVEL, level)                          u8
 
 The decoder is strict: nothing may be missing or left over, and it allocates no more than the
 record's own length.
@@ -195,6 +197,11 @@ _KIND_AT: Final = HEADER_BYTES - 2
 _OF_THE_ENSEMBLE: Final = frozenset(
     kind.to_bytes(2, "big") for kind in (TxnKind.MEMBERS, TxnKind.LEVEL)
 )
+
+
+def zxid_of(record: bytes) -> int:
+    """The zxid of a record, which it starts with."""
+    return int.from_bytes(record[:8], "big")
 
 
 def is_of_the_ensemble(record: bytes) -> bool:

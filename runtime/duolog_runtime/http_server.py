@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, cast
 from urllib.parse import parse_qsl
 
 from .config import is_loopback
+from .listening import listen, port_of
 from .logs import Logger
 
 MAX_HEAD_BYTES: Final = 8 * 1024
@@ -76,14 +77,14 @@ class HttpServer:
         self._loopback_only = False
         self._connections: set[_HttpConnection] = set()
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port, which is a free one when `port` is 0. Raises OSError."""
+    async def start(self, host: str, port: int, field: str) -> int:
+        """Listen; returns the port, which is a free one when `port` is 0. Raises ConfigError, which
+        names the setting `field`."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _HttpConnection(self, loop), host, port)
-        self._server = server
+        factory = functools.partial(_HttpConnection, self, loop)
+        self._server = await listen(loop, factory, host, port, field)
         self._loopback_only = is_loopback(host)
-        chosen: int = server.sockets[0].getsockname()[1]
-        return chosen
+        return port_of(self._server)
 
     async def close(self) -> None:
         """Stop listening and drop the connections. Idempotent."""

@@ -52,7 +52,8 @@ class TlsFiles(NamedTuple):
     key_file: str = ""
     """Its private key; empty: in the certificate file."""
     key_password_file: str = ""
-    """What the key is encrypted with, the first line of it; empty: it is not."""
+    """What the key is encrypted with, the first line of it; empty: it is not. A setting of clients'
+    certificates only."""
     ca_file: str = ""
     """The authorities that clients' certificates must come from."""
     client_auth: ClientAuth = "none"
@@ -107,10 +108,6 @@ class ServerTls(FollowedFiles[ssl.SSLContext]):
     def __init__(self, files: TlsFiles, clock: Clock, log: Logger) -> None:
         """Load the files. Raises ConfigError."""
         super().__init__(files, clock, log, server_tls_context)
-
-    def context(self) -> ssl.SSLContext:
-        """The context for a connection that begins now."""
-        return self.current()
 
 
 class PeerContexts(NamedTuple):
@@ -176,7 +173,9 @@ def _load_own(context: ssl.SSLContext, files: TlsFiles) -> None:
 
     def password() -> bytes:
         if not files.key_password_file:
-            raise ConfigError(key_field, key_file, f"is encrypted: set {password_field}")
+            has_setting = files.prefix == "tls_"
+            rule = f"is encrypted: set {password_field}" if has_setting else "must not be encrypted"
+            raise ConfigError(key_field, key_file, rule)
         text = _read(password_field, files.key_password_file, private=True)
         return text.split(b"\n", 1)[0].rstrip(b"\r")
 

@@ -2,7 +2,7 @@
 
 Everything that compares the two starts them here, with the same settings, on loopback, alone or as
 an ensemble. It runs in the project's Python and in the one that kazoo is installed into, so neither
-it nor `bench.ensembles` needs anything but the standard library.
+it nor what it takes of `bench` needs anything but the standard library.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.ensembles import Place, ask, free_places, zkserver_members, zookeeper_members
+from bench.processes import free_ports
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS: Final = ("protocol", "runtime", "client", "zkserver", "kbroker", "cluster")
@@ -60,14 +60,6 @@ class Settings:
     """TTL nodes and containers."""
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Server:
     """A server process with its own data directory; `run` after `stop` finds the data again."""
 
@@ -79,8 +71,7 @@ class Server:
         self.ensemble: list[Server] = []
         """All members, this one among them; empty: it stands alone."""
         self.directory = Path(tempfile.mkdtemp(prefix=f"compat-{self.kind}-"))
-        self.client_port = free_port()
-        self.secure_port = free_port()
+        self.client_port, self.secure_port = free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.destroy)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from duolog import ZkClient
 from duolog_cluster.processes import zkserver
-from duolog_cluster.zk_members import free_port
+from duolog_cluster.zk_members import free_ports
 from zkserver.config import FOUR_LETTER_WORDS
 from zkserver.server.commands import COMMANDS
 
@@ -110,7 +110,7 @@ async def fill_ours(port: int, stack: contextlib.AsyncExitStack) -> None:
 @contextlib.asynccontextmanager
 async def zookeeper(directory: str) -> AsyncIterator[tuple[int, int]]:
     """A real one: (client port, HTTP port)."""
-    port, http_port = free_port(), free_port()
+    port, http_port = free_ports(2)
     settings = {
         "tickTime": 2000,
         "dataDir": f"{directory}/data",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from duolog_cluster.sim.network import NetworkFaults
 
-from .ensemble_disk import DiskPace
+from .process_parts import DiskPace
 
 if TYPE_CHECKING:
     from .ensemble_world import EnsembleWorld

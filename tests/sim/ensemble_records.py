@@ -10,17 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from duolog_protocol.txns import zxid_of
 from duolog_protocol.types import counter_of, epoch_of, make_zxid
 
 
 def make_record(zxid: int, server_id: int, epoch: int, number: int) -> bytes:
     """What `server_id` proposes while it leads `epoch`."""
     return zxid.to_bytes(8, "big") + b"s%d e%d n%d" % (server_id, epoch, number)
-
-
-def zxid_of(record: bytes) -> int:
-    """The zxid of a record."""
-    return int.from_bytes(record[:8], "big")
 
 
 def number_of(record: bytes) -> int:

@@ -24,6 +24,7 @@ from duolog_protocol.quorum_messages import (
     Proposal,
     UpToDate,
 )
+from duolog_protocol.txns import zxid_of
 from duolog_protocol.types import epoch_of, make_zxid
 from zkserver.core.epoch_ends import EpochEnds
 from zkserver.core.peer import Peer
@@ -69,9 +70,9 @@ from zkserver.server.snapshotting import Snapshotting
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
-from .ensemble_disk import SimExecutor
-from .ensemble_records import count_up_to, last_zxid_of, make_record, zxid_of
+from .ensemble_records import count_up_to, last_zxid_of, make_record
 from .ensemble_snapshots import decode_chunks, records_on_disk, snapshotting_of
+from .process_parts import SimExecutor
 from .violation import Violation
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ class Life:
         self._timer_us = 0
         """The earliest timer that is set, 0 for none."""
         self._timers_now = (0, 0)
-        self._rng = random.Random(f"{self.world.seed} life {self.server_id} {self.number}")
-        self.rng = self._rng
+        self.rng = random.Random(f"{self.world.seed} life {self.server_id} {self.number}")
         self._snapshot: list[bytes] = []
         """Chunks of a leader's snapshot that have come so far."""
         self._data: DataDirectory
@@ -144,7 +144,7 @@ class Life:
 
     def start(self) -> None:
         """Recover from the disk and look for a leader."""
-        world, machine, rng = self.world, self.machine, self._rng
+        world, machine, rng = self.world, self.machine, self.rng
         self._data = DataDirectory(
             machine.disk,
             DIRECTORY,
@@ -160,14 +160,8 @@ class Life:
         self.state = list(self.records)
         epochs = self._data.epochs
         world.checks.booted(self, epochs.accepted_epoch, epochs.current_epoch)
-        machine.durable[:] = self.records  # recovery has made it durable
-        if machine.taking_over is not None:
-            old, _ = machine.taking_over
-            machine.gone.update(set(old).difference(self.records))
-            machine.taking_over = None
-        machine.accepted_epoch, machine.current_epoch = epochs.accepted_epoch, epochs.current_epoch
-        self._watch_log()
-        executor = SimExecutor(self, world.scheduler, rng, world.mix.pace)
+        machine.recovered(data, self.records)
+        executor = SimExecutor(self.later, rng, world.mix.pace, self._disk_has_worked)
         self._snapshotting = snapshotting_of(self, data, executor)
         self._disk = PeerDisk(
             data,
@@ -211,43 +205,12 @@ class Life:
             return
         self.is_paused = False
         inbox, self._inbox = self._inbox, []
-        if self._rng.random() < 0.5:
+        if self.rng.random() < 0.5:
             self._fire_timer()
         for callback in inbox:
             if not self.is_over:
                 callback()
         self._fire_timer()
-
-    def _watch_log(self) -> None:
-        """Know what the disk holds, whatever happens next."""
-        log, durable, gone = self._data.log, self.durable, self.machine.gone
-        append_durably, truncate_to = log.append_durably, log.truncate_to
-
-        def append(records: list[bytes], last_zxid: int) -> None:
-            append_durably(records, last_zxid)
-            durable.extend(records)
-            gone.difference_update(records)
-
-        def truncate(zxid: int) -> None:
-            kept = count_up_to(durable, zxid)
-            cut = durable[kept:]
-            del durable[kept:]  # from now on a crash may lose them
-            truncate_to(zxid)
-            gone.update(cut)  # from now on none may bring them back
-
-        log.append_durably = append  # type: ignore[method-assign, assignment]
-
-        def take_over(zxid: int) -> None:
-            assert machine.taking_over is not None, "no state was built of the snapshot"
-            old, new = machine.taking_over
-            finish_install(zxid)
-            gone.update(set(old).difference(new))
-            durable[:] = new
-            machine.taking_over = None
-
-        machine, finish_install = self.machine, self._data.finish_install
-        self._data.finish_install = take_over  # type: ignore[method-assign]
-        log.truncate_to = truncate  # type: ignore[method-assign]
 
     def log_on_disk(self) -> list[bytes]:
         """What snapshot and log hold."""
@@ -319,21 +282,25 @@ class Life:
         elif not self.is_over:
             self.run(callback)
 
+    def later(self, delay_us: int, callback: Callable[[], None]) -> None:
+        """As `arrive`, after a while."""
+        self.world.scheduler.after(delay_us, self.guarded(lambda: self.arrive(callback)))
+
     # ---- the disk's owner -----------------------------------------------------------------------
 
-    def disk_changed(self) -> None:
-        """See DiskOwner."""
-        epochs = self._data.epochs
-        self.machine.accepted_epoch = epochs.accepted_epoch
-        self.machine.current_epoch = epochs.current_epoch
-        self.world.trace(self.server_id, f"disk {epochs.current_epoch} {len(self.durable)}")
+    def _disk_has_worked(self) -> None:
+        """The end of the work was not told yet."""
+        self.machine.note_epochs(self._data)
+        text = f"disk {self.machine.current_epoch} {len(self.durable)}"
+        self.world.trace(self.server_id, text)
+        self.crash_point("between work and notice")
 
     def history_read(self, link: Link, records: list[bytes]) -> None:
         """See PeerDiskOwner: in proposals of any size, none of two epochs."""
         start = 0
         while start < len(records):
             epoch = epoch_of(zxid_of(records[start]))
-            end = start + self._rng.randint(1, self.world.mix.most_in_history)
+            end = start + self.rng.randint(1, self.world.mix.most_in_history)
             part = [each for each in records[start:end] if epoch_of(zxid_of(each)) == epoch]
             self._tell(link, Proposal(zxid_of(part[0]), zxid_of(part[-1]), tuple(part)))
             start += len(part)
@@ -361,12 +328,12 @@ class Life:
 
     def retry_disk(self, delay_ms: int) -> None:
         """See PeerDiskOwner."""
-        self.world.scheduler.after(
-            delay_ms * 1_000, self.guarded(lambda: self.arrive(self._disk.retry))
-        )
+        self.later(delay_ms * 1_000, self._disk.retry)
 
     def halt_for_disk(self, error: BaseException) -> None:
         """See PeerDiskOwner."""
+        if isinstance(error, AssertionError):
+            raise error
         self.world.mark("halted by its disk")
         self.world.crash(self.machine, power_lost=False)
 
@@ -527,11 +494,7 @@ class Life:
         """See StateBuilder."""
         self._rebuilt = decode_chunks(chunks)
         assert last_zxid_of(self._rebuilt) == zxid, f"{zxid:#x}"
-        old, new = list(self.durable), list(self._rebuilt)
-        self.machine.taking_over = (old, new)
-        both = count_up_to(old, last_zxid_of([a for a, b in zip(old, new, strict=False) if a == b]))
-        del self.durable[both:]  # from now on a crash may lose them
-        self.machine.gone.difference_update(new)
+        self.machine.begin_taking_over(self._rebuilt)
 
     # ---- time -----------------------------------------------------------------------------------
 
@@ -543,7 +506,7 @@ class Life:
         moment = max(deadline_ms * 1_000, self.world.scheduler.now_us)
         if self._timer_us and self._timer_us <= moment:
             return
-        moment += self._rng.randrange(500)  # no loop is exactly on time
+        moment += self.rng.randrange(500)  # no loop is exactly on time
         self._timer_us = moment
 
         def fire() -> None:

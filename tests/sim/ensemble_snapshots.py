@@ -17,11 +17,9 @@ from zkserver.server.stats import DiskStats
 from zkserver.storage.recovery import DataDirectory
 
 from .ensemble_records import last_zxid_of
+from .process_parts import SimClock, SimExecutor
 
 if TYPE_CHECKING:
-    from duolog_cluster.sim.scheduler import Scheduler
-
-    from .ensemble_disk import SimExecutor
     from .ensemble_server import Life
 
 
@@ -70,21 +68,6 @@ class View:
         """See SnapshotView."""
 
 
-class SimClock:
-    """The scheduler's time."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-
-    def now_ms(self) -> int:
-        """Monotonic."""
-        return self._scheduler.now_ms
-
-    def wall_ms(self) -> int:
-        """The same: nobody asks for the date."""
-        return self._scheduler.now_ms
-
-
 def snapshotting_of(life: Life, data: DataDirectory, disk: SimExecutor) -> Snapshotting:
     """What takes the snapshots of a life."""
     world, rng = life.world, life.rng
@@ -95,7 +78,7 @@ def snapshotting_of(life: Life, data: DataDirectory, disk: SimExecutor) -> Snaps
 
     return Snapshotting(
         data,
-        disk,  # type: ignore[arg-type]
+        disk,
         rng,
         RecordingLogger(),
         SimClock(world.scheduler),

@@ -26,12 +26,13 @@ from duolog_cluster.sim.disk import DiskFaults, PowerLoss
 from duolog_cluster.sim.network import Network, NetworkFaults
 from duolog_cluster.sim.scheduler import Scheduler
 from duolog_protocol.errors import DiskFullError, StorageError
+from duolog_protocol.txns import zxid_of
 from zkserver.core.peer_config import PeerConfig
 
 from .checks import Checks
 from .ensemble_faults import FaultMix, Nemesis, draw_mix
 from .ensemble_machine import Machine
-from .ensemble_records import number_of, zxid_of
+from .ensemble_records import number_of
 from .ensemble_server import Life
 from .ensemble_trace import describe
 from .invariants import Ensemble, NoAckedWriteLost

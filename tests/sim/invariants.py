@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from duolog_cluster.sim.network import Link
 from duolog_protocol.quorum_messages import NewLeader, NewLeaderAck, Notification, PeerState
+from duolog_protocol.txns import zxid_of
 from duolog_protocol.types import epoch_of
 
-from .ensemble_records import before_epoch, follows, last_zxid_of, tell, zxid_of
+from .ensemble_records import before_epoch, follows, last_zxid_of, tell
 from .violation import Violation
 
 if TYPE_CHECKING:

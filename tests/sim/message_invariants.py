@@ -34,8 +34,9 @@ from duolog_protocol.quorum_messages import (
     Truncate,
     UpToDate,
 )
+from duolog_protocol.txns import zxid_of
 
-from .ensemble_records import count_up_to, follows, last_zxid_of, zxid_of
+from .ensemble_records import count_up_to, follows, last_zxid_of
 from .invariants import Ensemble, Invariant
 
 if TYPE_CHECKING:

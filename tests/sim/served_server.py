@@ -7,9 +7,8 @@ thread for is stepped by the scheduler.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from duolog_cluster.sim.disk import SimDisk
 from duolog_cluster.sim.network import Link
@@ -28,6 +27,7 @@ from zkserver.server.replica import Replica
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
+from .process_parts import SimExecutor
 from .violation import Violation
 
 if TYPE_CHECKING:
@@ -66,62 +66,6 @@ class Machine:
         self.life_count += 1
         self.life = Life(self)
         self.life.start()
-
-
-class Executor:
-    """A `DiskExecutor`: one piece of work after the other, each with a delay before and behind."""
-
-    def __init__(self, life: Life, rng: random.Random) -> None:
-        self._life = life
-        self._rng = rng
-        self._jobs: deque[tuple[Callable[[], Any], Callable[..., None]]] = deque()
-        self.pending = 0
-
-    def submit(self, work: Callable[[], Any], done: Callable[..., None]) -> None:
-        """See DiskExecutor."""
-        self._jobs.append((work, done))
-        self.pending += 1
-        if self.pending == 1:
-            self._life.after(self._delay_us(), self._work)
-
-    def close(self) -> None:
-        """See DiskExecutor."""
-
-    def _delay_us(self) -> int:
-        return int(self._rng.expovariate(1) * self._life.world.mean_disk_us)
-
-    def _work(self) -> None:
-        work, done = self._jobs.popleft()
-        result, failure = None, None
-        try:
-            result = work()
-        except AssertionError:
-            raise
-        except Exception as error:
-            failure = error
-
-        def notice() -> None:
-            self.pending -= 1
-            if self._jobs:
-                self._life.after(self._delay_us(), self._work)
-            done(result, failure)
-
-        self._life.after(self._delay_us() // 4, notice)
-
-
-class Clock:
-    """The scheduler's time, as the server reads it."""
-
-    def __init__(self, world: ServedWorld) -> None:
-        self._world = world
-
-    def now_ms(self) -> int:
-        """Monotonic."""
-        return self._world.scheduler.now_ms
-
-    def wall_ms(self) -> int:
-        """Since 1970."""
-        return 1_700_000_000_000 + self._world.scheduler.now_ms
 
 
 class Life:
@@ -164,8 +108,8 @@ class Life:
             ),
             data,
             self.machine.config,
-            disk=Executor(self, rng),
-            clock=Clock(world),
+            disk=SimExecutor(self.after, rng, world.pace),
+            clock=world.clock,
             rng=rng,
             shell=self,
             log=self.log,

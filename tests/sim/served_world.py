@@ -27,7 +27,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.errors import DiskFullError
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
-from duolog_protocol.txns import LEVEL_LAST, decode_txn, is_of_the_ensemble
+from duolog_protocol.txns import LEVEL_LAST, TxnKind, decode_txn, is_of_the_ensemble, zxid_of
 from duolog_protocol.types import ZXID_COUNTER_LAST
 from tests.oracle import jute
 from tests.oracle.workload import Workload
@@ -38,6 +38,7 @@ from zkserver.core.peer_config import PeerConfig
 from zkserver.core.session_tracker import Session
 
 from .checkers.zk_history import check_history
+from .process_parts import DiskPace, SimClock
 from .script import Script
 from .served_server import Life, Machine
 from .violation import Violation
@@ -89,6 +90,7 @@ class ServedWorld(HistoryWorld):
         """Requests that the script does not have."""
         self.rng = rng = random.Random(f"{seed} served")
         self.scheduler = Scheduler()
+        self.clock = SimClock(self.scheduler)
         self.network = Network(self.scheduler, random.Random(f"{seed} network"))
         self.clients: list[Any] = [
             ServedClient(Workload(f"{seed}.{number}")) for number in range(CLIENTS)
@@ -98,7 +100,8 @@ class ServedWorld(HistoryWorld):
         self.connection_count = 0
         self._committed: dict[int, bytes] = {}
         self.marks: dict[str, int] = {}
-        self.mean_disk_us = rng.choice((100, 500, 3_000))
+        mean_us = rng.choice((100, 500, 3_000))
+        self.pace = DiskPace(mean_us, mean_us // 4)
         self.log_file_bytes = rng.choice((2_048, 65_536))
         self.snap_count = rng.choice((4, 20, 1_000_000))
         self.counter_last = rng.choice((30, ZXID_COUNTER_LAST, ZXID_COUNTER_LAST))
@@ -193,7 +196,7 @@ class ServedWorld(HistoryWorld):
     def committed(self, records: Iterable[bytes]) -> None:
         """A server has these as committed. Raises Violation if another has something else."""
         for record in records:
-            zxid = int.from_bytes(record[:8], "big")
+            zxid = zxid_of(record)
             if self._committed.setdefault(zxid, record) != record:
                 raise Violation(f"SameCommit: two records are committed at {zxid:#x}")
 
@@ -211,17 +214,16 @@ class ServedWorld(HistoryWorld):
         """Situations that the history has come to, each at least once."""
         found: Counter[str] = Counter()
         for record in self._committed.values():
-            if is_of_the_ensemble(record) and record[29] == 16:
-                found["joint" if decode_txn(record).body[1] else "final"] += 1
+            if is_of_the_ensemble(record):
+                kind, *rest = decode_txn(record).body
+                if kind == TxnKind.MEMBERS:
+                    found["joint" if rest[0] else "final"] += 1
         for client in self.clients:
             found.update(opened.outcome for opened in client.tape.connections)
         for machine in self.machines:
             if machine.snapshots_received:
                 found["snapshot came"] += machine.snapshots_received
         return dict(found)
-
-    def _levels(self) -> set[int]:
-        return {life.replica.core.state.level for life in self._lives()}
 
     def _mark(self, name: str) -> None:
         self.marks[name] = self.marks.get(name, 0) + 1
@@ -251,13 +253,9 @@ class ServedWorld(HistoryWorld):
         if not self.happens(f"server {life.server_id} is asked for others {asked}"):
             return
         request = zk.ReconfigRequest(joining, leaving, None, -1)
-        wall_ms = 1_700_000_000_000 + self.scheduler.now_ms
+        asking = Received(connection, [(zk.RECONFIG.key, 1, request)], self.clock.wall_ms())
         self._mark("reconfiguration asked for")
-        life.run(
-            lambda: life.replica.step(
-                Received(connection, [(zk.RECONFIG.key, 1, request)], wall_ms)
-            )
-        )
+        life.run(lambda: life.replica.step(asking))
 
     # ---- trouble --------------------------------------------------------------------------------
 
@@ -423,8 +421,8 @@ class ServedWorld(HistoryWorld):
         buffer[: len(data)] = data
         requests = client.decoder.buffer_updated(len(data))
         life, connection = client.life, client.connection
-        wall_ms = 1_700_000_000_000 + self.scheduler.now_ms
-        life.run(lambda: life.replica.step(Received(connection, requests, wall_ms)))
+        received = Received(connection, requests, self.clock.wall_ms())
+        life.run(lambda: life.replica.step(received))
 
     def _lose(self, client: Any) -> None:
         connection, client.connection = client.connection, None

@@ -14,9 +14,10 @@ from duolog_protocol.quorum_messages import (
     Truncate,
     UpToDate,
 )
+from duolog_protocol.txns import zxid_of
 from duolog_protocol.types import epoch_of
 
-from .ensemble_records import last_zxid_of, zxid_of
+from .ensemble_records import last_zxid_of
 from .invariants import Ensemble, Invariant
 
 if TYPE_CHECKING:

@@ -109,7 +109,8 @@ class ServerConfig:
     it they speak nothing but TLS with each other, and both sides prove who they are
     (`ssl.quorum.keyStore.location`, `sslQuorum`)."""
     peer_tls_key_file: str = ""
-    """PEM file of its private key, closed to others; none: it is in the certificate's file."""
+    """PEM file of its private key, closed to others and not encrypted; none: it is in the
+    certificate's file."""
     peer_tls_ca_file: str = ""
     """PEM file of the authority that all servers' certificates come from, and nobody else's
     (`ssl.quorum.trustStore.location`)."""
@@ -231,12 +232,13 @@ class ServerConfig:
         except ValueError as error:
             raise ConfigError("servers", ",".join(self.servers), str(error)) from error
         has_tls = self.peer_tls_certificate_file != ""
-        rule = "goes with peer_tls_certificate_file"
         for name in ("peer_tls_key_file", "peer_tls_ca_file"):
             value = getattr(self, name)
-            needed = has_tls and name == "peer_tls_ca_file"
+            rule = "is of no use without peer_tls_certificate_file"
             require(has_tls or value == "", name, value, rule)
-            require(value != "" or not needed, name, value, rule)
+        rule = "is needed: both sides of a connection between servers show a certificate"
+        has_authority = self.peer_tls_ca_file != ""
+        require(has_authority or not has_tls, "peer_tls_ca_file", self.peer_tls_ca_file, rule)
         for each in members:
             guarded = self.insecure or has_tls or is_loopback(each.host)
             rule = (

@@ -52,25 +52,22 @@ def load_tls(config: ServerConfig, clock: Clock, log: Logger) -> ServerTls | Non
     return ServerTls(files, clock, log)
 
 
-def load_peer_tls(
-    certificate_file: str, key_file: str, ca_file: str, clock: Clock, log: Logger
-) -> PeerTls | None:
-    """The certificates for connections between servers, of the settings `peer_tls_*`; None where
-    there are none. Raises ConfigError.
+def load_peer_tls(config: ServerConfig, clock: Clock, log: Logger) -> PeerTls | None:
+    """The certificates for connections between servers; None where there are none. Raises
+    ConfigError.
 
     The certificate is shown to those that dial us and to those that we dial: where it says what
-    it is for, it must be for servers and for clients. `key_file` empty: in the certificate file.
+    it is for, it must be for servers and for clients.
     """
-    if not certificate_file:
-        for name, value in (("key", key_file), ("ca", ca_file)):
-            if value:
-                rule = "is of no use without peer_tls_certificate_file"
-                raise ConfigError(f"peer_tls_{name}_file", value, rule)
+    if not config.peer_tls_certificate_file:
         return None
-    if not ca_file:
-        rule = "is needed: both sides of a connection between servers show a certificate"
-        raise ConfigError("peer_tls_ca_file", "", rule)
-    files = TlsFiles(certificate_file, key_file, "", ca_file, "need", "peer_tls_")
+    files = TlsFiles(
+        config.peer_tls_certificate_file,
+        config.peer_tls_key_file,
+        ca_file=config.peer_tls_ca_file,
+        client_auth="need",
+        prefix="peer_tls_",
+    )
     return PeerTls(files, clock, log)
 
 

@@ -22,7 +22,7 @@ from duolog.core.zk_session import parse_hosts
 from duolog_protocol.errors import ConfigError, Error
 from zkserver.core.members import Member, parse_config
 
-from ..zk_words import Reach, ServerState, ask, state_of
+from ..zk_words import Reach, ServerState, address_of, ask, state_of
 from .common import table
 from .zk_verbs import show
 
@@ -177,7 +177,7 @@ async def _members(address: Address, options: argparse.Namespace) -> Members | N
             return _parsed(told.strip().encode())
     with contextlib.suppress(Error):
         async with ZkClient(
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            address_of(host, port),
             session_timeout=options.session_timeout,
             auth_data=options.auth,
         ) as zk:

@@ -28,6 +28,7 @@ from duolog_protocol.errors import (
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
+from duolog_runtime.listening import listen, port_of
 from duolog_runtime.logs import Logger
 from duolog_runtime.metrics_http import MetricsServer
 from duolog_runtime.tasks import first_of
@@ -182,11 +183,7 @@ class Broker:
         if config.metrics_port < 0:
             return
         self._metrics = MetricsServer(lambda: collect(self), self._log)
-        try:
-            port = await self._metrics.start(config.host, config.metrics_port)
-        except OSError as error:
-            rule = f"cannot listen on {config.host}: {error.strerror or error}"
-            raise ConfigError("metrics_port", config.metrics_port, rule) from error
+        port = await self._metrics.start(config.host, config.metrics_port, "metrics_port")
         self._log.info("metrics_served", port=port)
 
     @property
@@ -240,15 +237,9 @@ class Broker:
         return Connections(self._loop, tasks, limits, self._log)
 
     async def _listen(self, connections: Connections) -> asyncio.Server:
-        config = self.config
-        try:
-            server = await self._loop.create_server(
-                connections.new_link, config.host, config.port, backlog=1024
-            )
-        except OSError as error:
-            rule = f"cannot listen on {config.host}: {error.strerror or error}"
-            raise ConfigError("port", config.port, rule) from error
-        self.port = server.sockets[0].getsockname()[1]
+        host, port = self.config.host, self.config.port
+        server = await listen(self._loop, connections.new_link, host, port, "port", backlog=1024)
+        self.port = port_of(server)
         return server
 
     def _wire(

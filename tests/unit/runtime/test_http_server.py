@@ -69,7 +69,7 @@ class Served:
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Served]:
     each = Served()
-    each.port = await each.server.start("127.0.0.1", 0)
+    each.port = await each.server.start("127.0.0.1", 0, "port")
     yield each
     await each.server.close()
     await each.server.close()
@@ -115,7 +115,7 @@ async def test_a_name_that_was_turned_to_loopback_is_not_answered(
 
 async def test_where_others_may_connect_names_are_as_good_as_addresses() -> None:
     served = Served()
-    served.port = await served.server.start("0.0.0.0", 0)
+    served.port = await served.server.start("0.0.0.0", 0, "port")
     assert "200 OK" in await served.ask("GET /ok", headers="Host: monitored.example.org\r\n")
     await served.server.close()
 

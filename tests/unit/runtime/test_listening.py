@@ -1,4 +1,4 @@
-"""A server that stops to listen leaves no connection behind, whatever moment it is."""
+"""A server listens or says why not; when it stops it leaves no connection behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import socket
 
 import pytest
 
-from duolog_runtime.listening import close_servers, stop_accepting
+from duolog_protocol.errors import ConfigError
+from duolog_runtime.listening import close_servers, listen, port_of, stop_accepting
 from tests.support import until
 
 
@@ -39,3 +40,13 @@ async def test_whoever_was_just_accepted_is_told_the_end() -> None:
                 with contextlib.suppress(ConnectionResetError):
                     assert await loop.sock_recv(client, 1) == b""
         await until(lambda: not there)
+
+
+async def test_a_port_that_is_taken_is_an_error_of_its_setting() -> None:
+    loop = asyncio.get_running_loop()
+    server = await listen(loop, asyncio.Protocol, "127.0.0.1", 0, "port")
+    port = port_of(server)
+    with pytest.raises(ConfigError, match=r"at 127\.0\.0\.1: .*in use") as caught:
+        await listen(loop, asyncio.Protocol, "127.0.0.1", port, "http_port")
+    assert (caught.value.field, caught.value.value) == ("http_port", port)
+    await close_servers([server])

@@ -53,7 +53,7 @@ class Daemon:
 @pytest_asyncio.fixture
 async def daemon() -> AsyncIterator[Daemon]:
     each = Daemon()
-    each.port = await each.server.start("127.0.0.1", 0)
+    each.port = await each.server.start("127.0.0.1", 0, "port")
     yield each
     await each.server.close()
     await each.server.close()

@@ -61,7 +61,7 @@ class EchoServer:
         )
 
     def layer(self, link: ServerLink) -> TlsLayer:
-        return TlsLayer(link, self.tls.context(), self.on_secured, self.tls.scratch)
+        return TlsLayer(link, self.tls.current(), self.on_secured, self.tls.scratch)
 
     def on_secured(self, link: ServerLink) -> None:
         assert isinstance(link.transport, TlsLayer)

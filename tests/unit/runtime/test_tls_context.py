@@ -154,40 +154,40 @@ class Renewal:
 
 def test_a_renewed_certificate_is_noticed_within_a_second(folder: Path) -> None:
     renewal = Renewal(folder)
-    first = renewal.tls.context()
+    first = renewal.tls.current()
     renewal.put("server-renewed.pem", "server.pem")
     renewal.put("server-renewed.key", "server.key")
     renewal.clock.advance(LOOK_INTERVAL_MS - 1)
-    assert renewal.tls.context() is first
+    assert renewal.tls.current() is first
     renewal.clock.advance(1)
-    second = renewal.tls.context()
+    second = renewal.tls.current()
     assert second is not first and renewal.log.events == ["tls_renewed"]
     renewal.clock.advance(10 * LOOK_INTERVAL_MS)
-    assert renewal.tls.context() is second
+    assert renewal.tls.current() is second
 
 
 def test_half_a_renewal_changes_nothing(folder: Path) -> None:
     renewal = Renewal(folder)
-    first = renewal.tls.context()
+    first = renewal.tls.current()
     renewal.put("server-renewed.pem", "server.pem")
     renewal.clock.advance(LOOK_INTERVAL_MS)
-    assert renewal.tls.context() is first
+    assert renewal.tls.current() is first
     renewal.clock.advance(LOOK_INTERVAL_MS)
-    assert renewal.tls.context() is first
+    assert renewal.tls.current() is first
     assert renewal.log.events == ["tls_renewal_failed"], "it is said once"
     renewal.put("server-renewed.key", "server.key")
     renewal.clock.advance(LOOK_INTERVAL_MS)
-    assert renewal.tls.context() is not first
+    assert renewal.tls.current() is not first
     assert renewal.log.events == ["tls_renewal_failed", "tls_renewed"]
 
 
 def test_a_file_that_is_gone_for_a_moment_changes_nothing(folder: Path) -> None:
     renewal = Renewal(folder)
-    first = renewal.tls.context()
+    first = renewal.tls.current()
     (folder / "server.pem").rename(folder / "away.pem")
     renewal.clock.advance(LOOK_INTERVAL_MS)
-    assert renewal.tls.context() is first
+    assert renewal.tls.current() is first
     (folder / "away.pem").rename(folder / "server.pem")
     renewal.clock.advance(LOOK_INTERVAL_MS)
-    renewal.tls.context()
+    renewal.tls.current()
     assert renewal.log.events == ["tls_renewal_failed", "tls_renewed"]

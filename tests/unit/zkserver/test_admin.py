@@ -23,8 +23,11 @@ from duolog_runtime.logs import RecordingLogger
 from tests.jute_support import buffer, connect_request, i32, request, ustring
 from zkserver.config import FOUR_LETTER_WORDS, MASKED, ServerConfig
 from zkserver.core.config import CoreConfig
+from zkserver.core.datatree import CONFIG_PATH
+from zkserver.core.members import config_data, parse_members
 from zkserver.server.commands import BY_NAME, COMMANDS, Command
 from zkserver.server.node import Node
+from zkserver.server.replica import Replica
 from zkserver.server.words import WORDS, Word
 
 
@@ -155,6 +158,53 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_stop(tmp_path: Path) -> No
         await world.node.stop()
     assert "disk_hangs" in world.log.events
     assert "disk" in world.node.failure
+
+
+THREE = ("1=127.0.0.1:7001;2181", "2=localhost:7002", "3=127.0.0.1:7003:observer")
+
+
+def of_three(directory: Path) -> tuple[World, Replica]:
+    """The first of an ensemble, which has not started."""
+    world = World(directory, servers=THREE, ensemble_id=7)
+    assert isinstance(world.node._engine, Replica)
+    return world, world.node._engine
+
+
+def test_members_are_those_of_the_log_once_it_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, replica = of_three(tmp_path)
+
+    def shown() -> tuple[dict[str, str], str]:
+        voters = values(world.command("voting_view"))["current_config"]
+        return voters, values(world.command("leader"))["leader_ip"]
+
+    voters = {str(each.server_id): str(each) for each in parse_members(THREE[:2])}
+    assert shown() == (voters, "")
+    joined = parse_members((THREE[0], "9=127.0.0.9:7009"))
+    replica.core.state.tree.nodes[CONFIG_PATH].data = config_data(joined, 5)
+    follows = replica.member_status()._replace(leader_id=9)
+    monkeypatch.setattr(replica, "member_status", lambda: follows)
+    assert shown() == ({str(each.server_id): str(each) for each in joined}, "127.0.0.9")
+    world.node._data.close()
+
+
+def test_a_server_without_a_leader_takes_part_in_no_broadcast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, replica = of_three(tmp_path)
+
+    def shown() -> tuple[str, bool, str]:
+        found = values(world.command("zabstate"))
+        return replica.member_status().role, found["voting"], found["zabstate"]
+
+    assert shown() == ("looking", False, "election")
+    replica.core.serve_read_only(world.clock.now_ms())
+    assert shown() == ("read-only", False, "election")
+    follows = replica.member_status()._replace(role="follower")
+    monkeypatch.setattr(replica, "member_status", lambda: follows)
+    assert shown() == ("follower", True, "broadcast")
+    world.node._data.close()
 
 
 async def test_it_is_ready_while_it_serves(world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -75,17 +75,26 @@ def test_an_original_name_is_told_where_there_is_one() -> None:
             assert original in " ".join(rows[name]), f"{name}: tell {original}"
 
 
-def test_every_word_is_there() -> None:
+def first_line(function: Callable[..., object]) -> str:
+    return (function.__doc__ or "").partition("\n")[0]
+
+
+def test_every_word_is_there_with_what_it_tells() -> None:
     assert WORDS.keys() == set(FOUR_LETTER_WORDS)
     allowed = ServerConfig(data_directory="d").four_letter_words
-    compare("Four-letter words", {word: ["yes" if word in allowed else "no"] for word in WORDS})
+    rows = {
+        name: ["yes" if name in allowed else "no", first_line(word.text)]
+        for name, word in WORDS.items()
+    }
+    compare("Four-letter words", rows)
 
 
-def test_every_command_is_there() -> None:
+def test_every_command_is_there_with_what_it_tells() -> None:
     rows = {}
     for command in COMMANDS:
         others = " ".join(f"`{name}`" for name in command.names[1:]) or "–"
-        rows[command.names[0]] = [others, " ".join(command.methods)]
+        text = first_line(command.answer)
+        rows[command.names[0]] = [others, " ".join(command.methods), text]
     compare("Commands", rows)
 
 

@@ -34,6 +34,7 @@ from tests.unit.zkserver.peer_links_support import (
     introduce,
     vote,
 )
+from zkserver.config import ServerConfig
 from zkserver.security import load_peer_tls
 from zkserver.server import peer_link, peer_links
 
@@ -45,15 +46,26 @@ def folder(tmp_path: Path) -> Path:
 
 def peer_tls(folder: Path, name: str = "peer", ca: str = "peer-ca") -> PeerTls:
     """What a server with this certificate is given."""
-    tls = load_peer_tls(
-        str(folder / f"{name}.pem"),
-        str(folder / f"{name}.key"),
-        str(folder / f"{ca}.pem"),
-        ManualClock(),
-        RecordingLogger(),
-    )
+    tls = load(folder, (f"{name}.pem", f"{name}.key", f"{ca}.pem"))
     assert tls is not None
     return tls
+
+
+def load(
+    folder: Path,
+    names: tuple[str, str, str],
+    clock: ManualClock | None = None,
+    log: RecordingLogger | None = None,
+) -> PeerTls | None:
+    """What certificate, key and authority make; an empty name: there is none."""
+    certificate, key, authority = (str(folder / name) if name else "" for name in names)
+    config = ServerConfig(
+        data_directory="data",
+        peer_tls_certificate_file=certificate,
+        peer_tls_key_file=key,
+        peer_tls_ca_file=authority,
+    )
+    return load_peer_tls(config, clock or ManualClock(), log or RecordingLogger())
 
 
 @asynccontextmanager
@@ -215,8 +227,7 @@ async def test_bytes_at_random_in_the_handshake_bring_nothing_but_a_close(folder
 
 async def test_a_renewed_certificate_counts_for_new_connections(folder: Path) -> None:
     clock, log = ManualClock(), RecordingLogger()
-    paths = [str(folder / name) for name in ("peer.pem", "peer.key", "peer-ca.pem")]
-    tls = load_peer_tls(*paths, clock, log)  # type: ignore[call-arg, misc]
+    tls = load(folder, ("peer.pem", "peer.key", "peer-ca.pem"), clock, log)
     assert tls is not None
     async with two_servers(tls, tls) as (leader, learner):
         shown = []
@@ -259,20 +270,17 @@ async def test_links_that_have_ended_leave_no_cycle_behind(folder: Path, secure:
 
 
 def test_wrong_settings_are_named_as_they_are(folder: Path) -> None:
-    clock, log = ManualClock(), RecordingLogger()
-    peer, key, ca = (str(folder / name) for name in ("peer.pem", "peer.key", "peer-ca.pem"))
-    assert load_peer_tls("", "", "", clock, log) is None
-    for files, field in (
-        (("", key, ""), "peer_tls_key_file"),
-        (("", "", ca), "peer_tls_ca_file"),
-        ((peer, key, ""), "peer_tls_ca_file"),
-        ((peer, key, str(folder / "none.pem")), "peer_tls_ca_file"),
+    peer, key, ca = "peer.pem", "peer.key", "peer-ca.pem"
+    assert load(folder, ("", "", "")) is None
+    for names, field in (
+        ((peer, key, "none.pem"), "peer_tls_ca_file"),
         ((peer, key, key), "peer_tls_ca_file"),
-        ((str(folder / "none.pem"), key, ca), "peer_tls_certificate_file"),
-        ((peer, str(folder / "client.key"), ca), "peer_tls_key_file"),
+        (("none.pem", key, ca), "peer_tls_certificate_file"),
+        ((peer, "client.key", ca), "peer_tls_key_file"),
         ((peer, "", ca), "peer_tls_certificate_file"),
-        ((peer, str(folder / "server-encrypted.key"), ca), "peer_tls_key_file"),
+        ((peer, "server-encrypted.key", ca), "peer_tls_key_file"),
     ):
         with pytest.raises(ConfigError) as caught:
-            load_peer_tls(*files, clock, log)
+            load(folder, names)
         assert caught.value.field == field
+        assert "password" not in caught.value.rule, "there is no setting for one"

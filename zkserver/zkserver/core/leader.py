@@ -44,7 +44,7 @@ from .ledger import Ledger
 from .membership import Membership
 from .peer_config import PeerConfig
 from .peer_events import CloseLink, LeadConfirmed, ReadOn, SendHistory, SendSnapshot, Serve, Tell
-from .roles import MAX_CALLERS_PER_SERVER, MAX_STRANGERS, GaveUp, expect
+from .roles import MAX_CALLERS_PER_SERVER, MAX_NON_MEMBERS, GaveUp, expect
 from .synchronization import plan_sync
 
 _LONGEST_SYNC: Final = 24
@@ -249,8 +249,8 @@ class Leader:
     def _expect_room_for(self, server_id: int) -> None:
         """Who is no member (yet, or any more) learns as an observer does: some may."""
         ids = self._membership.ids
-        strangers = {each.server_id for each in self._learners.values()} - ids - {0, server_id}
-        room = server_id in ids or len(strangers) < MAX_STRANGERS
+        outsiders = {each.server_id for each in self._learners.values()} - ids - {0, server_id}
+        room = server_id in ids or len(outsiders) < MAX_NON_MEMBERS
         expect(room, "too many servers follow that are no members", server_id)
 
     def _introduce(self, server_id: int, accepted_epoch: int) -> None:

@@ -9,7 +9,7 @@ from duolog_protocol.errors import RemoteProtocolError
 MAX_CALLERS_PER_SERVER: Final = 4
 """Links that may wait, for the end of an election or for a first word, for each other server."""
 
-MAX_STRANGERS: Final = 8
+MAX_NON_MEMBERS: Final = 8
 """Servers that are no members and learn from a leader: about to join, or just removed."""
 
 

@@ -9,7 +9,7 @@ class MemberStatus(NamedTuple):
     """One server of an ensemble, as itself, at one moment."""
 
     role: str
-    """leader, follower, observer, or looking."""
+    """leader, follower, observer; read-only, without a leader; or looking: nobody is served."""
     epoch: int
     """The one it leads or follows in; 0: none."""
     leader_id: int

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
-from duolog_protocol.errors import ConfigError
 from duolog_runtime.disk import DiskClosedError, DiskExecutor, DiskQueueFullError
 from duolog_runtime.http_server import (
     HttpRequest,
@@ -73,12 +72,9 @@ class Admin:
         config = self.view.config
         if config.http_port < 0:
             return
-        try:
-            self.view.http_port = await self._http.start(config.http_host, config.http_port)
-        except OSError as error:
-            rule = f"cannot be listened on at {config.http_host}: {error.strerror or error}"
-            raise ConfigError("http_port", config.http_port, rule) from error
-        self._log.info("http_served", host=config.http_host, port=self.view.http_port)
+        host, port = config.http_host, config.http_port
+        self.view.http_port = await self._http.start(host, port, "http_port")
+        self._log.info("http_served", host=host, port=self.view.http_port)
 
     async def close(self) -> None:
         """Serve HTTP no more. Idempotent."""

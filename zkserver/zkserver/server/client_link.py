@@ -208,7 +208,7 @@ class ClientLinks:
 
     def secure(self, link: ServerLink, tls: ServerTls) -> TlsLayer:
         """A layer of TLS for a link."""
-        return TlsLayer(link, tls.context(), self._on_secured, tls.scratch)
+        return TlsLayer(link, tls.current(), self._on_secured, tls.scratch)
 
     def _on_secured(self, link: ServerLink) -> None:
         """A client's handshake is over: its certificate says who it is."""

@@ -140,7 +140,7 @@ def leader(view: ServerView, _query: Mapping[str, str]) -> Values:
     member, own_id = view.member, view.core_config.server_id
     if member is None:
         return {"is_leader": True, "leader_id": own_id, "leader_ip": view.config.host}
-    hosts = {each.server_id: each.host for each in view.config.members}
+    hosts = {each.server_id: each.host for each in view.members}
     return {
         "is_leader": member.leader_id == own_id,
         "leader_id": member.leader_id,
@@ -160,7 +160,7 @@ def observers(view: ServerView, _query: Mapping[str, str]) -> Values:
 
 
 def observer_connection_stat_reset(_view: ServerView, _query: Mapping[str, str]) -> Values:
-    """Nothing: there are no observers."""
+    """Nothing: of observers nothing is counted that could be reset."""
     return {}
 
 
@@ -233,7 +233,7 @@ def system_properties(view: ServerView, _query: Mapping[str, str]) -> Values:
 
 def voting_view(view: ServerView, _query: Mapping[str, str]) -> Values:
     """The participants; a standalone server votes with nobody."""
-    voters = [each for each in view.config.members if each.is_voter]
+    voters = [each for each in view.members if each.is_voter]
     return {"current_config": {str(each.server_id): str(each) for each in voters}}
 
 
@@ -260,11 +260,11 @@ def watch_summary(view: ServerView, _query: Mapping[str, str]) -> Values:
 
 
 def zabstate(view: ServerView, _query: Mapping[str, str]) -> Values:
-    """A standalone server takes part in no broadcast."""
+    """Whether it votes, and the phase: election or broadcast; a standalone server has none."""
     member = view.member
     if member is None:
         return {"voting": False, "zabstate": ""}
-    phase = "election" if member.role == "looking" else "broadcast"
+    phase = "election" if member.role in ("looking", "read-only") else "broadcast"
     return {"voting": member.role in ("leader", "follower"), "zabstate": phase}
 
 

@@ -24,6 +24,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from duolog_protocol.errors import DiskFullError
+from duolog_protocol.txns import zxid_of
 from duolog_protocol.types import epoch_of
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskClosedError, DiskExecutor, DiskQueueFullError
@@ -315,10 +316,10 @@ class Engine(Stepper):
                 if records and size > MAX_GROUP_BYTES:
                     break
                 records.append(record)
-            last_zxid = _zxid_of(records[-1])
+            last_zxid = zxid_of(records[-1])
             rest = append.records[len(records) :]
             if rest:
-                queue[0] = Append(rest, _zxid_of(rest[0]), append.last_zxid)
+                queue[0] = Append(rest, zxid_of(rest[0]), append.last_zxid)
             else:
                 del queue[0]
         return records, first_zxid, last_zxid
@@ -409,8 +410,3 @@ class _Group(NamedTuple):
     """When its first record came."""
     taken_ms: int
     """When it was taken from the queue."""
-
-
-def _zxid_of(record: bytes) -> int:
-    """Every record starts with its zxid."""
-    return int.from_bytes(record[:8], "big")

@@ -24,7 +24,7 @@ from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import ServerLink, new_scratch
 from duolog_runtime.disk import DiskExecutor, run_on_disk
 from duolog_runtime.files import Files
-from duolog_runtime.listening import close_servers, stop_accepting
+from duolog_runtime.listening import close_servers, listen, port_of, stop_accepting
 from duolog_runtime.logs import Logger
 from duolog_runtime.tls import TlsLayer
 from zkserver.config import ServerConfig
@@ -105,13 +105,7 @@ class Node:
         self._peer_rng = Random(rng.getrandbits(64))
         auth = load_auth(config, rng)
         self._tls = load_tls(config, clock, log)
-        self._peer_tls = load_peer_tls(
-            config.peer_tls_certificate_file,
-            config.peer_tls_key_file,
-            config.peer_tls_ca_file,
-            clock,
-            log,
-        )
+        self._peer_tls = load_peer_tls(config, clock, log)
         self._data = DataDirectory(
             files,
             config.data_directory,
@@ -256,16 +250,11 @@ class Node:
         """Take a port, without answering on it yet. Raises ConfigError."""
         host = self._config.host
         assert self._loop is not None
-        try:
-            server = await self._loop.create_server(
-                factory, host, port, backlog=LISTEN_BACKLOG, start_serving=False
-            )
-        except OSError as error:
-            rule = f"cannot be listened on at {host}: {error.strerror or error}"
-            raise ConfigError(field, port, rule) from error
+        server = await listen(
+            self._loop, factory, host, port, field, backlog=LISTEN_BACKLOG, start_serving=False
+        )
         self._servers.append(server)
-        taken: int = server.sockets[0].getsockname()[1]
-        return taken
+        return port_of(server)
 
     @property
     def http_port(self) -> int:

@@ -21,7 +21,7 @@ from random import Random
 from typing import Final, Protocol
 
 from duolog_protocol.codec import Piece
-from duolog_protocol.errors import ConfigError, RemoteProtocolError
+from duolog_protocol.errors import RemoteProtocolError
 from duolog_protocol.peer_decoder import Received
 from duolog_protocol.peer_handshake import answer_hello
 from duolog_protocol.preamble import Caller
@@ -39,7 +39,7 @@ from duolog_protocol.quorum_messages import (
 )
 from duolog_runtime.clocks import Clock
 from duolog_runtime.connection import new_scratch
-from duolog_runtime.listening import close_servers, stop_accepting
+from duolog_runtime.listening import close_servers, listen, port_of, stop_accepting
 from duolog_runtime.logs import Logger
 from duolog_runtime.tls_context import PeerTls
 
@@ -151,12 +151,8 @@ class PeerLinks:
     async def start(self) -> None:
         """Listen on our own address. Raises ConfigError."""
         host, port = self._addresses[self._server_id]
-        try:
-            self._server = await self._loop.create_server(self._new_link, host, port)
-        except OSError as error:
-            rule = f"cannot be listened on at {host}: {error.strerror or error}"
-            raise ConfigError("servers", port, rule) from error
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = await listen(self._loop, self._new_link, host, port, "servers")
+        self.port = port_of(self._server)
 
     async def close(self) -> None:
         """End all of it; no callback comes any more. Idempotent."""

@@ -21,7 +21,7 @@ from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.datatree import CONFIG_PATH
-from zkserver.core.members import config_data
+from zkserver.core.members import Member, config_data, parse_config
 from zkserver.core.status import MemberStatus, Status
 from zkserver.core.views import Views, views_of
 
@@ -81,13 +81,18 @@ class ServerView:
 
     @property
     def mode(self) -> str:
-        """standalone, leader, follower or observer; empty: clients are not served."""
+        """standalone, leader, follower, observer, read-only; empty: clients are not served."""
         return self._engine.mode
 
     @property
     def member(self) -> MemberStatus | None:
         """This server among those of its ensemble; None: it stands alone."""
         return self._engine.member_status()
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members of the ensemble, as `members_shown` has them; none: it stands alone."""
+        return parse_config(self.members_shown.encode())[0] if self.config.members else ()
 
     @property
     def members_shown(self) -> str:

@@ -17,6 +17,7 @@ from typing import Final
 
 from duolog_protocol.checksums import crc32c
 from duolog_protocol.errors import CorruptRecordError
+from duolog_protocol.txns import zxid_of
 from duolog_runtime.files import File
 
 from .file_header import HEADER_BYTES, MARKER_BYTES
@@ -90,7 +91,7 @@ class Group:
         for size in sizes:
             record = body[position : position + size]
             position += size
-            if size < MIN_RECORD_BYTES or (own := int.from_bytes(record[:8], "big")) <= zxid:
+            if size < MIN_RECORD_BYTES or (own := zxid_of(record)) <= zxid:
                 raise CorruptRecordError(
                     path, self.position, f"the record after zxid {zxid:#x} is not in order"
                 )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from duolog_protocol.errors import CorruptRecordError
+from duolog_protocol.txns import zxid_of
 from duolog_runtime.files import Files
 
 from .file_header import HEADER_BYTES, Identity, read_header
@@ -116,7 +117,7 @@ def read_records(
         for group in scan.groups():
             if group.last_zxid > after_zxid:
                 for record in group.records(scan.path):
-                    if int.from_bytes(record[:8], "big") > after_zxid:
+                    if zxid_of(record) > after_zxid:
                         yield record
         last = scan.last_zxid
         if index + 1 < len(bases) and last != bases[index + 1]:

@@ -19,6 +19,7 @@ from random import Random
 from typing import Final, NamedTuple
 
 from duolog_protocol.errors import CorruptRecordError, DiskFullError, LogOfflineError
+from duolog_protocol.txns import zxid_of
 from duolog_runtime.files import File, Files
 
 from .epoch_files import NO_SPACE
@@ -205,7 +206,7 @@ class TxnLog:
     def _append(self, records: Sequence[bytes], last_zxid: int, *, durably: bool) -> None:
         assert records, "an empty append"
         assert last_zxid > self.last_zxid, (last_zxid, self.last_zxid)
-        first_zxid = int.from_bytes(records[0][:8], "big")
+        first_zxid = zxid_of(records[0])
         assert first_zxid > self.last_zxid, (first_zxid, self.last_zxid)
         self._check_usable()
         size_bytes = group_bytes(records)
@@ -509,13 +510,13 @@ class TxnLog:
         try:
             for group in GroupReader(file, marker).groups(base):
                 if group.last_zxid > zxid:
-                    kept = [r for r in group.records(file.path) if _zxid_of(r) <= zxid]
+                    kept = [r for r in group.records(file.path) if zxid_of(r) <= zxid]
                     break
                 end, last_zxid = group.end, group.last_zxid
             if kept:
                 start = end
-                buffers = encode_group(marker, kept, last_zxid, _zxid_of(kept[-1]), HEADER_BYTES)
-                last_zxid = _zxid_of(kept[-1])
+                buffers = encode_group(marker, kept, last_zxid, zxid_of(kept[-1]), HEADER_BYTES)
+                last_zxid = zxid_of(kept[-1])
                 fresh = self._copy(file, start, buffers)
                 file.close()
                 file = fresh
@@ -556,14 +557,10 @@ class TxnLog:
         return LogOfflineError(self.offline)
 
 
-def _zxid_of(record: bytes) -> int:
-    return int.from_bytes(record[:8], "big")
-
-
 def _after(records: list[bytes], zxid: int) -> list[bytes]:
-    if _zxid_of(records[0]) > zxid:
+    if zxid_of(records[0]) > zxid:
         return records
-    return [record for record in records if _zxid_of(record) > zxid]
+    return [record for record in records if zxid_of(record) > zxid]
 
 
 def _is_clean(reader: GroupReader, end: int) -> bool:

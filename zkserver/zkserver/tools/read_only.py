@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from duolog_protocol.errors import CorruptRecordError, DataDirectoryError, DecodeError, StorageError
-from duolog_protocol.txns import Txn, decode_txn
+from duolog_protocol.txns import Txn, decode_txn, zxid_of
 from duolog_runtime.files import DirectoryLockedError, Files, RealFile, RealFiles
 from zkserver.core.snapshot_loading import load_snapshot
 from zkserver.core.state import ReplicatedState
@@ -138,7 +138,7 @@ def decode(record: bytes) -> Txn:
     try:
         return decode_txn(record)
     except DecodeError as error:
-        zxid = int.from_bytes(record[:8], "big")
+        zxid = zxid_of(record)
         raise StorageError(f"log record {zxid:#x} cannot be decoded: {error}") from error
 
 

@@ -1,7 +1,7 @@
-"""The disk executor of a simulated server: each piece of work in two halves.
+"""What a simulated process has in place of the machine's clocks and of the thread for its disk.
 
-The work is done on the simulated disk at one moment, its end is told at a later one, so that a
-crash, a pause or a message may come between.
+Each piece of disk work is in two halves: it is done on the simulated disk at one moment, its end is
+told at a later one, so that a crash, a pause or a message may come between.
 """
 
 from __future__ import annotations
@@ -10,11 +10,28 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from duolog_cluster.sim.scheduler import Scheduler
 
 T = TypeVar("T")
+
+WALL_OFFSET_MS: Final = 1_700_000_000_000
+
+
+class SimClock:
+    """The scheduler's time."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def now_ms(self) -> int:
+        """Monotonic."""
+        return self._scheduler.now_ms
+
+    def wall_ms(self) -> int:
+        """Since 1970."""
+        return WALL_OFFSET_MS + self._scheduler.now_ms
 
 
 @dataclass(slots=True)
@@ -33,32 +50,22 @@ class DiskPace:
         self.stall_rate = 0.0
 
 
-class DiskOwner(Protocol):
-    """The life of a server whose disk this is."""
-
-    def arrive(self, callback: Callable[[], None]) -> None:
-        """Call it, once the process is not paused; it may end the life."""
-
-    def guarded(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """The callback, of a life that may be over, and that it may end."""
-
-    def crash_point(self, place: str) -> None:
-        """May raise PowerLoss."""
-
-    def disk_changed(self) -> None:
-        """Some work was done; its end was not told yet."""
-
-
 class SimExecutor:
-    """A `DiskExecutor` of one life: one piece of work after the other."""
+    """A `DiskExecutor` of one process: one piece of work after the other."""
 
     def __init__(
-        self, owner: DiskOwner, scheduler: Scheduler, rng: random.Random, pace: DiskPace
+        self,
+        later: Callable[[int, Callable[[], None]], None],
+        rng: random.Random,
+        pace: DiskPace,
+        worked: Callable[[], None] = lambda: None,
     ) -> None:
-        self._owner = owner
-        self._scheduler = scheduler
+        """`later` calls back after so many µs, unless the process has ended. `worked` is called
+        after every piece of work, whose end is not told yet, and may end the process."""
+        self._later = later
         self._rng = rng
         self._pace = pace
+        self._worked = worked
         self._queue: deque[tuple[Callable[[], Any], Callable[..., None]]] = deque()
         self._is_working = False
 
@@ -75,6 +82,9 @@ class SimExecutor:
         if not self._is_working:
             self._next()
 
+    def close(self) -> None:
+        """See DiskExecutor."""
+
     def _next(self) -> None:
         work, done = self._queue.popleft()
         self._is_working = True
@@ -84,19 +94,13 @@ class SimExecutor:
             delay += rng.randrange(500_000)
         self._later(delay, lambda: self._work(work, done))
 
-    def close(self) -> None:
-        """See DiskExecutor."""
-
     def _work(self, work: Callable[[], Any], done: Callable[..., None]) -> None:
         result, failure = None, None
         try:
             result = work()
-        except AssertionError:
-            raise
-        except Exception as error:
+        except Exception as error:  # as the disk thread does
             failure = error
-        self._owner.disk_changed()
-        self._owner.crash_point("between work and notice")
+        self._worked()
 
         def notice() -> None:
             self._is_working = False
@@ -105,7 +109,3 @@ class SimExecutor:
             done(result, failure)
 
         self._later(int(self._rng.expovariate(1) * self._pace.mean_notice_us), notice)
-
-    def _later(self, delay_us: int, callback: Callable[[], None]) -> None:
-        owner = self._owner
-        self._scheduler.after(delay_us, owner.guarded(lambda: owner.arrive(callback)))
