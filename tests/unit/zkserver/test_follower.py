@@ -243,6 +243,21 @@ def test_who_is_permanently_slower_than_the_leader_gives_up(is_adopted: bool) ->
     assert ensemble[1].serving == (1, 3) and len(ensemble[1].applied) == len(words)
 
 
+def test_history_that_is_still_written_does_not_count_as_too_slow() -> None:
+    """It has come as fast as was asked for; else a short bound would send it back for ever."""
+    ensemble = syncing()
+    ensemble[1].peer._config = ensemble[1].config._replace(max_queued_bytes=8)
+    ensemble[1].peer._role._config = ensemble[1].peer._config  # type: ignore[union-attr]
+    ensemble.deliver(3, 1)
+    queued = sum(map(len, OLD))
+    assert queued > 8 and ensemble[1].peer._ledger.queued_bytes == queued
+    for record in (b"2.0 c", b"2.1 d"):
+        ensemble.forge(3, 1, proposal(record))
+    assert ensemble[1].reasons == []
+    ensemble.forge(3, 1, proposal(b"2.2 e"))
+    assert "too slow" in ensemble[1].reasons[0]
+
+
 # --- What does not fit ----------------------------------------------------------------------------
 
 IN_EVERY_PHASE: list[Any] = [

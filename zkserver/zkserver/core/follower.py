@@ -87,6 +87,9 @@ class Follower:
         self._serves = False
         self._snapshot_zxid = 0
         """Of the leader's snapshot that is being received; 0: none is."""
+        self._history_bytes = 0
+        """What of the history was not on our disk when all of it had come: what is proposed while
+        that is written waits behind it, on a disk that need not be slow."""
         self._heard_ms = now_ms
         self._limit_ms = now_ms + config.init_limit_ms
         ledger.effects.append(Dial(leader_id))
@@ -187,7 +190,7 @@ class Follower:
     def _look_at_queue(self) -> None:
         """A disk that is slower than the leader's, and works. Raises GaveUp."""
         queued_bytes = self._ledger.queued_bytes
-        if queued_bytes > self._config.max_queued_bytes:
+        if queued_bytes > self._config.max_queued_bytes + self._history_bytes:
             raise GaveUp(f"our disk is too slow for the leader: {queued_bytes} bytes wait for it")
 
     def _tell(self, message: LearnerMessage) -> None:
@@ -268,6 +271,7 @@ class Follower:
         expect(not self._snapshot_zxid, "NEWLEADER inside a snapshot", epoch)
         expect(epoch == self.epoch, "another epoch", epoch, self.epoch)
         self._phase = Phase.ADOPTING
+        self._history_bytes = self._ledger.queued_bytes
         self._ledger.adopt_epoch(epoch)  # behind the history, in the order of the disk
 
     def on_epoch_adopted(self, epoch: int) -> None:
