@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from duolog_cluster.sim.network import NetworkFaults
-
-from .process_parts import DiskPace
+from duolog_cluster.sim.process_parts import DiskPace
 
 if TYPE_CHECKING:
     from .ensemble_world import EnsembleWorld

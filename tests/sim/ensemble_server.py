@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from duolog_cluster.sim.disk import PowerLoss
 from duolog_cluster.sim.network import Link
+from duolog_cluster.sim.process_parts import SimExecutor
 from duolog_protocol.quorum_messages import (
     Ack,
     AckEpoch,
@@ -72,7 +73,6 @@ from zkserver.storage.txnlog import LogOptions
 
 from .ensemble_records import count_up_to, last_zxid_of, make_record
 from .ensemble_snapshots import decode_chunks, records_on_disk, snapshotting_of
-from .process_parts import SimExecutor
 from .violation import Violation
 
 if TYPE_CHECKING:

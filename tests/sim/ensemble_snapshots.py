@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from duolog_cluster.sim.process_parts import SimClock, SimExecutor
 from duolog_protocol.errors import StorageError
 from duolog_runtime.logs import RecordingLogger
 from zkserver.server.snapshotting import Snapshotting
@@ -17,7 +18,6 @@ from zkserver.server.stats import DiskStats
 from zkserver.storage.recovery import DataDirectory
 
 from .ensemble_records import last_zxid_of
-from .process_parts import SimClock, SimExecutor
 
 if TYPE_CHECKING:
     from .ensemble_server import Life

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from duolog_cluster.sim.disk import SimDisk
 from duolog_cluster.sim.network import Link
+from duolog_cluster.sim.process_parts import SimClock, SimExecutor
 from duolog_protocol.codec import Piece
 from duolog_protocol.frames import frame_at
 from duolog_protocol.quorum_codec import MAX_PEER_FRAME_BYTES, decode_message, encode_message
@@ -27,7 +28,6 @@ from zkserver.server.replica import Replica
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
-from .process_parts import SimExecutor
 from .violation import Violation
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ class Machine:
         self.disk = SimDisk(random.Random(f"{world.seed} disk {config.server_id}"))
         self.life: Life | None = None
         self.life_count = 0
+        rng = random.Random(f"{world.seed} clock {config.server_id}")
+        wall_offset_ms = rng.choice((0, 0, -86_400_000, 3_600_000))
+        self.clock = SimClock(world.scheduler, wall_offset_ms, rng.choice((1.0, 1.0, 0.97, 1.03)))
         self.snapshots_received = 0
 
     def upgrade(self) -> bool:
@@ -75,6 +78,7 @@ class Life:
         self.machine = machine
         self.world = machine.world
         self.server_id = machine.server_id
+        self.clock = machine.clock
         self.is_over = False
         self.is_paused = False
         self.log = RecordingLogger()
@@ -109,7 +113,7 @@ class Life:
             data,
             self.machine.config,
             disk=SimExecutor(self.after, rng, world.pace),
-            clock=world.clock,
+            clock=self.clock,
             rng=rng,
             shell=self,
             log=self.log,
@@ -289,7 +293,7 @@ class Life:
         """See Shell."""
         if deadline_ms is None:
             return
-        moment = max(deadline_ms * 1_000, self.world.scheduler.now_us)
+        moment = max(self.clock.moment_us(deadline_ms), self.world.scheduler.now_us)
         if self._timer_us and self._timer_us <= moment:
             return
         self._timer_us = moment

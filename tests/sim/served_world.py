@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from duolog_cluster.sim.disk import DiskFaults
 from duolog_cluster.sim.network import Network
+from duolog_cluster.sim.process_parts import DiskPace
 from duolog_cluster.sim.scheduler import Scheduler
 from duolog_protocol import zk_messages as zk
 from duolog_protocol.errors import DiskFullError
@@ -38,7 +39,6 @@ from zkserver.core.peer_config import PeerConfig
 from zkserver.core.session_tracker import Session
 
 from .checkers.zk_history import check_history
-from .process_parts import DiskPace, SimClock
 from .script import Script
 from .served_server import Life, Machine
 from .violation import Violation
@@ -90,7 +90,6 @@ class ServedWorld(HistoryWorld):
         """Requests that the script does not have."""
         self.rng = rng = random.Random(f"{seed} served")
         self.scheduler = Scheduler()
-        self.clock = SimClock(self.scheduler)
         self.network = Network(self.scheduler, random.Random(f"{seed} network"))
         self.clients: list[Any] = [
             ServedClient(Workload(f"{seed}.{number}")) for number in range(CLIENTS)
@@ -253,7 +252,7 @@ class ServedWorld(HistoryWorld):
         if not self.happens(f"server {life.server_id} is asked for others {asked}"):
             return
         request = zk.ReconfigRequest(joining, leaving, None, -1)
-        asking = Received(connection, [(zk.RECONFIG.key, 1, request)], self.clock.wall_ms())
+        asking = Received(connection, [(zk.RECONFIG.key, 1, request)], life.clock.wall_ms())
         self._mark("reconfiguration asked for")
         life.run(lambda: life.replica.step(asking))
 
@@ -421,7 +420,7 @@ class ServedWorld(HistoryWorld):
         buffer[: len(data)] = data
         requests = client.decoder.buffer_updated(len(data))
         life, connection = client.life, client.connection
-        received = Received(connection, requests, self.clock.wall_ms())
+        received = Received(connection, requests, life.clock.wall_ms())
         life.run(lambda: life.replica.step(received))
 
     def _lose(self, client: Any) -> None:

@@ -20,7 +20,8 @@ from kbroker.config import BrokerConfig
 from kbroker.server.broker import Broker
 
 from .disk import DiskFaults
-from .process import SimDiskExecutor, SimMachine
+from .process import SimMachine
+from .process_parts import DiskPace, SimExecutor
 from .world import SimWorld
 
 ZK_PORT: Final = 2181
@@ -44,7 +45,8 @@ class SimMember:
         """The daemon's own object, of the last start: a `ZkMember` or a kbroker `Broker`."""
         self.task: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
-        self.disk: SimDiskExecutor
+        self.pace = DiskPace(mean_work_us=500, mean_notice_us=50)
+        """How long its disk takes."""
 
     @property
     def is_running(self) -> bool:
@@ -138,7 +140,6 @@ class SimCluster:
     def start(self, member: SimMember) -> None:
         """Start it, or start it again with what its disk has."""
         process = member.machine.boot()
-        member.disk = SimDiskExecutor(process)
         member.stopping = asyncio.Event()
         member.server = None
         run = self._run_broker if member in self.brokers else self._run_zk
@@ -281,12 +282,12 @@ def _is_registered(member: SimMember) -> bool:
 
 def _given(member: SimMember) -> dict[str, Any]:
     """What a daemon has from outside."""
-    machine = member.machine
-    assert machine.process is not None, member.name
+    machine, process = member.machine, member.machine.process
+    assert process is not None, member.name
     return {
         "files": machine.disk,
-        "disk": member.disk,
+        "disk": SimExecutor(process.later, process.rng, member.pace),
         "clock": machine.clock,
-        "rng": random.Random(machine.process.rng.getrandbits(64)),
+        "rng": random.Random(process.rng.getrandbits(64)),
         "log": member.log,
     }

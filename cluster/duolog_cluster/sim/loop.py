@@ -120,7 +120,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def run_in_executor(self, *_args: Any) -> Any:  # type: ignore[override]
         """There are no threads: raises NotSimulatedError."""
-        raise NotSimulatedError("a simulated process has no threads: give it a SimDiskExecutor")
+        raise NotSimulatedError("a simulated process has no threads: give it a SimExecutor")
 
     # ---- connections ----------------------------------------------------------------------------
 

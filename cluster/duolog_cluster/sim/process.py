@@ -16,11 +16,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from duolog_runtime.disk import MAX_PENDING, DiskClosedError, DiskQueueFullError
-
 from .disk import SimDisk
 from .loop import PROCESS, SimLoop
 from .network import Link
+from .process_parts import SimClock
 from .streams import Accepted, Open, SimListener, SimTransport
 
 if TYPE_CHECKING:
@@ -30,25 +29,6 @@ T = TypeVar("T")
 
 FIRST_PORT: Final = 40_000
 """Where ports begin that nobody asked for by number."""
-
-
-class SimClock:
-    """A machine's clocks; see `duolog_runtime.clocks.Clock`."""
-
-    def __init__(self, world: SimWorld, wall_offset_ms: int, rate: float) -> None:
-        self._world = world
-        self.wall_offset_ms = wall_offset_ms
-        """The time of day is wrong by so much; may be changed at any time."""
-        self.rate = rate
-        """How fast the monotonic clock runs; to be set before anything does."""
-
-    def now_ms(self) -> int:
-        """Monotonic; a second takes `rate` seconds."""
-        return int(self._world.scheduler.now_us * self.rate) // 1_000
-
-    def wall_ms(self) -> int:
-        """Since 1970."""
-        return 1_700_000_000_000 + self._world.scheduler.now_us // 1_000 + self.wall_offset_ms
 
 
 class SimMachine:
@@ -62,7 +42,7 @@ class SimMachine:
         self.address = address
         """On the simulated network."""
         self.ip = f"10.0.{address // 256}.{address % 256}"
-        self.clock = SimClock(world, wall_offset_ms, clock_rate)
+        self.clock = SimClock(world.scheduler, wall_offset_ms, clock_rate)
         self.disk = SimDisk(random.Random(f"{world.seed} disk {name}"))
         self.process: SimProcess | None = None
         """What runs now."""
@@ -144,6 +124,10 @@ class SimProcess:
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run it in this process. When the process ends, the task does not: it just stops."""
         return self.loop.create_task(coroutine, context=self._context.copy())
+
+    def later(self, delay_us: int, callback: Callable[[], object]) -> None:
+        """Call it in this process after so long."""
+        self.loop.call_later(delay_us / 1e6, callback)
 
     def post(self, callback: Callable[..., object], *args: Any) -> None:
         """Call it in this process, in the next turn of the loop."""
@@ -296,56 +280,3 @@ class SimProcess:
 def _refuse(dial: _Dial) -> None:
     if not dial.opened.done():
         dial.opened.set_exception(ConnectionRefusedError(111, "nobody answered"))
-
-
-class SimDiskExecutor:
-    """A `DiskExecutor`: one piece of work after the other, each with a delay before it."""
-
-    def __init__(self, process: SimProcess, mean_work_us: int = 500) -> None:
-        self._process = process
-        self.mean_work_us = mean_work_us
-        """May be changed at any time: the disk is slow."""
-        self._jobs: deque[tuple[Callable[[], Any], Callable[..., None]]] = deque()
-        self._closed = False
-
-    @property
-    def pending(self) -> int:
-        """See DiskExecutor."""
-        return len(self._jobs)
-
-    def submit(self, work: Callable[[], Any], done: Callable[..., None]) -> None:
-        """See DiskExecutor."""
-        if self._closed:
-            raise DiskClosedError("the disk executor is closed")
-        if len(self._jobs) >= MAX_PENDING:
-            raise DiskQueueFullError(f"{len(self._jobs)} jobs wait")
-        self._jobs.append((work, done))
-        if len(self._jobs) == 1:
-            self._begin()
-
-    def _begin(self) -> None:
-        delay_s = self._process.rng.expovariate(1) * self.mean_work_us / 1e6
-        self._process.loop.call_later(delay_s, self._work)
-
-    def _work(self) -> None:
-        if not self._jobs:
-            return  # it was closed meanwhile
-        work, done = self._jobs[0]
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:
-            failure = error
-        self._process.loop.call_soon(self._tell, done, result, failure)
-
-    def _tell(self, done: Callable[..., None], result: Any, failure: Exception | None) -> None:
-        self._jobs.popleft()
-        if self._jobs:
-            self._begin()
-        done(result, failure)
-
-    def close(self) -> None:
-        """See DiskExecutor; what has not begun is refused."""
-        self._closed = True
-        while self._jobs:
-            self._jobs.popleft()[1](None, DiskClosedError("the disk executor is closed"))

@@ -6,13 +6,16 @@ told at a later one, so that a crash, a pause or a message may come between.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from duolog_cluster.sim.scheduler import Scheduler
+from duolog_runtime.disk import MAX_PENDING, DiskClosedError, DiskQueueFullError
+
+from .scheduler import Scheduler
 
 T = TypeVar("T")
 
@@ -20,18 +23,26 @@ WALL_OFFSET_MS: Final = 1_700_000_000_000
 
 
 class SimClock:
-    """The scheduler's time."""
+    """A machine's clocks, made of the scheduler's time; see `duolog_runtime.clocks.Clock`."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, wall_offset_ms: int = 0, rate: float = 1.0) -> None:
         self._scheduler = scheduler
+        self.wall_offset_ms = wall_offset_ms
+        """The time of day is wrong by so much; may be changed at any time."""
+        self.rate = rate
+        """How fast the monotonic clock runs; to be set before anything does."""
 
     def now_ms(self) -> int:
         """Monotonic."""
-        return self._scheduler.now_ms
+        return int(self._scheduler.now_us * self.rate) // 1_000
 
     def wall_ms(self) -> int:
         """Since 1970."""
-        return WALL_OFFSET_MS + self._scheduler.now_ms
+        return WALL_OFFSET_MS + self._scheduler.now_ms + self.wall_offset_ms
+
+    def moment_us(self, now_ms: int) -> int:
+        """When the monotonic clock will show this, in the scheduler's time."""
+        return math.ceil(now_ms * 1_000 / self.rate)
 
 
 @dataclass(slots=True)
@@ -68,6 +79,7 @@ class SimExecutor:
         self._worked = worked
         self._queue: deque[tuple[Callable[[], Any], Callable[..., None]]] = deque()
         self._is_working = False
+        self._closed = False
 
     @property
     def pending(self) -> int:
@@ -78,12 +90,19 @@ class SimExecutor:
         self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]
     ) -> None:
         """See DiskExecutor."""
+        if self._closed:
+            raise DiskClosedError("the disk executor is closed")
+        if self.pending >= MAX_PENDING:
+            raise DiskQueueFullError(f"{self.pending} jobs wait")
         self._queue.append((work, done))
         if not self._is_working:
             self._next()
 
     def close(self) -> None:
-        """See DiskExecutor."""
+        """See DiskExecutor; but the end of what is being done comes later."""
+        self._closed = True
+        while self._queue:
+            self._queue.popleft()[1](None, DiskClosedError("the disk executor is closed"))
 
     def _next(self) -> None:
         work, done = self._queue.popleft()

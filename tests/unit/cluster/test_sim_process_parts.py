@@ -6,10 +6,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from duolog_cluster.sim.process_parts import DiskPace, SimExecutor
 from duolog_cluster.sim.scheduler import Scheduler
 from duolog_protocol.errors import CorruptRecordError, DiskFullError
-
-from .process_parts import DiskPace, SimExecutor
 
 
 def test_the_owner_is_told_every_end_in_order_also_of_work_that_fails() -> None:
