@@ -9,12 +9,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from duolog import NewTopic, TopicPartition, ZkClient
-from duolog_cluster.sim import NetworkFaults, SimCluster, SimWorld
-from duolog_protocol.errors import Error
+from duolog_cluster.sim import NetworkFaults, SimCluster, SimMember, SimWorld
+from duolog_protocol.errors import ConnectionClosedError, Error, ReconfigDisabledError
+from duolog_protocol.txns import LEVEL_LAST
+from zkserver.core.peer_config import PeerConfig
+from zkserver.server import node
 
 ROOT = Path(__file__).resolve().parents[3]
 PRINT_HASHES = """
@@ -39,6 +44,8 @@ async def count_up(zk: ZkClient, acknowledged: list[int]) -> None:
         number += 1
         try:
             await zk.set("/count", b"%d" % number, timeout=5.0)
+        except ConnectionClosedError:
+            return
         except Error:
             continue
         acknowledged.append(number)
@@ -163,6 +170,45 @@ def test_nobody_writes_the_members_but_a_reconfiguration() -> None:
 
     with SimWorld() as world:
         world.run(story(world))
+
+
+def test_servers_are_upgraded_one_by_one_under_load() -> None:
+    """What the newer version knows is there once all have it, and not before."""
+    real = node.peer_config
+
+    def of_the_version_before(*given: Any) -> PeerConfig:
+        return real(*given)._replace(level=0)
+
+    async def story(world: SimWorld) -> None:
+        with mock.patch.object(node, "peer_config", of_the_version_before):
+            cluster = SimCluster(world, zk=3, zk_settings=WITH_SUPER)
+            await cluster.__aenter__()
+        async with cluster.zk_client(auth_data=[SUPER]) as zk:
+            await zk.create("/count", b"0")
+            acknowledged: list[int] = []
+            writer = asyncio.create_task(count_up(zk, acknowledged))
+            for server in cluster.zk_servers:
+                with pytest.raises(ReconfigDisabledError):
+                    await zk.retry(zk.reconfig, leaving="3")
+                before = len(acknowledged)
+                await cluster.stop(server)
+                cluster.start(server)
+                await cluster.until_zk_serves()
+                await cluster.until(lambda before=before: len(acknowledged) > before)
+            await cluster.until(lambda: all(map(_knows_the_level, cluster.zk_servers)))
+            await zk.retry(zk.reconfig, leaving="3")
+            writer.cancel()
+            await zk.sync("/")
+            assert int((await zk.get("/count"))[0]) >= acknowledged[-1]
+        await cluster.__aexit__()
+
+    for seed in range(3):
+        with SimWorld(seed) as world:
+            world.run(story(world))
+
+
+def _knows_the_level(server: SimMember) -> bool:
+    return bool(server.server.node._engine.core.state.level == LEVEL_LAST)
 
 
 def test_settings_that_name_other_members_are_ignored_with_a_warning() -> None:

@@ -228,12 +228,12 @@ class EnsembleCore(ZkCore):
     # ---- changes of the members -----------------------------------------------------------------
 
     def _reconfig(self, connection: Connection, message: Any) -> Body:
+        if not self.state.level:  # nor does `/zookeeper/config` tell the members
+            text = "not all members know this yet: upgrade them, and start them all"
+            raise Rejected(ZkErrorCode.RECONFIG_DISABLED, text)
         shown = self.state.tree.nodes[CONFIG_PATH].data or b""
         wanted = wanted_members(shown, message)
         self._preparer.require_change_of_members(connection)
-        if not self.state.level:
-            text = "not all members know this yet: upgrade them, and start them all"
-            raise Rejected(ZkErrorCode.RECONFIG_DISABLED, text)
         if self._joint_zxid:
             text = "another change of the members is under way"
             raise Rejected(ZkErrorCode.RECONFIG_IN_PROGRESS, text)
