@@ -30,7 +30,6 @@ from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
 from duolog_protocol.txns import LEVEL_LAST, TxnKind, decode_txn, is_of_the_ensemble, zxid_of
 from duolog_protocol.types import ZXID_COUNTER_LAST
-from tests.oracle import jute
 from tests.oracle.workload import Workload
 from zkserver.core.connection import Connection
 from zkserver.core.events import ConnectionLost, Received
@@ -45,8 +44,6 @@ from .violation import Violation
 from .zk_history_world import (
     CLIENTS,
     OPERATOR,
-    TIMEOUT_MS,
-    XIDS_OF_A_CONNECTION,
     Client,
     HistoryWorld,
     logged,
@@ -397,22 +394,7 @@ class ServedWorld(HistoryWorld):
             self._pass()
             return
         client.life = self.rng.choice(lives)
-        self.connection_count += 1
-        self.now += 1
-        client.decoder = JuteDecoder(1 << 20, memoryview(bytearray(1 << 16)))
-        client.connection = Connection(
-            JuteCodec(client.decoder), "127.0.0.1:1", client, (("ip", "127.0.0.1"),)
-        )
-        client.received.clear()
-        client.unheard.clear()
-        client.last_xid = self.connection_count * XIDS_OF_A_CONNECTION
-        session_id, password = client.session
-        seen = client.tape.last_zxid if session_id else 0
-        client.connecting = self.connection_count, self.now, seen
-        self._bytes(
-            client,
-            jute.encode_connect(seen, TIMEOUT_MS, session_id, password, read_only=False),
-        )
+        super()._connect(client)
 
     def _bytes(self, client: Any, data: bytes) -> None:
         assert client.decoder is not None and client.connection is not None

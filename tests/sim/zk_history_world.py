@@ -160,7 +160,9 @@ class HistoryWorld:
         self.connection_count += 1
         self.now += 1
         client.decoder = JuteDecoder(1 << 20, memoryview(bytearray(1 << 16)))
-        client.connection = Connection(JuteCodec(client.decoder), "127.0.0.1:1", client)
+        client.connection = Connection(
+            JuteCodec(client.decoder), "127.0.0.1:1", client, (("ip", "127.0.0.1"),)
+        )
         client.received.clear()
         client.unheard.clear()
         client.last_xid = self.connection_count * XIDS_OF_A_CONNECTION
