@@ -62,7 +62,7 @@ class SimMember:
 class SimCluster:
     """`async with SimCluster(world, zk=3, brokers=1) as cluster:`; inside a story.
 
-    `zk_settings` and `broker_settings` are fields of the daemons' configs.
+    `zk` zkservers vote, `observers` do not. `zk_settings` and `broker_settings` are fields of the daemons' configs.
     """
 
     def __init__(
@@ -70,13 +70,17 @@ class SimCluster:
         world: SimWorld,
         *,
         zk: int = 3,
+        observers: int = 0,
         brokers: int = 0,
         zk_settings: dict[str, Any] | None = None,
         broker_settings: dict[str, Any] | None = None,
     ) -> None:
         self.world = world
-        self.zk_servers = [SimMember(world.machine(f"zk-{n + 1}"), ZK_PORT) for n in range(zk)]
-        """By server id, from 1 on."""
+        self.zk_servers = [
+            SimMember(world.machine(f"zk-{n + 1}"), ZK_PORT) for n in range(zk + observers)
+        ]
+        """By server id, from 1 on; observers are the last."""
+        self._voter_count = zk
         self.brokers = [
             SimMember(world.machine(f"broker-{n + 1}"), BROKER_PORT) for n in range(brokers)
         ]
@@ -150,7 +154,7 @@ class SimCluster:
         place: dict[str, Any] = {}
         if len(self.zk_servers) > 1:
             members = [
-                f"{number}={each.machine.ip}:{ZK_PEER_PORT}:participant;{each.address}"
+                f"{number}={each.machine.ip}:{ZK_PEER_PORT}:{self._part_of(number)};{each.address}"
                 for number, each in enumerate(self.zk_servers, 1)
             ]
             place = {"servers": tuple(members), "server_id": server_id, "ensemble_id": 1}
@@ -161,6 +165,9 @@ class SimCluster:
             **_given(member),
         )
         await self._serve(member, node)
+
+    def _part_of(self, server_id: int) -> str:
+        return "participant" if server_id <= self._voter_count else "observer"
 
     async def _run_broker(self, member: SimMember) -> None:
         config = {

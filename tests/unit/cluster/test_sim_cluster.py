@@ -211,6 +211,24 @@ def _knows_the_level(server: SimMember) -> bool:
     return bool(server.server.node._engine.core.state.level == LEVEL_LAST)
 
 
+def test_an_observer_serves_and_decides_nothing() -> None:
+    async def story(world: SimWorld) -> None:
+        async with SimCluster(world, zk=2, observers=1) as cluster:
+            observer = cluster.zk_servers[2]
+            assert cluster.role(observer) == "observer"
+            async with cluster.zk_client(hosts=observer.address) as zk:
+                await zk.create("/a", b"1")
+                cluster.kill(cluster.zk_servers[0])
+                with pytest.raises(Error):
+                    await zk.set("/a", b"2", timeout=20.0)
+                cluster.start(cluster.zk_servers[0])
+                await cluster.until_zk_serves()
+                await zk.retry(zk.set, "/a", b"3")
+
+    with SimWorld() as world:
+        world.run(story(world))
+
+
 def test_settings_that_name_other_members_are_ignored_with_a_warning() -> None:
     async def story(world: SimWorld) -> None:
         async with SimCluster(world, zk=3) as cluster:
