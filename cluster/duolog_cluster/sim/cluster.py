@@ -62,7 +62,8 @@ class SimMember:
 class SimCluster:
     """`async with SimCluster(world, zk=3, brokers=1) as cluster:`; inside a story.
 
-    `zk` zkservers vote, `observers` do not. `zk_settings` and `broker_settings` are fields of the daemons' configs.
+    `zk` zkservers vote, `observers` do not. `zk_settings` and `broker_settings` are fields of the
+    daemons' configs.
     """
 
     def __init__(
