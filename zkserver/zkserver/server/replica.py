@@ -7,14 +7,12 @@ serves clients, the disk, and the links to the other servers.
     clients ── ClientLinks ──► EnsembleCore ── Append ──► Propose (one a loop turn)
                                      └── TellLeader, TellLearner, Confirm
 
-Owns what is logged and not yet applied.
 It has no loop, no socket and no thread: all of them are given, as to `Engine`, its counterpart of a
 standalone server.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any, Final, Protocol
@@ -100,6 +98,7 @@ from zkserver.core.peer_events import (
     TruncateLog,
 )
 from zkserver.core.status import MemberStatus
+from zkserver.core.unapplied import Unapplied
 from zkserver.storage.recovery import DataDirectory
 
 from .engine import EngineOptions
@@ -197,8 +196,7 @@ class Replica(Stepper):
             on_written=self._on_written,
         )
         self._fsync_warning_ms = options.fsync_warning_ms
-        self._unapplied: deque[AppendRecords] = deque()
-        """Logged, or on their way, and not applied."""
+        self._unapplied = Unapplied()
         self._new: list[Append] = []
         """What the core has logged as leader in this loop turn."""
         self._turn_scheduled = False
@@ -331,12 +329,11 @@ class Replica(Stepper):
             self.core.replace_state(state)
             if type(event) is SnapshotInstalled:
                 event.members, event.level = membership_in(state), state.level
-            while self._unapplied and self._unapplied[0].last_zxid <= state.last_applied_zxid:
-                self._unapplied.popleft()  # of before the snapshot
+            self._unapplied.take_up_to(state.last_applied_zxid)
         elif type(event) is LogRefused:
-            self._forget_from(event.first_zxid)
+            self._unapplied.cut_after(event.first_zxid - 1)
         elif type(event) is SnapshotRefused:  # nor is what came behind it
-            self._forget_from(self.peer.last_durable_zxid + 1)
+            self._unapplied.cut_after(self.peer.last_durable_zxid)
         self._perform_peer(self.peer.step(event, self._now_ms))
         if self._read_only_after_ms:
             self._look_for_leader()
@@ -482,7 +479,7 @@ class Replica(Stepper):
                 self._peer_disk.put(effect)
             case TruncateLog(zxid=zxid):
                 self._log.warning("log_truncated", zxid=f"{zxid:#x}")
-                self._forget_from(zxid + 1)
+                self._unapplied.cut_after(zxid)
                 self._peer_disk.put(effect)
             case Serve(epoch=epoch, leader_id=leader_id):
                 self._serve(epoch, leader_id)
@@ -519,36 +516,13 @@ class Replica(Stepper):
         self._shell.drop_clients(reason)
 
     def _apply_up_to(self, zxid: int) -> None:
+        records = self._unapplied.take_up_to(zxid)
         leads = self.core.is_serving and self.peer.role == PeerState.LEADING
-        records: list[bytes] = []
-        count = 0
-        unapplied = self._unapplied
-        while unapplied and unapplied[0].first_zxid <= zxid:
-            first = unapplied[0]
-            if first.last_zxid > zxid:
-                taken = first.records[: zxid - first.first_zxid + 1]
-                rest = first.records[len(taken) :]
-                unapplied[0] = AppendRecords(rest, zxid + 1, first.last_zxid)
-            else:
-                taken = first.records
-                unapplied.popleft()
-            count += len(taken)
-            if not leads:
-                records += taken
         event: Any = Durable(zxid) if leads else Committed(records)
         self._perform(self.core.step(event, self._now_ms))
-        self._snapshotting.count(count)
+        self._snapshotting.count(len(records))
         if self._may_snapshot():
             self._snapshotting.maybe_begin()
-
-    def _forget_from(self, zxid: int) -> None:
-        """Nothing from `zxid` on is in the log any more."""
-        unapplied = self._unapplied
-        while unapplied and unapplied[-1].last_zxid >= zxid:
-            last = unapplied.pop()
-            if last.first_zxid < zxid:
-                kept = last.records[: zxid - last.first_zxid]
-                unapplied.append(AppendRecords(kept, last.first_zxid, zxid - 1))
 
     # ---- the disk's owner -----------------------------------------------------------------------
 
