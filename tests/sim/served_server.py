@@ -22,8 +22,8 @@ from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.peer_config import PeerConfig
-from zkserver.server.engine import EngineOptions
 from zkserver.server.replica import Replica
+from zkserver.server.stepping import EngineOptions
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 

@@ -40,15 +40,12 @@ from zkserver.core.events import (
 from zkserver.storage.groups import group_bytes
 from zkserver.storage.recovery import DataDirectory
 
-from .snapshotting import Snapshotting
-from .stats import DiskStats, WrittenGroup
-from .stepping import Shell, Stepper
+from .stats import WrittenGroup
+from .stepping import MAX_GROUP_BYTES, EngineOptions, Shell, Stepper
 
 if TYPE_CHECKING:
     from zkserver.core.core import ZkCore
 
-MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
-"""Records that one job takes at most, so that nobody waits long for what others wrote."""
 GATHER_MS: Final = 1
 """How long the disk waits for more while clients are heard, at most."""
 QUICK_MS: Final = 1
@@ -56,15 +53,6 @@ QUICK_MS: Final = 1
 leave together, and in this thread. A disk that is slower, or has just been, holds up nobody."""
 MAX_BYTES_HERE: Final = 256 * 1024
 """The largest group that is written in this thread: no disk that is quick takes long for it."""
-
-
-class EngineOptions(NamedTuple):
-    """How often to snapshot and how much to keep."""
-
-    snap_count: int = 100_000
-    snap_retain_count: int = 3
-    fsync_warning_ms: int = 1_000
-    """A sync that takes longer is worth a line in the log."""
 
 
 class Engine(Stepper):
@@ -82,23 +70,10 @@ class Engine(Stepper):
         log: Logger,
         options: EngineOptions | None = None,
     ) -> None:
-        super().__init__(core, data, clock=clock, shell=shell, log=log)
-        self._disk = disk
-        options = options or EngineOptions()
-        self._fsync_warning_ms = options.fsync_warning_ms
-        self.stats: Final = DiskStats()
-        self._snapshotting = Snapshotting(
-            data,
-            disk,
-            rng,
-            log,
-            clock,
-            self.stats,
-            begin=core.begin_snapshot,
-            halt=self._halt_for_disk,
-            snap_count=options.snap_count,
-            retain_count=options.snap_retain_count,
+        super().__init__(
+            core, data, disk=disk, clock=clock, rng=rng, shell=shell, log=log, options=options
         )
+        self._disk = disk
         self._queue: list[Append] = []
         self._queued_count = 0
         """Records in the queue."""
@@ -210,10 +185,6 @@ class Engine(Stepper):
         self._queue.clear()
         self._queued_count = 0
         super().halt(reason)
-
-    def close(self) -> None:
-        """Give up a snapshot that is under way; the directory's owner closes that."""
-        self._snapshotting.close()
 
     def _enqueue(self, append: Append) -> None:
         if not self._queue:

@@ -101,12 +101,10 @@ from zkserver.core.status import MemberStatus
 from zkserver.core.unapplied import Unapplied
 from zkserver.storage.recovery import DataDirectory
 
-from .engine import EngineOptions
 from .peer_disk import PeerDisk
 from .rebuilding import Rebuilding, membership_in
-from .snapshotting import Snapshotting
-from .stats import DiskStats, WrittenGroup
-from .stepping import Shell, Stepper
+from .stats import WrittenGroup
+from .stepping import EngineOptions, Shell, Stepper
 
 _ENDS_OF_BUILDING: Final = (Truncated, SnapshotInstalled, SnapshotRefused)
 _PEER_EVENTS: Final = frozenset(PeerEvent.__args__)
@@ -163,29 +161,23 @@ class Replica(Stepper):
     ) -> None:
         """`links` is set before `start`. `read_only_after_ms`: how long there has to be no leader
         before clients may read what is here; 0: never."""
-        super().__init__(core, data, clock=clock, shell=shell, log=log)
+        super().__init__(
+            core,
+            data,
+            disk=disk,
+            clock=clock,
+            rng=rng,
+            shell=shell,
+            log=log,
+            options=options,
+            on_purged=self._on_purged,
+            may_purge=lambda: not self._peer_disk.sends_history,
+        )
         self._config = config
-        self._disk = disk
         self._rng = rng
         self.links: Links
         self.peer: Peer
         """From `recover` on."""
-        options = options or EngineOptions()
-        self.stats: Final = DiskStats()
-        self._snapshotting = Snapshotting(
-            data,
-            disk,
-            rng,
-            log,
-            clock,
-            self.stats,
-            begin=core.begin_snapshot,
-            halt=self._halt_for_disk,
-            on_purged=self._on_purged,
-            may_purge=lambda: not self._peer_disk.sends_history,
-            snap_count=options.snap_count,
-            retain_count=options.snap_retain_count,
-        )
         self._rebuilding = Rebuilding(data, lambda: core.last_applied_zxid)
         self._peer_disk = PeerDisk(
             data,
@@ -195,7 +187,6 @@ class Replica(Stepper):
             now_ms=clock.now_ms,
             on_written=self._on_written,
         )
-        self._fsync_warning_ms = options.fsync_warning_ms
         self._unapplied = Unapplied()
         self._new: list[Append] = []
         """What the core has logged as leader in this loop turn."""
@@ -278,10 +269,6 @@ class Replica(Stepper):
         self._reach(self.peer.membership)
         self._perform_peer(self.peer.start(self._now_ms))
         self._arm()
-
-    def close(self) -> None:
-        """Give up a snapshot that is under way; the directory's owner closes that."""
-        self._snapshotting.close()
 
     @property
     def idle(self) -> bool:

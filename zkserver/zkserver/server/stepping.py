@@ -1,7 +1,8 @@
 """Events into a core, and its effects performed: what a standalone server and an ensemble's share.
 
 Owns the order: one event at a time, each with all its effects; what comes meanwhile waits. A step
-that fails stops the server, as does a failed disk. What an `Append` means is a subclass's.
+that fails stops the server, as does a failed disk. What an `Append` means is a subclass's, and when
+it is time for a snapshot.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import StorageError
 from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
 from zkserver.core.connection import Connection
 from zkserver.core.events import (
@@ -30,10 +33,24 @@ from zkserver.core.events import (
 )
 from zkserver.storage.recovery import DataDirectory
 
+from .snapshotting import Snapshotting
+from .stats import DiskStats
+
 if TYPE_CHECKING:
     from zkserver.core.core import ZkCore
 
+MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
+"""Records that one job takes at most, so that nobody waits long for what others wrote."""
 _OUT_OF_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class EngineOptions(NamedTuple):
+    """How often to snapshot and how much to keep."""
+
+    snap_count: int = 100_000
+    snap_retain_count: int = 3
+    fsync_warning_ms: int = 1_000
+    """A sync that takes longer is worth a line in the log."""
 
 
 class Shell(Protocol):
@@ -76,13 +93,42 @@ class Stepper:
     """Drives one core."""
 
     def __init__(
-        self, core: ZkCore, data: DataDirectory, *, clock: Clock, shell: Shell, log: Logger
+        self,
+        core: ZkCore,
+        data: DataDirectory,
+        *,
+        disk: DiskExecutor,
+        clock: Clock,
+        rng: Random,
+        shell: Shell,
+        log: Logger,
+        options: EngineOptions | None,
+        on_purged: Callable[[int], None] | None = None,
+        may_purge: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`on_purged`, `may_purge`: see Snapshotting."""
         self.core = core
         self._data = data
         self._clock = clock
         self._shell = shell
         self._log = log
+        options = options or EngineOptions()
+        self._fsync_warning_ms = options.fsync_warning_ms
+        self.stats: Final = DiskStats()
+        self._snapshotting = Snapshotting(
+            data,
+            disk,
+            rng,
+            log,
+            clock,
+            self.stats,
+            begin=core.begin_snapshot,
+            halt=self._halt_for_disk,
+            on_purged=on_purged,
+            may_purge=may_purge,
+            snap_count=options.snap_count,
+            retain_count=options.snap_retain_count,
+        )
         self._now_ms = 0
         """When the step that runs now, or ran last, began."""
         self._disk_is_quick = False
@@ -92,6 +138,10 @@ class Stepper:
         self._stepping = False
         self.halted = ""
         """Why the server stopped, or empty; then nothing happens any more."""
+
+    def close(self) -> None:
+        """Give up a snapshot that is under way; the directory's owner closes that."""
+        self._snapshotting.close()
 
     def step(self, event: Any) -> None:
         """Feed the core one event and perform what it decides."""
