@@ -97,30 +97,8 @@ class Engine(Stepper):
 
         Raises CorruptRecordError, DataDirectoryError, StorageError, OSError.
         """
-        data, stats, now_ms = self._data, self.stats, self._clock.now_ms
-        begun_ms = now_ms()
-        for error in data.damaged_snapshots:
-            self._log.warning("snapshot_damaged", reason=str(error))
-        if data.snapshot_zxid:
-            self.core.load_snapshot(data.snapshot_chunks())
-        loaded_ms = now_ms()
-        stats.last_snapshot_zxid = data.snapshot_zxid
-        stats.snapshot_load_time.add(loaded_ms - begun_ms)
-        count = 0
-        replay = self.core.replay
-        for record in data.records():
-            replay(record)
-            count += 1
-        stats.log_load_time.add(now_ms() - loaded_ms)
-        stats.records_loaded.add(count)
-        stats.init_time.add(now_ms() - begun_ms)
-        self._snapshotting.count(count)
-        self._log.info(
-            "state_recovered",
-            snapshot_zxid=f"{data.snapshot_zxid:#x}",
-            zxid=f"{data.log.last_zxid:#x}",
-            records=count,
-        )
+        for _ in self._load():
+            pass
 
     def start(self) -> None:
         """Open a new epoch. `ready` tells when it is durable."""
@@ -363,10 +341,7 @@ class Engine(Stepper):
     def _measure(self, group: _Group, sync_ms: int) -> None:
         queue_ms, flush_ms = group.taken_ms - group.since_ms, self._now_ms - group.taken_ms
         written = WrittenGroup(group.records, group.waiting, queue_ms, sync_ms, flush_ms)
-        self.stats.wrote(written)
-        if sync_ms > self._fsync_warning_ms:
-            self.stats.slow_fsyncs += 1
-            self._log.warning("fsync_slow", elapsed_ms=sync_ms, records=group.records)
+        self._wrote(written)
 
 
 class _Group(NamedTuple):

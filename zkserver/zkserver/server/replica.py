@@ -34,7 +34,7 @@ from duolog_protocol.quorum_messages import (
     SessionsHeard,
     SessionTaken,
 )
-from duolog_protocol.txns import is_of_the_ensemble
+from duolog_protocol.txns import zxid_of
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
@@ -103,7 +103,6 @@ from zkserver.storage.recovery import DataDirectory
 
 from .peer_disk import PeerDisk
 from .rebuilding import Rebuilding, membership_in
-from .stats import WrittenGroup
 from .stepping import EngineOptions, Shell, Stepper
 
 _ENDS_OF_BUILDING: Final = (Truncated, SnapshotInstalled, SnapshotRefused)
@@ -185,7 +184,7 @@ class Replica(Stepper):
             self,
             builder=self._rebuilding,
             now_ms=clock.now_ms,
-            on_written=self._on_written,
+            on_written=self._wrote,
         )
         self._unapplied = Unapplied()
         self._new: list[Append] = []
@@ -203,30 +202,17 @@ class Replica(Stepper):
         All of the log is applied, although its end may not be committed: that may have to go again
         (`TruncateLog`), and nobody is served before it is known. Raises as `Engine.recover`.
         """
-        data, now_ms = self._data, self._clock.now_ms
-        begun_ms = now_ms()
-        for error in data.damaged_snapshots:
-            self._log.warning("snapshot_damaged", reason=str(error))
-        if data.snapshot_zxid:
-            self.core.load_snapshot(data.snapshot_chunks())
-        self.stats.last_snapshot_zxid = data.snapshot_zxid
-        self.stats.snapshot_load_time.add(now_ms() - begun_ms)
+        data = self._data
+        replayed = self._load(may_be_half=True)
         settings = Membership(self._config.voters, self._config.observers)
         memberships = Memberships(
             membership_in(self.core.state) or settings, level=self.core.state.level
         )
         ends = EpochEnds(data.snapshot_zxid)
-        count = 0
-        replay = self.core.replay
-        for record in data.records(may_be_half=True):
-            zxid = replay(record)
+        for record in replayed:
+            zxid = zxid_of(record)
             ends.append(zxid, zxid)
-            if is_of_the_ensemble(record):
-                memberships.on_appended(zxid, [record])
-            count += 1
-        self.stats.records_loaded.add(count)
-        self.stats.init_time.add(now_ms() - begun_ms)
-        self._snapshotting.count(count)
+            memberships.on_appended(zxid, [record])
         ends = self._with_history(ends)
         self.peer = Peer(
             self._config,
@@ -243,18 +229,11 @@ class Replica(Stepper):
                 f"{data.path} has feature level {memberships.level}, this program knows "
                 f"{self._config.level}: it is too old for this directory"
             )
-        self._log.info(
-            "state_recovered",
-            snapshot_zxid=f"{data.snapshot_zxid:#x}",
-            zxid=f"{ends.last_zxid:#x}",
-            records=count,
-        )
 
     def _with_history(self, ends: EpochEnds) -> EpochEnds:
         """What the log holds from its beginning on: who lacks a little needs no snapshot."""
         data = self._data
-        records = data.records_before_snapshot()
-        zxids = (int.from_bytes(record[:8], "big") for record in records)
+        zxids = map(zxid_of, data.records_before_snapshot())
         try:
             return ends.with_history(data.log.first_zxid_before, zxids)
         except (StorageError, OSError) as error:
@@ -536,12 +515,6 @@ class Replica(Stepper):
     def halt_for_disk(self, error: BaseException) -> None:
         """See PeerDiskOwner."""
         self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
-
-    def _on_written(self, group: WrittenGroup) -> None:
-        self.stats.wrote(group)
-        if group.sync_ms > self._fsync_warning_ms:
-            self.stats.slow_fsyncs += 1
-            self._log.warning("fsync_slow", elapsed_ms=group.sync_ms, records=group.records)
 
     def _on_purged(self, first_zxid_before: int) -> None:
         self.step(LogPurged(first_zxid_before))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -34,7 +34,7 @@ from zkserver.core.events import (
 from zkserver.storage.recovery import DataDirectory
 
 from .snapshotting import Snapshotting
-from .stats import DiskStats
+from .stats import DiskStats, WrittenGroup
 
 if TYPE_CHECKING:
     from zkserver.core.core import ZkCore
@@ -139,6 +139,39 @@ class Stepper:
         self.halted = ""
         """Why the server stopped, or empty; then nothing happens any more."""
 
+    def _load(self, *, may_be_half: bool = False) -> Iterator[bytes]:
+        """Load the snapshot; the iterator replays the log, and yields each record once that is
+        done. Blocks. `may_be_half` and what is raised: see `DataDirectory.records`."""
+        data, now_ms = self._data, self._clock.now_ms
+        begun_ms = now_ms()
+        for error in data.damaged_snapshots:
+            self._log.warning("snapshot_damaged", reason=str(error))
+        if data.snapshot_zxid:
+            self.core.load_snapshot(data.snapshot_chunks())
+        self.stats.last_snapshot_zxid = data.snapshot_zxid
+        self.stats.snapshot_load_time.add(now_ms() - begun_ms)
+        return self._replayed(data.records(may_be_half=may_be_half), begun_ms)
+
+    def _replayed(self, records: Iterator[bytes], begun_ms: int) -> Iterator[bytes]:
+        stats, now_ms = self.stats, self._clock.now_ms
+        loaded_ms = now_ms()
+        count = 0
+        replay = self.core.replay
+        for record in records:
+            replay(record)
+            count += 1
+            yield record
+        stats.log_load_time.add(now_ms() - loaded_ms)
+        stats.records_loaded.add(count)
+        stats.init_time.add(now_ms() - begun_ms)
+        self._snapshotting.count(count)
+        self._log.info(
+            "state_recovered",
+            snapshot_zxid=f"{self._data.snapshot_zxid:#x}",
+            zxid=f"{self._data.log.last_zxid:#x}",
+            records=count,
+        )
+
     def close(self) -> None:
         """Give up a snapshot that is under way; the directory's owner closes that."""
         self._snapshotting.close()
@@ -197,6 +230,13 @@ class Stepper:
             except OSError as unmarked:
                 self._log.error("failed_sync_not_marked", reason=str(unmarked))
         self.halt(reason)
+
+    def _wrote(self, group: WrittenGroup) -> None:
+        """A group is durable."""
+        self.stats.wrote(group)
+        if group.sync_ms > self._fsync_warning_ms:
+            self.stats.slow_fsyncs += 1
+            self._log.warning("fsync_slow", elapsed_ms=group.sync_ms, records=group.records)
 
     def _perform(self, effects: list[Effect]) -> None:
         shell = self._shell
