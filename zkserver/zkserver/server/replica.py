@@ -122,7 +122,7 @@ class Links(Protocol):
         """Send over a link, if it is still there."""
 
     def close_link(self, link: Any, reason: str) -> None:
-        """End a link."""
+        """End a link. Idempotent."""
 
     def set_members(self, addresses: Mapping[int, tuple[str, int]]) -> None:
         """Where the members are now; others keep the addresses that they had."""
@@ -399,8 +399,7 @@ class Replica(Stepper):
                 self.step(ConfirmLead(go_on))
             case DropLearner(link=link, reason=reason):
                 self._log.warning("learner_dropped", reason=reason)
-                self._forget_link(link)
-                self.links.close_link(link, reason)
+                self._end_link(link, reason)
                 self.step(LinkLost(link))
             case StepDown(reason=reason):
                 self.step(Resign(reason))
@@ -432,8 +431,7 @@ class Replica(Stepper):
                 self.links.dial(server_id)
             case CloseLink(link=link, reason=reason):
                 self._log.info("peer_link_closed", reason=reason)
-                self._forget_link(link)
-                self.links.close_link(link, reason)
+                self._end_link(link, reason)
             case SendHistory() | SendSnapshot():
                 self._peer_disk.put(effect)
             case ReadOn(link=link, stored_zxid=zxid):
@@ -500,8 +498,7 @@ class Replica(Stepper):
     def history_gone(self, link: Any, reason: str) -> None:
         """See PeerDiskOwner."""
         self._log.warning("history_lost", reason=reason)
-        self._forget_link(link)
-        self.links.close_link(link, f"what it lacks cannot be read: {reason}")
+        self._end_link(link, f"what it lacks cannot be read: {reason}")
         self.step(LinkLost(link))
 
     def snapshot_read(self, link: Any, message: LeaderMessage) -> None:
@@ -531,7 +528,7 @@ class Replica(Stepper):
 
     def link_lost(self, link: Any) -> None:
         """See PeerLinksOwner."""
-        self._forget_link(link)
+        self._end_link(link, "it has ended")
         self.step(LinkLost(link))
 
     def notification_received(self, sender_id: int, notification: Notification) -> None:
@@ -561,10 +558,12 @@ class Replica(Stepper):
                         for heard in self.core.take_sessions_heard(self._now_ms):
                             self.links.tell(link, heard)
 
-    def _forget_link(self, link: Any) -> None:
+    def _end_link(self, link: Any, reason: str) -> None:
+        """Nobody is to be heard or told by it any more, whoever ends it."""
         self._peer_disk.forget(link)
         if self.core.is_serving:
             self.step(LearnerGone(link))
+        self.links.close_link(link, reason)
 
     def _tell(
         self, link: Any, message: LeaderMessage | LearnerMessage | LeaderService | LearnerService
