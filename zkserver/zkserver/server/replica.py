@@ -294,7 +294,7 @@ class Replica(Stepper):
         if state is not None:
             self.core.replace_state(state)
             if type(event) is SnapshotInstalled:
-                event.members, event.level = membership_in(state), state.level
+                event = SnapshotInstalled(event.zxid, membership_in(state), state.level)
             self._unapplied.take_up_to(state.last_applied_zxid)
         elif type(event) is LogRefused:
             self._unapplied.cut_after(event.first_zxid - 1)
