@@ -45,12 +45,12 @@ from .ensemble_events import (
     LevelKnown,
     RequestsForwarded,
     SessionMoved,
-    StepDown,
     TellLeader,
 )
 from .events import Effect, Request, TimerFired
 from .following import Following, FollowingHost
 from .members import config_data
+from .peer_events import StepDown
 from .pending import Pending
 from .prepare import Rejected
 from .reconfiguration import require_quorum, wanted_members

@@ -50,7 +50,6 @@ from zkserver.core.ensemble_events import (
     LevelKnown,
     RequestsForwarded,
     SessionMoved,
-    StepDown,
     TellLeader,
     TellLearner,
 )
@@ -85,12 +84,12 @@ from zkserver.core.peer_events import (
     Propose,
     ReadOn,
     ReceiveSnapshot,
-    Resign,
     SendHistory,
     SendSnapshot,
     Serve,
     SnapshotInstalled,
     SnapshotRefused,
+    StepDown,
     StopServing,
     StoreChunk,
     Tell,
@@ -401,8 +400,8 @@ class Replica(Stepper):
                 self._log.warning("learner_dropped", reason=reason)
                 self._end_link(link, reason)
                 self.step(LinkLost(link))
-            case StepDown(reason=reason):
-                self.step(Resign(reason))
+            case StepDown():
+                self.step(effect)
             case _:
                 super()._perform_rare(effect)
 
