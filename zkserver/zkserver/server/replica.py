@@ -204,9 +204,8 @@ class Replica(Stepper):
         data = self._data
         replayed = self._load(may_be_half=True)
         settings = Membership(self._config.voters, self._config.observers)
-        memberships = Memberships(
-            membership_in(self.core.state) or settings, level=self.core.state.level
-        )
+        state = self.core.state
+        memberships = Memberships(membership_in(state) or settings, state.level)
         ends = EpochEnds(data.snapshot_zxid)
         for record in replayed:
             zxid = zxid_of(record)
