@@ -264,7 +264,7 @@ class Life:
         """See Shell."""
         self.world.tell_client(connection, b"")
 
-    def drop_clients(self, reason: str) -> None:
+    def drop_clients(self) -> None:
         """See ReplicaShell."""
         self.world.drop_clients(self)
 

@@ -26,6 +26,7 @@ from duolog_protocol.quorum_messages import (
     Requests,
     SessionTaken,
 )
+from duolog_protocol.txns import CloseReason
 from duolog_protocol.zk_codec import REFUSED, Refusal
 from duolog_protocol.zk_decoder import NativeDecoder
 from duolog_protocol.zk_messages import MAX_FRAME_BYTES
@@ -149,7 +150,7 @@ class Delegation:
         if self._owners.get(session.session_id) is not link:
             raise Refused(ZkErrorCode.SESSION_MOVED, "the session moved to another server")
         if api_key == zk.CLOSE_SESSION.key:
-            self._sessions.log_closed(session, correlation_id)
+            self._sessions.log_close(session, CloseReason.CLOSED, correlation_id)
             return None
         writes = self._writes
         if api_key == zk.SET_DATA.key and writes.log_plain_set(asker, message, correlation_id):

@@ -392,7 +392,7 @@ class Node:
         self._links.abort_all()
         self._on_halt()
 
-    def drop_clients(self, reason: str) -> None:
+    def drop_clients(self) -> None:
         """Close every client's connection: this server does not serve any more."""
         self._links.close_all()
 

@@ -130,7 +130,7 @@ class Links(Protocol):
 class ReplicaShell(Shell, Protocol):
     """What a replica needs beside what an engine does."""
 
-    def drop_clients(self, reason: str) -> None:
+    def drop_clients(self) -> None:
         """Close every client's connection."""
 
     def call_later(self, delay_ms: int, callback: Callable[[], None]) -> None:
@@ -475,7 +475,7 @@ class Replica(Stepper):
         self._new.clear()
         if self.core.is_serving:
             self._perform(self.core.leave(reason))
-        self._shell.drop_clients(reason)
+        self._shell.drop_clients()
 
     def _apply_up_to(self, zxid: int) -> None:
         records = self._unapplied.take_up_to(zxid)
