@@ -104,11 +104,6 @@ class Following:
         self._told_bytes = 0
         """Of what is on its way to the leader."""
 
-    @property
-    def count(self) -> int:
-        """Forwarded, and not answered."""
-        return len(self._unplaced) + len(self._placed)
-
     def ask(self, connection: Connection, api_key: int, correlation_id: int, message: Any) -> bool:
         """Forward a request of a client; its answer comes in its turn.
 
