@@ -362,8 +362,8 @@ CORE_MUTANTS: Final = (
             Edit(
                 Follower,
                 "_serve_if_committed",
-                "not self._serves and self._ledger.may_serve",
-                "not self._serves",
+                "not self.is_established and self._ledger.may_serve",
+                "not self.is_established",
             ),
         ),
     ),

@@ -23,8 +23,8 @@ from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.peer_config import PeerConfig
-from zkserver.server.engine import EngineOptions
 from zkserver.server.replica import Replica
+from zkserver.server.stepping import EngineOptions
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 
@@ -129,14 +129,14 @@ class Life:
         """Tell the world what is committed: what is applied where clients are served, and what is
         applied, or is a new leader's, when they begin to be."""
         replica, world = self.replica, self.world
-        apply_up_to, serve = replica._apply_up_to, replica._serve
+        unapplied, serve = replica._unapplied, replica._serve
+        take_up_to = unapplied.take_up_to
 
-        def watched_apply(zxid: int) -> None:
+        def watched_take(zxid: int) -> list[bytes]:
+            records = take_up_to(zxid)
             is_serving, known = replica.core.is_serving, replica.peer.last_committed_zxid
-            committed_zxid = zxid if is_serving else min(zxid, known)
-            for each in list(replica._unapplied):
-                world.committed(up_to(committed_zxid, each.records))
-            apply_up_to(zxid)
+            world.committed(up_to(zxid if is_serving else min(zxid, known), records))
+            return records
 
         def watched_serve(epoch: int, leader_id: int) -> None:
             records = data.log.read_from(data.log.first_zxid_before)
@@ -146,7 +146,7 @@ class Life:
             )
             serve(epoch, leader_id)
 
-        replica._apply_up_to = watched_apply  # type: ignore[method-assign]
+        unapplied.take_up_to = watched_take  # type: ignore[method-assign]
         replica._serve = watched_serve  # type: ignore[method-assign]
 
     def end(self, *, power_lost: bool) -> None:
@@ -268,7 +268,7 @@ class Life:
         """See Shell."""
         self.world.tell_client(connection, b"")
 
-    def drop_clients(self, reason: str) -> None:
+    def drop_clients(self) -> None:
         """See ReplicaShell."""
         self.world.drop_clients(self)
 

@@ -37,7 +37,8 @@ from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
 from zkserver.core.events import ConnectionLost, Drained, Received
-from zkserver.server.engine import Engine, EngineOptions
+from zkserver.server.engine import Engine
+from zkserver.server.stepping import EngineOptions
 from zkserver.storage.recovery import FAILED_SYNC_FILE, DataDirectory
 from zkserver.storage.txnlog import LogOptions
 

@@ -27,7 +27,8 @@ from zkserver.core.events import (
     Received,
     Send,
 )
-from zkserver.server.engine import Engine, EngineOptions
+from zkserver.server.engine import Engine
+from zkserver.server.stepping import EngineOptions
 from zkserver.storage.recovery import DataDirectory
 from zkserver.storage.txnlog import LogOptions
 

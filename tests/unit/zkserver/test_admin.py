@@ -25,6 +25,7 @@ from zkserver.config import FOUR_LETTER_WORDS, MASKED, ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.datatree import CONFIG_PATH
 from zkserver.core.members import config_data, parse_members
+from zkserver.metrics import monitor
 from zkserver.server.commands import BY_NAME, COMMANDS, Command
 from zkserver.server.node import Node
 from zkserver.server.replica import Replica
@@ -186,6 +187,15 @@ def test_members_are_those_of_the_log_once_it_has_them(
     follows = replica.member_status()._replace(leader_id=9)
     monkeypatch.setattr(replica, "member_status", lambda: follows)
     assert shown() == ({str(each.server_id): str(each) for each in joined}, "127.0.0.9")
+    world.node._data.close()
+
+
+def test_a_member_of_an_ensemble_tells_how_long_its_start_took(tmp_path: Path) -> None:
+    world, _ = of_three(tmp_path)
+    told = monitor(world.view)
+    for name in ("dbinittime", "startup_snap_load_time", "startup_txns_load_time"):
+        assert told[f"cnt_{name}"] == 1, name
+    assert world.log.events.count("state_recovered") == 1
     world.node._data.close()
 
 

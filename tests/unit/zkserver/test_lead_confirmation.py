@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from duolog_protocol.quorum_messages import Ping, Pong
-from zkserver.core.peer_events import ConfirmLead, Resign
+from zkserver.core.peer_events import ConfirmLead, StepDown
 
 from .peer_support import Ensemble, established
 
@@ -87,7 +87,7 @@ def test_a_ping_that_was_lost_is_sent_again_in_its_time() -> None:
 def test_a_term_that_ends_confirms_nothing_any_more() -> None:
     ensemble = established()
     ask(ensemble, "a")
-    ensemble[3].step(Resign("it is asked to"))
+    ensemble[3].step(StepDown("it is asked to"))
     assert ensemble[3].serving is None and "it is asked to" in ensemble[3].reasons
     ensemble.settle()
     ensemble.advance(3_000)
@@ -97,7 +97,7 @@ def test_a_term_that_ends_confirms_nothing_any_more() -> None:
 def test_who_does_not_lead_confirms_nothing() -> None:
     ensemble = established()
     ensemble[1].step(ConfirmLead("a"))
-    ensemble[1].step(Resign("nothing to resign from"))
+    ensemble[1].step(StepDown("nothing to resign from"))
     assert ensemble[1].confirmed == [] and ensemble[1].serving == (1, 3)
 
 

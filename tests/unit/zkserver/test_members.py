@@ -9,7 +9,7 @@ from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.txns import TxnKind, encode_txn
 from duolog_protocol.types import make_zxid
 from zkserver.core.members import Member, config_data, parse_config, parse_member, parse_members
-from zkserver.core.membership import Membership, Memberships, members_record
+from zkserver.core.membership import Membership, Memberships
 from zkserver.core.prepare import Rejected
 from zkserver.core.reconfiguration import require_quorum, wanted_members
 
@@ -130,8 +130,10 @@ def test_whom_a_change_leaves_out_may_lead_until_the_change_is_committed() -> No
 
 
 def test_other_records_say_nothing_of_members() -> None:
+    found = Memberships(Membership(frozenset({1})))
     for body in ((TxnKind.NEW_EPOCH, b"s" * 32), (TxnKind.SET_DATA, "/a", b"\0\x10" * 9, 1)):
-        assert members_record(encode_txn(1, 0, 0, 0, body)) is None
+        assert not found.on_appended(1, [encode_txn(1, 0, 0, 0, body)])
+    assert found.since_zxid == -1 and found.level == 0
 
 
 # ---- changes ------------------------------------------------------------------------------------

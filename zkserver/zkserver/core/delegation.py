@@ -20,13 +20,13 @@ from duolog_protocol.long_requests import decode_fields
 from duolog_protocol.quorum_messages import (
     MAX_FAILURE_BYTES,
     MAX_FAILURES,
-    MAX_REQUESTS_BYTES,
     Answers,
     LongRequest,
     RequestFailure,
     Requests,
     SessionTaken,
 )
+from duolog_protocol.txns import CloseReason
 from duolog_protocol.zk_codec import REFUSED, Refusal
 from duolog_protocol.zk_decoder import NativeDecoder
 from duolog_protocol.zk_messages import MAX_FRAME_BYTES
@@ -54,14 +54,11 @@ class Delegation:
         proposals: Proposals,
         sessions: Sessions,
         writes: Writes,
-        log_set: Callable[[Connection, Any, int], bool],
     ) -> None:
-        """`log_set` logs a SetData with nothing special about it, or says False."""
         self._state = state
         self._proposals = proposals
         self._sessions = sessions
         self._writes = writes
-        self._log_set = log_set
         self._owners: dict[int, Any] = {}
         """Session id -> link of the learner that its client is connected to.
 
@@ -69,8 +66,7 @@ class Delegation:
         itself, or nowhere: nothing is taken for it from a learner, where it may be on its way from
         a connection that the session has left.
         """
-        self._decoder = NativeDecoder(MAX_FRAME_BYTES)
-        self._decoder.known_peer = True
+        self._decoder = _new_decoder()
         self._effects: list[EnsembleEffect] = []
 
     def take_effects(self) -> list[EnsembleEffect]:
@@ -119,8 +115,7 @@ class Delegation:
         try:
             requests = decoder.feed(frames)
         except Error as error:
-            self._decoder = NativeDecoder(MAX_FRAME_BYTES)
-            self._decoder.known_peer = True
+            self._decoder = _new_decoder()
             raise RemoteProtocolError(f"requests cannot be decoded: {error}") from error
         if decoder.pending_bytes:
             raise RemoteProtocolError("the last request is not complete")
@@ -155,13 +150,14 @@ class Delegation:
         if self._owners.get(session.session_id) is not link:
             raise Refused(ZkErrorCode.SESSION_MOVED, "the session moved to another server")
         if api_key == zk.CLOSE_SESSION.key:
-            self._sessions.log_closed(session, correlation_id)
+            self._sessions.log_close(session, CloseReason.CLOSED, correlation_id)
             return None
-        if api_key == zk.SET_DATA.key and self._log_set(asker, message, correlation_id):
+        writes = self._writes
+        if api_key == zk.SET_DATA.key and writes.log_plain_set(asker, message, correlation_id):
             return None
-        if api_key not in self._writes:
+        if api_key not in writes:
             raise Refused(ZkErrorCode.UNIMPLEMENTED, f"api {api_key} is no write")
-        return self._writes.log(asker, api_key, correlation_id, message, is_ours=False)
+        return writes.log(asker, api_key, correlation_id, message, is_ours=False)
 
     def _take_over(self, link: Any, message: Any, now_ms: int) -> None:
         session = self._sessions.take_over(
@@ -226,6 +222,12 @@ class _Answers:
             self._zxids, self._failures = [], []
 
 
+def _new_decoder() -> NativeDecoder:
+    decoder = NativeDecoder(MAX_FRAME_BYTES)
+    decoder.known_peer = True
+    return decoder
+
+
 def _decode_long(api_key: int, fields: bytes) -> tuple[int, int, Any]:
     try:
         return api_key, 0, decode_fields(api_key, fields)
@@ -236,6 +238,3 @@ def _decode_long(api_key: int, fields: bytes) -> tuple[int, int, Any]:
 def _short(failure: Failure) -> tuple[int, str, int, int]:
     code, message, failed_at, op_count = failure
     return int(code), message[:_MESSAGE_CHARS], failed_at, op_count
-
-
-assert MAX_REQUESTS_BYTES >= MAX_FRAME_BYTES

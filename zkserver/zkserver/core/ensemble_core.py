@@ -45,12 +45,12 @@ from .ensemble_events import (
     LevelKnown,
     RequestsForwarded,
     SessionMoved,
-    StepDown,
     TellLeader,
 )
 from .events import Effect, Request, TimerFired
 from .following import Following, FollowingHost
 from .members import config_data
+from .peer_events import StepDown
 from .pending import Pending
 from .prepare import Rejected
 from .reconfiguration import require_quorum, wanted_members
@@ -92,9 +92,7 @@ class EnsembleCore(ZkCore):
         assert not self.is_serving, "it serves already"
         self._proposals.begin_term(self.state.last_applied_zxid)
         self._tracker.begin_term(follows=False)
-        self._delegation = Delegation(
-            self.state, self._proposals, self._sessions, self._writes, self._log_plain_set
-        )
+        self._delegation = Delegation(self.state, self._proposals, self._sessions, self._writes)
         self._sessions.begin_term(on_taken_over=self._delegation.taken_here)
         self._open_epoch(epoch, now_ms, wall_ms)
         shown = self.state.tree.nodes[CONFIG_PATH].data
@@ -317,15 +315,6 @@ class EnsembleCore(ZkCore):
         super()._answer(each, result)
         if each.api_key == zk.CLOSE_SESSION.key and self._delegation is not None:
             self._delegation.on_closed(each.session_id)
-
-    def _log_plain_set(self, asker: Connection, message: Any, correlation_id: int) -> bool:
-        """As `_log_set`, for a client of a learner."""
-        body = self._preparer.plain_set(message)
-        if body is None:
-            return False
-        assert asker.session is not None
-        self._proposals.add_set(asker.session.session_id, body, None, correlation_id)
-        return True
 
     def _sync_must_wait(self) -> bool:
         return True

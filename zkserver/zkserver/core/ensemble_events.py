@@ -17,6 +17,8 @@ from duolog_protocol.quorum_messages import (
     Requests,
 )
 
+from .peer_events import StepDown
+
 
 class Committed:
     """These records of the log are committed and durable here: apply them. To a learner, and to a
@@ -140,15 +142,6 @@ class DropLearner:
 
     def __init__(self, link: Any, reason: str) -> None:
         self.link = link
-        self.reason = reason
-
-
-class StepDown:
-    """Lead no longer."""
-
-    __slots__ = ("reason",)
-
-    def __init__(self, reason: str) -> None:
         self.reason = reason
 
 

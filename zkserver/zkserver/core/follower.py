@@ -84,7 +84,8 @@ class Follower:
         self._phase = Phase.DIALLING
         self.link: Any = None
         """To the leader, once it is reached."""
-        self._serves = False
+        self.is_established = False
+        """The leader has said that a quorum follows it: this server serves."""
         self._snapshot_zxid = 0
         """Of the leader's snapshot that is being received; 0: none is."""
         self._history_bytes = 0
@@ -93,11 +94,6 @@ class Follower:
         self._heard_ms = now_ms
         self._limit_ms = now_ms + config.init_limit_ms
         ledger.effects.append(Dial(leader_id))
-
-    @property
-    def is_established(self) -> bool:
-        """The leader has said that a quorum follows it: this server serves."""
-        return self._serves
 
     def is_dialling_to(self, server_id: int) -> bool:
         """The link to that server is still being opened."""
@@ -184,7 +180,7 @@ class Follower:
     def _look_at_disk(self) -> None:
         """What is logged would heap up behind a disk that hangs. Raises GaveUp."""
         stalled_ms = self._ledger.stalled_ms(self._heard_ms)
-        if self._serves and stalled_ms >= self._config.disk_limit_ms:
+        if self.is_established and stalled_ms >= self._config.disk_limit_ms:
             raise GaveUp(f"our disk has written nothing for {stalled_ms} ms")
 
     def _look_at_queue(self) -> None:
@@ -311,8 +307,8 @@ class Follower:
 
     def _serve_if_committed(self) -> None:
         """Serve, once all that this server has applied when it started is known to be committed."""
-        if not self._serves and self._ledger.may_serve:
-            self._serves = True
+        if not self.is_established and self._ledger.may_serve:
+            self.is_established = True
             self._ledger.effects.append(Serve(self.epoch, self.leader_id))
 
     def _commit(self, zxid: int) -> None:

@@ -72,30 +72,17 @@ class _New(NamedTuple):
     """Api key of a LongRequest, or 0."""
 
 
-class FollowingHost:
+class FollowingHost(NamedTuple):
     """What `Following` needs of the core; the core's own methods."""
 
-    __slots__ = ("answer", "answer_sync", "attach", "dirty", "refuse", "serve", "serve_before")
-
-    def __init__(
-        self,
-        *,
-        answer: Callable[[Pending, Any], None],
-        answer_sync: Callable[[Connection, int, Any], None],
-        attach: Callable[[Connection, int, Any], None],
-        refuse: Callable[[Connection, int, Refusal], None],
-        serve: Callable[[Connection], None],
-        serve_before: Callable[[Connection], None],
-        dirty: dict[Connection, None],
-    ) -> None:
-        self.answer = answer
-        self.answer_sync = answer_sync
-        self.attach = attach
-        """A session's client has come here, and the leader knows."""
-        self.refuse = refuse
-        self.serve = serve
-        self.serve_before = serve_before
-        self.dirty = dirty
+    answer: Callable[[Pending, Any], None]
+    answer_sync: Callable[[Connection, int, Any], None]
+    attach: Callable[[Connection, int, Any], None]
+    """A session's client has come here, and the leader knows."""
+    refuse: Callable[[Connection, int, Refusal], None]
+    serve: Callable[[Connection], None]
+    serve_before: Callable[[Connection], None]
+    dirty: dict[Connection, None]
 
 
 class Following:
@@ -116,11 +103,6 @@ class Following:
         self._new: deque[_New] = deque()
         self._told_bytes = 0
         """Of what is on its way to the leader."""
-
-    @property
-    def count(self) -> int:
-        """Forwarded, and not answered."""
-        return len(self._unplaced) + len(self._placed)
 
     def ask(self, connection: Connection, api_key: int, correlation_id: int, message: Any) -> bool:
         """Forward a request of a client; its answer comes in its turn.

@@ -16,8 +16,7 @@ A LEVEL says that all members know the Txns of a feature level, which may be wri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from duolog_protocol.errors import DecodeError
 from duolog_protocol.txns import TxnKind, decode_txn, is_of_the_ensemble
@@ -57,32 +56,6 @@ class Membership:
         return server_id in self.quorums.voters
 
 
-class MembersRecord(NamedTuple):
-    """What a MEMBERS record says."""
-
-    is_joint: bool
-    members: tuple[Member, ...]
-
-
-def members_record(record: bytes) -> MembersRecord | int | None:
-    """What a record of the log says of the members, or the level that they have; None: nothing.
-
-    Raises DecodeError.
-    """
-    if not is_of_the_ensemble(record):
-        return None
-    kind, *rest = decode_txn(record).body
-    if kind == TxnKind.LEVEL:
-        level: int = rest[0]
-        return level
-    is_joint, data = rest
-    try:
-        members, _ = parse_config(data)
-    except ValueError as error:
-        raise DecodeError(f"a record of members: {error}") from error
-    return MembersRecord(bool(is_joint), members)
-
-
 def membership_of(
     members: Sequence[Member], old_voters: frozenset[int] | None = None
 ) -> Membership:
@@ -98,20 +71,14 @@ def membership_of(
 class Memberships:
     """The memberships that a log has had, from its beginning to its end."""
 
-    def __init__(
-        self,
-        base: Membership,
-        read: Callable[[bytes], MembersRecord | int | None] = members_record,
-        level: int = 0,
-    ) -> None:
-        """`base`, `level`: before its first record. `read`: what a record says of the members."""
-        self._read = read
+    def __init__(self, base: Membership, level: int = 0) -> None:
+        """`base`, `level`: before its first record."""
         self._levels: list[tuple[int, int]] = [(-1, level)]
         """(zxid, level), ascending."""
         self._entries: list[tuple[int, Membership]] = [(-1, base)]
         """(zxid from which on, membership), ascending; the first one is always there."""
-        self._records: list[tuple[int, MembersRecord]] = []
-        """(zxid, what it says) of all entries but the first."""
+        self._records: list[tuple[int, bool, tuple[Member, ...]]] = []
+        """(zxid, is joint, members) of all entries but the first."""
 
     @property
     def current(self) -> Membership:
@@ -141,20 +108,20 @@ class Memberships:
         """The log has grown by these; whether the membership has changed. Raises DecodeError."""
         changed = False
         for zxid, record in enumerate(records, first_zxid):
-            found = self._read(record)
-            if found is None:
+            if not is_of_the_ensemble(record):
                 continue
-            if isinstance(found, int):
-                self._levels.append((zxid, found))
-                continue
-            self._add(zxid, found)
-            changed = True
+            match decode_txn(record).body:
+                case (TxnKind.LEVEL, level):
+                    self._levels.append((zxid, level))
+                case (TxnKind.MEMBERS, is_joint, data):
+                    self._add(zxid, bool(is_joint), _members_of(data))
+                    changed = True
         return changed
 
-    def _add(self, zxid: int, record: MembersRecord) -> None:
-        old_voters = self.current.voters if record.is_joint else None
-        self._entries.append((zxid, membership_of(record.members, old_voters)))
-        self._records.append((zxid, record))
+    def _add(self, zxid: int, is_joint: bool, members: tuple[Member, ...]) -> None:
+        old_voters = self.current.voters if is_joint else None
+        self._entries.append((zxid, membership_of(members, old_voters)))
+        self._records.append((zxid, is_joint, members))
 
     def truncate_to(self, zxid: int) -> bool:
         """The log ends at `zxid`; whether the membership has changed."""
@@ -173,9 +140,17 @@ class Memberships:
         that was logged behind it before it was installed changes what *it* says, not what the
         log had said until then.
         """
-        found = Memberships(base or self._entries[0][1], self._read, level)
+        found = Memberships(base or self._entries[0][1], level)
         found._levels += [each for each in self._levels if each[0] > zxid]
-        for at, record in self._records:
+        for at, is_joint, members in self._records:
             if at > zxid:
-                found._add(at, record)
+                found._add(at, is_joint, members)
         return found
+
+
+def _members_of(data: bytes) -> tuple[Member, ...]:
+    try:
+        members, _ = parse_config(data)
+    except ValueError as error:
+        raise DecodeError(f"a record of members: {error}") from error
+    return members

@@ -45,10 +45,10 @@ from .peer_events import (
     PeerEvent,
     PeerTimerFired,
     Propose,
-    Resign,
     SnapshotBegun,
     SnapshotInstalled,
     SnapshotRefused,
+    StepDown,
     StopServing,
     Truncated,
 )
@@ -245,7 +245,7 @@ class Peer:
             case ConfirmLead(token=token):
                 if isinstance(self._role, Leader) and self._role.is_established:
                     self._role.on_confirm(token)
-            case Resign(reason=reason):
+            case StepDown(reason=reason):
                 if isinstance(self._role, Leader):
                     raise GaveUp(reason)
             case LogPurged(first_zxid_before=zxid):

@@ -183,7 +183,7 @@ class ConfirmLead:
         self.token = token
 
 
-class Resign:
+class StepDown:
     """The established leader is to lead no longer."""
 
     __slots__ = ("reason",)
@@ -225,7 +225,7 @@ PeerEvent = (
     | SnapshotRefused
     | Propose
     | ConfirmLead
-    | Resign
+    | StepDown
     | LogPurged
     | PeerTimerFired
 )

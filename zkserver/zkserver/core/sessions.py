@@ -238,11 +238,22 @@ class Sessions:
             self._forward(connection, zk.CLOSE_SESSION.key, correlation_id, message)
             return
         connection.submitted += 1
-        self._log_close(session, CloseReason.CLOSED, connection, correlation_id)
+        self.log_close(session, CloseReason.CLOSED, correlation_id, connection)
 
-    def log_closed(self, session: Session, correlation_id: int) -> None:
-        """Log that a learner's client ends its session."""
-        self._log_close(session, CloseReason.CLOSED, None, correlation_id)
+    def log_close(
+        self,
+        session: Session,
+        reason: int,
+        correlation_id: int = 0,
+        connection: Connection | None = None,
+    ) -> None:
+        """Log that a session ends. `connection`: of ours, whose client has asked for that."""
+        session.closing = True
+        self._tracker.forget(session)
+        body = self._preparer.close_session(session, reason)
+        zxid = self._proposals.next_zxid()
+        key = zk.CLOSE_SESSION.key
+        self._proposals.add(zxid, session.session_id, body, connection, correlation_id, key)
 
     def on_closed(self, each: Pending, session: Session) -> None:
         """A CloseSession was applied."""
@@ -266,7 +277,7 @@ class Sessions:
             limit -= len(expired)
             for session in expired:
                 if not session.closing:
-                    self._log_close(session, CloseReason.EXPIRED)
+                    self.log_close(session, CloseReason.EXPIRED)
 
     def hear_unread(self, unheard: Iterable[Connection], now_ms: int) -> None:
         """Who is not read for what is outstanding here cannot be heard, and counts as heard."""
@@ -318,17 +329,3 @@ class Sessions:
         zxid = self._state.last_applied_zxid
         connection.out.append(connection.codec.reply(zk.CONNECT.key, correlation_id, zxid, reply))
         self._on_attached(connection)
-
-    def _log_close(
-        self,
-        session: Session,
-        reason: int,
-        connection: Connection | None = None,
-        correlation_id: int = 0,
-    ) -> None:
-        session.closing = True
-        self._tracker.forget(session)
-        body = self._preparer.close_session(session, reason)
-        zxid = self._proposals.next_zxid()
-        key = zk.CLOSE_SESSION.key
-        self._proposals.add(zxid, session.session_id, body, connection, correlation_id, key)

@@ -26,6 +26,7 @@ class Writes:
 
     def __init__(self, preparer: Preparer, proposals: Proposals, reconfig: Prepare) -> None:
         self._proposals = proposals
+        self._preparer = preparer
         self._prepare: dict[int, Prepare] = {
             zk.SET_DATA.key: preparer.set_data,
             zk.CREATE.key: preparer.create,
@@ -76,6 +77,15 @@ class Writes:
         else:
             proposals.add(zxid, session_id, body, None, correlation_id)
         return failure
+
+    def log_plain_set(self, asker: Connection, message: Any, correlation_id: int) -> bool:
+        """Log a plain SetData of a learner's client; False: it is not plain, `log` decides."""
+        body = self._preparer.plain_set(message)
+        if body is None:
+            return False
+        session_id = session_of(asker).session_id
+        self._proposals.add_set(session_id, body, None, correlation_id)
+        return True
 
 
 def kinds_of(message: zk.MultiRequest) -> list[int]:

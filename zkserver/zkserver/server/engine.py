@@ -40,15 +40,12 @@ from zkserver.core.events import (
 from zkserver.storage.groups import group_bytes
 from zkserver.storage.recovery import DataDirectory
 
-from .snapshotting import Snapshotting
-from .stats import DiskStats, WrittenGroup
-from .stepping import Shell, Stepper
+from .stats import WrittenGroup
+from .stepping import MAX_GROUP_BYTES, EngineOptions, Shell, Stepper
 
 if TYPE_CHECKING:
     from zkserver.core.core import ZkCore
 
-MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
-"""Records that one job takes at most, so that nobody waits long for what others wrote."""
 GATHER_MS: Final = 1
 """How long the disk waits for more while clients are heard, at most."""
 QUICK_MS: Final = 1
@@ -56,15 +53,6 @@ QUICK_MS: Final = 1
 leave together, and in this thread. A disk that is slower, or has just been, holds up nobody."""
 MAX_BYTES_HERE: Final = 256 * 1024
 """The largest group that is written in this thread: no disk that is quick takes long for it."""
-
-
-class EngineOptions(NamedTuple):
-    """How often to snapshot and how much to keep."""
-
-    snap_count: int = 100_000
-    snap_retain_count: int = 3
-    fsync_warning_ms: int = 1_000
-    """A sync that takes longer is worth a line in the log."""
 
 
 class Engine(Stepper):
@@ -82,23 +70,10 @@ class Engine(Stepper):
         log: Logger,
         options: EngineOptions | None = None,
     ) -> None:
-        super().__init__(core, data, clock=clock, shell=shell, log=log)
-        self._disk = disk
-        options = options or EngineOptions()
-        self._fsync_warning_ms = options.fsync_warning_ms
-        self.stats: Final = DiskStats()
-        self._snapshotting = Snapshotting(
-            data,
-            disk,
-            rng,
-            log,
-            clock,
-            self.stats,
-            begin=core.begin_snapshot,
-            halt=self._halt_for_disk,
-            snap_count=options.snap_count,
-            retain_count=options.snap_retain_count,
+        super().__init__(
+            core, data, disk=disk, clock=clock, rng=rng, shell=shell, log=log, options=options
         )
+        self._disk = disk
         self._queue: list[Append] = []
         self._queued_count = 0
         """Records in the queue."""
@@ -122,30 +97,8 @@ class Engine(Stepper):
 
         Raises CorruptRecordError, DataDirectoryError, StorageError, OSError.
         """
-        data, stats, now_ms = self._data, self.stats, self._clock.now_ms
-        begun_ms = now_ms()
-        for error in data.damaged_snapshots:
-            self._log.warning("snapshot_damaged", reason=str(error))
-        if data.snapshot_zxid:
-            self.core.load_snapshot(data.snapshot_chunks())
-        loaded_ms = now_ms()
-        stats.last_snapshot_zxid = data.snapshot_zxid
-        stats.snapshot_load_time.add(loaded_ms - begun_ms)
-        count = 0
-        replay = self.core.replay
-        for record in data.records():
-            replay(record)
-            count += 1
-        stats.log_load_time.add(now_ms() - loaded_ms)
-        stats.records_loaded.add(count)
-        stats.init_time.add(now_ms() - begun_ms)
-        self._snapshotting.count(count)
-        self._log.info(
-            "state_recovered",
-            snapshot_zxid=f"{data.snapshot_zxid:#x}",
-            zxid=f"{data.log.last_zxid:#x}",
-            records=count,
-        )
+        for _ in self._load():
+            pass
 
     def start(self) -> None:
         """Open a new epoch. `ready` tells when it is durable."""
@@ -210,10 +163,6 @@ class Engine(Stepper):
         self._queue.clear()
         self._queued_count = 0
         super().halt(reason)
-
-    def close(self) -> None:
-        """Give up a snapshot that is under way; the directory's owner closes that."""
-        self._snapshotting.close()
 
     def _enqueue(self, append: Append) -> None:
         if not self._queue:
@@ -392,10 +341,7 @@ class Engine(Stepper):
     def _measure(self, group: _Group, sync_ms: int) -> None:
         queue_ms, flush_ms = group.taken_ms - group.since_ms, self._now_ms - group.taken_ms
         written = WrittenGroup(group.records, group.waiting, queue_ms, sync_ms, flush_ms)
-        self.stats.wrote(written)
-        if sync_ms > self._fsync_warning_ms:
-            self.stats.slow_fsyncs += 1
-            self._log.warning("fsync_slow", elapsed_ms=sync_ms, records=group.records)
+        self._wrote(written)
 
 
 class _Group(NamedTuple):

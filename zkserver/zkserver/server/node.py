@@ -42,9 +42,10 @@ from zkserver.storage.txnlog import LogOptions
 
 from .admin import Admin
 from .client_link import ClientLinks, LinkLimits, take_jute, take_native
-from .engine import Engine, EngineOptions
+from .engine import Engine
 from .peer_links import PeerLinks
 from .replica import Replica
+from .stepping import EngineOptions
 from .view import LISTEN_BACKLOG, ServerView
 
 MAX_UNSENT_TO_PEER_BYTES: Final = 128 * 1024 * 1024
@@ -391,7 +392,7 @@ class Node:
         self._links.abort_all()
         self._on_halt()
 
-    def drop_clients(self, reason: str) -> None:
+    def drop_clients(self) -> None:
         """Close every client's connection: this server does not serve any more."""
         self._links.close_all()
 

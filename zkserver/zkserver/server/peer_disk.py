@@ -56,9 +56,8 @@ from zkserver.storage.snapshot import SnapshotWriter
 
 from .learner_history import HistoryGone, LearnerHistory, Piece
 from .stats import WrittenGroup
+from .stepping import MAX_GROUP_BYTES
 
-MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
-"""Records that one job takes at most, so that nobody waits long for what others wrote."""
 PART_BYTES: Final = 1024 * 1024
 """Records of a history that are read at once while little is written."""
 RETRY_MS: Final = 100

@@ -7,14 +7,12 @@ serves clients, the disk, and the links to the other servers.
     clients ── ClientLinks ──► EnsembleCore ── Append ──► Propose (one a loop turn)
                                      └── TellLeader, TellLearner, Confirm
 
-Owns what is logged and not yet applied.
 It has no loop, no socket and no thread: all of them are given, as to `Engine`, its counterpart of a
 standalone server.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any, Final, Protocol
@@ -36,7 +34,7 @@ from duolog_protocol.quorum_messages import (
     SessionsHeard,
     SessionTaken,
 )
-from duolog_protocol.txns import is_of_the_ensemble
+from duolog_protocol.txns import zxid_of
 from duolog_runtime.clocks import Clock
 from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
@@ -52,7 +50,6 @@ from zkserver.core.ensemble_events import (
     LevelKnown,
     RequestsForwarded,
     SessionMoved,
-    StepDown,
     TellLeader,
     TellLearner,
 )
@@ -87,12 +84,12 @@ from zkserver.core.peer_events import (
     Propose,
     ReadOn,
     ReceiveSnapshot,
-    Resign,
     SendHistory,
     SendSnapshot,
     Serve,
     SnapshotInstalled,
     SnapshotRefused,
+    StepDown,
     StopServing,
     StoreChunk,
     Tell,
@@ -100,14 +97,12 @@ from zkserver.core.peer_events import (
     TruncateLog,
 )
 from zkserver.core.status import MemberStatus
+from zkserver.core.unapplied import Unapplied
 from zkserver.storage.recovery import DataDirectory
 
-from .engine import EngineOptions
 from .peer_disk import PeerDisk
 from .rebuilding import Rebuilding, membership_in
-from .snapshotting import Snapshotting
-from .stats import DiskStats, WrittenGroup
-from .stepping import Shell, Stepper
+from .stepping import EngineOptions, Shell, Stepper
 
 _ENDS_OF_BUILDING: Final = (Truncated, SnapshotInstalled, SnapshotRefused)
 _PEER_EVENTS: Final = frozenset(PeerEvent.__args__)
@@ -126,7 +121,7 @@ class Links(Protocol):
         """Send over a link, if it is still there."""
 
     def close_link(self, link: Any, reason: str) -> None:
-        """End a link."""
+        """End a link. Idempotent."""
 
     def set_members(self, addresses: Mapping[int, tuple[str, int]]) -> None:
         """Where the members are now; others keep the addresses that they had."""
@@ -135,7 +130,7 @@ class Links(Protocol):
 class ReplicaShell(Shell, Protocol):
     """What a replica needs beside what an engine does."""
 
-    def drop_clients(self, reason: str) -> None:
+    def drop_clients(self) -> None:
         """Close every client's connection."""
 
     def call_later(self, delay_ms: int, callback: Callable[[], None]) -> None:
@@ -164,29 +159,23 @@ class Replica(Stepper):
     ) -> None:
         """`links` is set before `start`. `read_only_after_ms`: how long there has to be no leader
         before clients may read what is here; 0: never."""
-        super().__init__(core, data, clock=clock, shell=shell, log=log)
+        super().__init__(
+            core,
+            data,
+            disk=disk,
+            clock=clock,
+            rng=rng,
+            shell=shell,
+            log=log,
+            options=options,
+            on_purged=self._on_purged,
+            may_purge=lambda: not self._peer_disk.sends_history,
+        )
         self._config = config
-        self._disk = disk
         self._rng = rng
         self.links: Links
         self.peer: Peer
         """From `recover` on."""
-        options = options or EngineOptions()
-        self.stats: Final = DiskStats()
-        self._snapshotting = Snapshotting(
-            data,
-            disk,
-            rng,
-            log,
-            clock,
-            self.stats,
-            begin=core.begin_snapshot,
-            halt=self._halt_for_disk,
-            on_purged=self._on_purged,
-            may_purge=lambda: not self._peer_disk.sends_history,
-            snap_count=options.snap_count,
-            retain_count=options.snap_retain_count,
-        )
         self._rebuilding = Rebuilding(data, lambda: core.last_applied_zxid)
         self._peer_disk = PeerDisk(
             data,
@@ -194,11 +183,9 @@ class Replica(Stepper):
             self,
             builder=self._rebuilding,
             now_ms=clock.now_ms,
-            on_written=self._on_written,
+            on_written=self._wrote,
         )
-        self._fsync_warning_ms = options.fsync_warning_ms
-        self._unapplied: deque[AppendRecords] = deque()
-        """Logged, or on their way, and not applied."""
+        self._unapplied = Unapplied()
         self._new: list[Append] = []
         """What the core has logged as leader in this loop turn."""
         self._turn_scheduled = False
@@ -214,30 +201,16 @@ class Replica(Stepper):
         All of the log is applied, although its end may not be committed: that may have to go again
         (`TruncateLog`), and nobody is served before it is known. Raises as `Engine.recover`.
         """
-        data, now_ms = self._data, self._clock.now_ms
-        begun_ms = now_ms()
-        for error in data.damaged_snapshots:
-            self._log.warning("snapshot_damaged", reason=str(error))
-        if data.snapshot_zxid:
-            self.core.load_snapshot(data.snapshot_chunks())
-        self.stats.last_snapshot_zxid = data.snapshot_zxid
-        self.stats.snapshot_load_time.add(now_ms() - begun_ms)
+        data = self._data
+        replayed = self._load(may_be_half=True)
         settings = Membership(self._config.voters, self._config.observers)
-        memberships = Memberships(
-            membership_in(self.core.state) or settings, level=self.core.state.level
-        )
+        state = self.core.state
+        memberships = Memberships(membership_in(state) or settings, state.level)
         ends = EpochEnds(data.snapshot_zxid)
-        count = 0
-        replay = self.core.replay
-        for record in data.records(may_be_half=True):
-            zxid = replay(record)
+        for record in replayed:
+            zxid = zxid_of(record)
             ends.append(zxid, zxid)
-            if is_of_the_ensemble(record):
-                memberships.on_appended(zxid, [record])
-            count += 1
-        self.stats.records_loaded.add(count)
-        self.stats.init_time.add(now_ms() - begun_ms)
-        self._snapshotting.count(count)
+            memberships.on_appended(zxid, [record])
         ends = self._with_history(ends)
         self.peer = Peer(
             self._config,
@@ -254,18 +227,11 @@ class Replica(Stepper):
                 f"{data.path} has feature level {memberships.level}, this program knows "
                 f"{self._config.level}: it is too old for this directory"
             )
-        self._log.info(
-            "state_recovered",
-            snapshot_zxid=f"{data.snapshot_zxid:#x}",
-            zxid=f"{ends.last_zxid:#x}",
-            records=count,
-        )
 
     def _with_history(self, ends: EpochEnds) -> EpochEnds:
         """What the log holds from its beginning on: who lacks a little needs no snapshot."""
         data = self._data
-        records = data.records_before_snapshot()
-        zxids = (int.from_bytes(record[:8], "big") for record in records)
+        zxids = map(zxid_of, data.records_before_snapshot())
         try:
             return ends.with_history(data.log.first_zxid_before, zxids)
         except (StorageError, OSError) as error:
@@ -280,10 +246,6 @@ class Replica(Stepper):
         self._reach(self.peer.membership)
         self._perform_peer(self.peer.start(self._now_ms))
         self._arm()
-
-    def close(self) -> None:
-        """Give up a snapshot that is under way; the directory's owner closes that."""
-        self._snapshotting.close()
 
     @property
     def idle(self) -> bool:
@@ -330,13 +292,12 @@ class Replica(Stepper):
         if state is not None:
             self.core.replace_state(state)
             if type(event) is SnapshotInstalled:
-                event.members, event.level = membership_in(state), state.level
-            while self._unapplied and self._unapplied[0].last_zxid <= state.last_applied_zxid:
-                self._unapplied.popleft()  # of before the snapshot
+                event = SnapshotInstalled(event.zxid, membership_in(state), state.level)
+            self._unapplied.take_up_to(state.last_applied_zxid)
         elif type(event) is LogRefused:
-            self._forget_from(event.first_zxid)
+            self._unapplied.cut_after(event.first_zxid - 1)
         elif type(event) is SnapshotRefused:  # nor is what came behind it
-            self._forget_from(self.peer.last_durable_zxid + 1)
+            self._unapplied.cut_after(self.peer.last_durable_zxid)
         self._perform_peer(self.peer.step(event, self._now_ms))
         if self._read_only_after_ms:
             self._look_for_leader()
@@ -436,11 +397,10 @@ class Replica(Stepper):
                 self.step(ConfirmLead(go_on))
             case DropLearner(link=link, reason=reason):
                 self._log.warning("learner_dropped", reason=reason)
-                self._forget_link(link)
-                self.links.close_link(link, reason)
+                self._end_link(link, reason)
                 self.step(LinkLost(link))
-            case StepDown(reason=reason):
-                self.step(Resign(reason))
+            case StepDown():
+                self.step(effect)
             case _:
                 super()._perform_rare(effect)
 
@@ -469,8 +429,7 @@ class Replica(Stepper):
                 self.links.dial(server_id)
             case CloseLink(link=link, reason=reason):
                 self._log.info("peer_link_closed", reason=reason)
-                self._forget_link(link)
-                self.links.close_link(link, reason)
+                self._end_link(link, reason)
             case SendHistory() | SendSnapshot():
                 self._peer_disk.put(effect)
             case ReadOn(link=link, stored_zxid=zxid):
@@ -482,7 +441,7 @@ class Replica(Stepper):
                 self._peer_disk.put(effect)
             case TruncateLog(zxid=zxid):
                 self._log.warning("log_truncated", zxid=f"{zxid:#x}")
-                self._forget_from(zxid + 1)
+                self._unapplied.cut_after(zxid)
                 self._peer_disk.put(effect)
             case Serve(epoch=epoch, leader_id=leader_id):
                 self._serve(epoch, leader_id)
@@ -516,39 +475,16 @@ class Replica(Stepper):
         self._new.clear()
         if self.core.is_serving:
             self._perform(self.core.leave(reason))
-        self._shell.drop_clients(reason)
+        self._shell.drop_clients()
 
     def _apply_up_to(self, zxid: int) -> None:
+        records = self._unapplied.take_up_to(zxid)
         leads = self.core.is_serving and self.peer.role == PeerState.LEADING
-        records: list[bytes] = []
-        count = 0
-        unapplied = self._unapplied
-        while unapplied and unapplied[0].first_zxid <= zxid:
-            first = unapplied[0]
-            if first.last_zxid > zxid:
-                taken = first.records[: zxid - first.first_zxid + 1]
-                rest = first.records[len(taken) :]
-                unapplied[0] = AppendRecords(rest, zxid + 1, first.last_zxid)
-            else:
-                taken = first.records
-                unapplied.popleft()
-            count += len(taken)
-            if not leads:
-                records += taken
         event: Any = Durable(zxid) if leads else Committed(records)
         self._perform(self.core.step(event, self._now_ms))
-        self._snapshotting.count(count)
+        self._snapshotting.count(len(records))
         if self._may_snapshot():
             self._snapshotting.maybe_begin()
-
-    def _forget_from(self, zxid: int) -> None:
-        """Nothing from `zxid` on is in the log any more."""
-        unapplied = self._unapplied
-        while unapplied and unapplied[-1].last_zxid >= zxid:
-            last = unapplied.pop()
-            if last.first_zxid < zxid:
-                kept = last.records[: zxid - last.first_zxid]
-                unapplied.append(AppendRecords(kept, last.first_zxid, zxid - 1))
 
     # ---- the disk's owner -----------------------------------------------------------------------
 
@@ -560,8 +496,7 @@ class Replica(Stepper):
     def history_gone(self, link: Any, reason: str) -> None:
         """See PeerDiskOwner."""
         self._log.warning("history_lost", reason=reason)
-        self._forget_link(link)
-        self.links.close_link(link, f"what it lacks cannot be read: {reason}")
+        self._end_link(link, f"what it lacks cannot be read: {reason}")
         self.step(LinkLost(link))
 
     def snapshot_read(self, link: Any, message: LeaderMessage) -> None:
@@ -575,12 +510,6 @@ class Replica(Stepper):
     def halt_for_disk(self, error: BaseException) -> None:
         """See PeerDiskOwner."""
         self._halt_for_disk(f"the transaction log cannot be written: {error}", error)
-
-    def _on_written(self, group: WrittenGroup) -> None:
-        self.stats.wrote(group)
-        if group.sync_ms > self._fsync_warning_ms:
-            self.stats.slow_fsyncs += 1
-            self._log.warning("fsync_slow", elapsed_ms=group.sync_ms, records=group.records)
 
     def _on_purged(self, first_zxid_before: int) -> None:
         self.step(LogPurged(first_zxid_before))
@@ -597,7 +526,7 @@ class Replica(Stepper):
 
     def link_lost(self, link: Any) -> None:
         """See PeerLinksOwner."""
-        self._forget_link(link)
+        self._end_link(link, "it has ended")
         self.step(LinkLost(link))
 
     def notification_received(self, sender_id: int, notification: Notification) -> None:
@@ -627,10 +556,12 @@ class Replica(Stepper):
                         for heard in self.core.take_sessions_heard(self._now_ms):
                             self.links.tell(link, heard)
 
-    def _forget_link(self, link: Any) -> None:
+    def _end_link(self, link: Any, reason: str) -> None:
+        """Nobody is to be heard or told by it any more, whoever ends it."""
         self._peer_disk.forget(link)
         if self.core.is_serving:
             self.step(LearnerGone(link))
+        self.links.close_link(link, reason)
 
     def _tell(
         self, link: Any, message: LeaderMessage | LearnerMessage | LeaderService | LearnerService

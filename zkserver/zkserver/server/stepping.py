@@ -1,19 +1,22 @@
 """Events into a core, and its effects performed: what a standalone server and an ensemble's share.
 
 Owns the order: one event at a time, each with all its effects; what comes meanwhile waits. A step
-that fails stops the server, as does a failed disk. What an `Append` means is a subclass's.
+that fails stops the server, as does a failed disk. What an `Append` means is a subclass's, and when
+it is time for a snapshot.
 """
 
 from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from duolog_protocol.codec import Piece
 from duolog_protocol.errors import StorageError
 from duolog_runtime.clocks import Clock
+from duolog_runtime.disk import DiskExecutor
 from duolog_runtime.logs import Logger
 from zkserver.core.connection import Connection
 from zkserver.core.events import (
@@ -30,10 +33,24 @@ from zkserver.core.events import (
 )
 from zkserver.storage.recovery import DataDirectory
 
+from .snapshotting import Snapshotting
+from .stats import DiskStats, WrittenGroup
+
 if TYPE_CHECKING:
     from zkserver.core.core import ZkCore
 
+MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
+"""Records that one job takes at most, so that nobody waits long for what others wrote."""
 _OUT_OF_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class EngineOptions(NamedTuple):
+    """How often to snapshot and how much to keep."""
+
+    snap_count: int = 100_000
+    snap_retain_count: int = 3
+    fsync_warning_ms: int = 1_000
+    """A sync that takes longer is worth a line in the log."""
 
 
 class Shell(Protocol):
@@ -76,13 +93,42 @@ class Stepper:
     """Drives one core."""
 
     def __init__(
-        self, core: ZkCore, data: DataDirectory, *, clock: Clock, shell: Shell, log: Logger
+        self,
+        core: ZkCore,
+        data: DataDirectory,
+        *,
+        disk: DiskExecutor,
+        clock: Clock,
+        rng: Random,
+        shell: Shell,
+        log: Logger,
+        options: EngineOptions | None,
+        on_purged: Callable[[int], None] | None = None,
+        may_purge: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`on_purged`, `may_purge`: see Snapshotting."""
         self.core = core
         self._data = data
         self._clock = clock
         self._shell = shell
         self._log = log
+        options = options or EngineOptions()
+        self._fsync_warning_ms = options.fsync_warning_ms
+        self.stats: Final = DiskStats()
+        self._snapshotting = Snapshotting(
+            data,
+            disk,
+            rng,
+            log,
+            clock,
+            self.stats,
+            begin=core.begin_snapshot,
+            halt=self._halt_for_disk,
+            on_purged=on_purged,
+            may_purge=may_purge,
+            snap_count=options.snap_count,
+            retain_count=options.snap_retain_count,
+        )
         self._now_ms = 0
         """When the step that runs now, or ran last, began."""
         self._disk_is_quick = False
@@ -92,6 +138,43 @@ class Stepper:
         self._stepping = False
         self.halted = ""
         """Why the server stopped, or empty; then nothing happens any more."""
+
+    def _load(self, *, may_be_half: bool = False) -> Iterator[bytes]:
+        """Load the snapshot; the iterator replays the log, and yields each record once that is
+        done. Blocks. `may_be_half` and what is raised: see `DataDirectory.records`."""
+        data, now_ms = self._data, self._clock.now_ms
+        begun_ms = now_ms()
+        for error in data.damaged_snapshots:
+            self._log.warning("snapshot_damaged", reason=str(error))
+        if data.snapshot_zxid:
+            self.core.load_snapshot(data.snapshot_chunks())
+        self.stats.last_snapshot_zxid = data.snapshot_zxid
+        self.stats.snapshot_load_time.add(now_ms() - begun_ms)
+        return self._replayed(data.records(may_be_half=may_be_half), begun_ms)
+
+    def _replayed(self, records: Iterator[bytes], begun_ms: int) -> Iterator[bytes]:
+        stats, now_ms = self.stats, self._clock.now_ms
+        loaded_ms = now_ms()
+        count = 0
+        replay = self.core.replay
+        for record in records:
+            replay(record)
+            count += 1
+            yield record
+        stats.log_load_time.add(now_ms() - loaded_ms)
+        stats.records_loaded.add(count)
+        stats.init_time.add(now_ms() - begun_ms)
+        self._snapshotting.count(count)
+        self._log.info(
+            "state_recovered",
+            snapshot_zxid=f"{self._data.snapshot_zxid:#x}",
+            zxid=f"{self._data.log.last_zxid:#x}",
+            records=count,
+        )
+
+    def close(self) -> None:
+        """Give up a snapshot that is under way; the directory's owner closes that."""
+        self._snapshotting.close()
 
     def step(self, event: Any) -> None:
         """Feed the core one event and perform what it decides."""
@@ -147,6 +230,13 @@ class Stepper:
             except OSError as unmarked:
                 self._log.error("failed_sync_not_marked", reason=str(unmarked))
         self.halt(reason)
+
+    def _wrote(self, group: WrittenGroup) -> None:
+        """A group is durable."""
+        self.stats.wrote(group)
+        if group.sync_ms > self._fsync_warning_ms:
+            self.stats.slow_fsyncs += 1
+            self._log.warning("fsync_slow", elapsed_ms=group.sync_ms, records=group.records)
 
     def _perform(self, effects: list[Effect]) -> None:
         shell = self._shell
