@@ -305,9 +305,11 @@ class Life:
             self._tell(link, Proposal(zxid_of(part[0]), zxid_of(part[-1]), tuple(part)))
             start += len(part)
 
-    def history_gone(self, link: Link, reason: str) -> None:
+    def history_gone(self, link: Link, reason: str, snapshot_zxid: int) -> None:
         """See PeerDiskOwner."""
         self.world.mark("history gone")
+        if snapshot_zxid:
+            self.step(LogPurged(snapshot_zxid))
         self._disk.forget(link)
         self._links.discard(link)
         link.close()

@@ -15,6 +15,7 @@ failed sync; ALICE (OSDI 2014) for names that are durable apart from data.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -255,6 +256,15 @@ class SimDisk:
         self._end_life()
 
     # What tests look at and damage.
+
+    @contextlib.contextmanager
+    def turned_off(self) -> Iterator[None]:
+        """Whoever touches it meanwhile gets PowerLoss, without any other effect."""
+        powered, self._powered = self._powered, False
+        try:
+            yield
+        finally:
+            self._powered = powered
 
     def contents(self) -> dict[str, bytes]:
         """Every file as a reader sees it, by path."""

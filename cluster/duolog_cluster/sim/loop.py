@@ -36,6 +36,18 @@ class NotSimulatedError(RuntimeError):
     """What was asked for is not there in a simulation."""
 
 
+class Call:
+    """What a process is to call."""
+
+    __slots__ = ("args", "callback", "handle")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.callback = callback
+        self.args = args
+        self.handle: asyncio.Handle | None = None
+        """By which it may be cancelled."""
+
+
 class _Waiting:
     """Stands where asyncio's loop has its selector."""
 
@@ -103,7 +115,18 @@ class SimLoop(asyncio.BaseEventLoop):
         process = _process_of(context)
         if process is None:
             return super().call_soon(callback, *args, context=context)
-        return super().call_soon(process.run, callback, args, context=context)
+        call = Call(callback, args)
+        call.handle = super().call_soon(process.run, call, context=context)
+        return call.handle
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        """As `call_soon`: there is one thread."""
+        return self.call_soon(callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self,
@@ -116,7 +139,10 @@ class SimLoop(asyncio.BaseEventLoop):
         process = _process_of(context)
         if process is None:
             return super().call_at(when, callback, *args, context=context)
-        return super().call_at(when, process.run, callback, args, context=context)
+        call = Call(callback, args)
+        handle = super().call_at(when, process.run, call, context=context)
+        call.handle = handle
+        return handle
 
     def run_in_executor(self, *_args: Any) -> Any:  # type: ignore[override]
         """There are no threads: raises NotSimulatedError."""

@@ -30,8 +30,8 @@ class Endpoint(Protocol):
     def link_opened(self, link: Link, dialled: bool) -> None:
         """A connection stands; `dialled`: by us."""
 
-    def dial_failed(self, target: int) -> None:
-        """What `dial` began has come to nothing."""
+    def dial_failed(self, target: Any) -> None:
+        """What `dial` began has come to nothing; its target, or the token that was given to it."""
 
     def message_received(self, link: Link, message: Any) -> None:
         """A message came over a link, behind all that came before it."""
@@ -77,7 +77,7 @@ class Link:
 
     __slots__ = (
         *("_network", "_other", "address", "endpoint"),
-        *("incoming", "is_broken", "is_known", "is_open"),
+        *("incoming", "is_broken", "is_known", "is_open", "token"),
     )
 
     def __init__(self, network: Network, address: int, endpoint: Endpoint) -> None:
@@ -93,6 +93,8 @@ class Link:
         """What is sent here arrives no more."""
         self.is_known = False
         """Its owner was told of it."""
+        self.token: Any = None
+        """What was given to the `dial` that has opened it."""
         self.incoming: deque[Any] = deque()
         """What is on its way to this end."""
 
@@ -179,8 +181,9 @@ class Network:
 
     # ---- what processes do ----------------------------------------------------------------------
 
-    def dial(self, source: int, target: int) -> None:
-        """Open a connection; answered by `link_opened` at both ends, or by `dial_failed`."""
+    def dial(self, source: int, target: int, token: Any = None) -> None:
+        """Open a connection; answered by `link_opened` at both ends, or by `dial_failed`. `token`
+        tells this dial from others to the same target, whose answers may come sooner."""
         caller = self._endpoints[source]
         rng, faults = self._rng, self.faults
         delay = self._latency() + self._latency()
@@ -196,11 +199,11 @@ class Network:
             elif fails or target not in self._endpoints:
                 fail()
             else:
-                self._connect(source, caller, target)
+                self._connect(source, caller, target, token)
 
         def fail() -> None:
             if self._endpoints.get(source) is caller:
-                caller.dial_failed(target)
+                caller.dial_failed(target if token is None else token)
 
         stalled = max(self._stalls.get(way, 0) for way in ((source, target), (target, source)))
         self._scheduler.at(max(self._scheduler.now_us + delay, stalled), answer)
@@ -272,9 +275,10 @@ class Network:
         faults = self.faults
         return faults.base_latency_us + int(self._rng.expovariate(1) * faults.mean_jitter_us)
 
-    def _connect(self, source: int, caller: Endpoint, target: int) -> None:
+    def _connect(self, source: int, caller: Endpoint, target: int, token: Any) -> None:
         listener = self._endpoints[target]
         ours, theirs = Link(self, source, caller), Link(self, target, listener)
+        ours.token = token
         ours._other, theirs._other = theirs, ours
         self._last_arrival[ours] = self._last_arrival[theirs] = self._scheduler.now_us
         self._put(theirs, _OPENED)  # the caller knows first

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from .disk import SimDisk
-from .loop import PROCESS, SimLoop
+from .loop import PROCESS, Call, SimLoop
 from .network import Link
 from .process_parts import SimClock
 from .streams import Accepted, Open, SimListener, SimTransport
@@ -105,14 +105,10 @@ class SimProcess:
         self.rng = random.Random(f"{self.world.seed} {machine.name} {machine.life_count}")
         self.listeners: dict[int, SimListener] = {}
         self.transports: dict[Link, SimTransport] = {}
-        self._dials: dict[int, deque[_Dial]] = {}
-        """By the target, oldest first: the network has not answered yet."""
         self._opening: dict[Link, _Dial] = {}
         """The other end has not answered yet."""
         self._next_port = FIRST_PORT
-        self._held: deque[tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]] = (
-            deque()
-        )
+        self._held: deque[tuple[Call, contextvars.Context]] = deque()
         """What would have been called while it stood still."""
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._context = contextvars.Context()
@@ -133,15 +129,15 @@ class SimProcess:
         """Call it in this process, in the next turn of the loop."""
         self.loop.call_soon(callback, *args, context=self._context)
 
-    def run(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def run(self, call: Call) -> None:
         """For the loop: call it now, once the process runs on, or never."""
         if self.is_over:
             return
         if self.is_paused or self._held:
-            self._held.append((callback, args, contextvars.copy_context()))
+            self._held.append((call, contextvars.copy_context()))
             return
-        self.world.trace(self, callback)
-        callback(*args)
+        self.world.trace(self, call.callback)
+        call.callback(*call.args)
 
     def resume(self) -> None:
         """Run on; what came meanwhile comes first, in its order."""
@@ -151,9 +147,11 @@ class SimProcess:
 
     def _catch_up(self) -> None:
         while self._held and not self.is_paused and not self.is_over:
-            callback, args, context = self._held.popleft()
+            call, context = self._held.popleft()
+            if call.handle is not None and call.handle.cancelled():
+                continue
             try:
-                context.run(callback, *args)
+                context.run(call.callback, *call.args)
             except Exception as error:
                 self.loop.call_exception_handler(
                     {"message": "a callback failed", "exception": error}
@@ -174,8 +172,8 @@ class SimProcess:
             transport.forget()
         self.transports.clear()
         tasks, self._tasks = list(self._tasks), {}
-        # What a coroutine does when it is thrown away reaches nothing: disk and links are gone.
-        with warnings.catch_warnings(action="ignore"):
+        # What a coroutine does when it is thrown away reaches nothing: neither links nor disk.
+        with self.machine.disk.turned_off(), warnings.catch_warnings(action="ignore"):
             for task in tasks:
                 with contextlib.suppress(BaseException):
                     self._context.copy().run(task.get_coro().close)
@@ -196,8 +194,7 @@ class SimProcess:
         """Open a connection. Raises OSError."""
         target = self.world.machine_at(host).address
         dial = _Dial(factory, port, self.loop.create_future())
-        self._dials.setdefault(target, deque()).append(dial)
-        self.world.network.dial(self.machine.address, target)
+        self.world.network.dial(self.machine.address, target, dial)
         return await dial.opened
 
     def _new_port(self) -> int:
@@ -205,15 +202,12 @@ class SimProcess:
         return self._next_port
 
     def _opened(self, link: Link) -> None:
-        dial = self._dials[link.peer_address].popleft()
+        dial: _Dial = link.token
         if dial.opened.done():  # nobody waits any more
             link.close()
             return
         self._opening[link] = dial
         link.send(Open(dial.port, self._new_port()))
-
-    def _failed(self, target: int) -> None:
-        _refuse(self._dials[target].popleft())
 
     def _received(self, link: Link, message: Any) -> None:
         transport = self.transports.get(link)
@@ -261,9 +255,9 @@ class SimProcess:
         if dialled:
             self.post(self._opened, link)
 
-    def dial_failed(self, target: int) -> None:
+    def dial_failed(self, target: _Dial) -> None:
         """See Endpoint."""
-        self.post(self._failed, target)
+        self.post(_refuse, target)
 
     def message_received(self, link: Link, message: Any) -> None:
         """See Endpoint."""

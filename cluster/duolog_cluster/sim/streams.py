@@ -66,6 +66,14 @@ class SimListener:
         if self.is_open:
             del self._process.listeners[self.port]
 
+    async def serve_forever(self) -> None:
+        """As asyncio's: until it is cancelled, which closes it."""
+        await self.start_serving()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.close()
+
     async def wait_closed(self) -> None:
         """It is closed at once."""
 
@@ -134,33 +142,41 @@ class SimTransport(asyncio.Transport):
     def _read_on(self) -> None:
         while self._incoming and self._reading and not self._is_lost:
             data = self._incoming.popleft()
-            if not data:
-                broken = self._link.is_broken
-                self._lose(ConnectionResetError("the connection was lost") if broken else None)
+            if not data and self._link.is_broken:
+                self._lose(ConnectionResetError("the connection was lost"))
                 return
             try:
-                self._feed(data)
+                if not data:
+                    protocol = cast(asyncio.Protocol, self._protocol)
+                    if not protocol.eof_received():  # else it closes this end itself
+                        self._close()
+                    return
+                unread = self._feed(data)
             except Exception as error:
                 self._process.loop.call_exception_handler(
                     {"message": "a protocol failed", "exception": error, "protocol": self._protocol}
                 )
                 self.abort()
                 return
+            if unread:
+                self._incoming.appendleft(unread)
             if self._other is not None:
-                self._other.was_read(len(data))
+                self._other.was_read(len(data) - len(unread))
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: bytes) -> bytes:
+        """Let the protocol take it; what it does not want yet comes back."""
         protocol = self._protocol
         if not isinstance(protocol, asyncio.BufferedProtocol):
             cast(asyncio.Protocol, protocol).data_received(data)
-            return
+            return b""
         view = memoryview(data)
-        while view and not self._is_lost:
+        while view and self._reading and not self._is_lost:
             buffer = memoryview(protocol.get_buffer(len(view)))
             count = min(len(buffer), len(view))
             buffer[:count] = view[:count]
             protocol.buffer_updated(count)
             protocol, view = cast(asyncio.BufferedProtocol, self._protocol), view[count:]
+        return bytes(view)
 
     def is_reading(self) -> bool:
         """As asyncio's."""

@@ -142,6 +142,7 @@ class Broker:
             config.zookeeper,
             session_timeout=config.zookeeper_session_timeout_ms / 1000,
             rng=self._rng,
+            clock=self._clock,
             client_name="kbroker",
         )
         connections = self._new_connections(tasks)
@@ -306,6 +307,7 @@ class Broker:
             self.config.zookeeper,
             session_timeout=self.config.zookeeper_session_timeout_ms / 1000,
             rng=self._rng,
+            clock=self._clock,
             client_name="kbroker",
             client_id=client_id,
         )

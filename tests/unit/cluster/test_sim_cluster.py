@@ -297,6 +297,45 @@ def test_a_broker_keeps_what_it_acknowledged() -> None:
             world.run(story(world))
 
 
+def test_a_broker_to_which_nothing_happens_stays_the_controller() -> None:
+    async def story(world: SimWorld) -> None:
+        async with SimCluster(world, zk=1, brokers=1) as cluster:
+            await asyncio.sleep(600)
+            events = cluster.brokers[0].log.events
+            assert "session_expired" not in events
+            async with cluster.zk_client() as zk:
+                assert (await zk.get("/controller_epoch"))[0] == b"1"
+
+    with SimWorld() as world:
+        world.run(story(world))
+
+
+def test_a_learner_is_sent_a_snapshot_where_the_log_before_it_is_damaged() -> None:
+    """An old file of the log is read only when somebody lacks what it holds."""
+
+    async def story(world: SimWorld) -> None:
+        settings = {"snap_count": 40, "snap_retain_count": 100, "log_file_bytes": 4_096}
+        async with SimCluster(world, zk=3, zk_settings=settings) as cluster:
+            async with cluster.zk_client() as zk:
+                await zk.create("/a")
+                leader = await cluster.until_zk_leader()
+                learner = next(each for each in cluster.zk_servers if each is not leader)
+                cluster.kill(learner)
+                for number in range(200):
+                    await zk.retry(zk.set, "/a", b"%d" % number)
+            leader = await cluster.until_zk_leader()
+            disk = leader.machine.disk
+            first = min(name for name in disk.list("/data") if name.startswith("log."))
+            disk.flip(f"/data/{first}", 300, 1)
+            cluster.start(learner)
+            await cluster.until_zk_serves(learner)
+            assert "history_lost" in leader.log.events
+            assert "snapshot_received" in learner.log.events
+
+    with SimWorld() as world:
+        world.run(story(world))
+
+
 def test_a_server_that_is_stopped_ends_in_order() -> None:
     async def story(world: SimWorld) -> None:
         async with SimCluster(world, zk=1) as cluster:

@@ -240,3 +240,97 @@ def test_a_port_is_taken_once_and_hosts_have_names() -> None:
             await asyncio.open_connection("story", PORT, ssl=True)
 
     run(story(), world)
+
+
+def test_an_answer_belongs_to_its_own_dial() -> None:
+    """The answer of one that was given up comes late, and is not taken for that of the next."""
+    world = SimWorld()
+
+    async def story() -> None:
+        machine = world.machine("server")
+        machine.boot().start(serve(world, machine, []))
+        async with connected(machine):
+            pass
+        world.cut(world.home, machine)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await asyncio.open_connection(machine.name, PORT)
+        world.heal()
+        began_ms = world.elapsed_ms
+        async with connected(machine) as (reader, writer):
+            writer.write(b"here\n")
+            assert await reader.readline() == b"here\n"
+        assert world.elapsed_ms - began_ms < 100
+
+    run(story(), world)
+
+
+def test_what_was_cancelled_while_a_process_stood_still_is_not_called() -> None:
+    world = SimWorld()
+    called: list[str] = []
+
+    async def story() -> None:
+        machine = world.machine("server")
+        loop = asyncio.get_running_loop()
+
+        async def set_timers() -> None:
+            second = loop.call_later(2, called.append, "second")
+            loop.call_later(1, second.cancel)
+            loop.call_later(3, called.append, "third")
+
+        machine.boot().start(set_timers())
+        await asyncio.sleep(0.5)
+        machine.pause()
+        await asyncio.sleep(10)
+        assert called == []
+        machine.resume()
+        await asyncio.sleep(1)
+        assert called == ["third"]
+
+    run(story(), world)
+
+
+def test_what_a_killed_process_cleans_up_does_not_touch_its_disk() -> None:
+    world = SimWorld()
+
+    async def story() -> None:
+        machine = world.machine("server")
+
+        async def tidy() -> None:
+            machine.disk.open("/lock", create=True).close()
+            try:
+                await asyncio.sleep(1_000)
+            finally:
+                machine.disk.unlink("/lock")
+
+        machine.boot().start(tidy())
+        await asyncio.sleep(1)
+        machine.kill()
+        assert machine.disk.exists("/lock")
+
+    run(story(), world)
+
+
+def test_a_server_may_serve_for_ever_and_hears_of_the_end_of_what_is_sent() -> None:
+    world = SimWorld()
+    heard: list[bytes] = []
+
+    async def story() -> None:
+        machine = world.machine("server")
+
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.append(await reader.read())
+            writer.close()
+
+        async def serve_for_ever() -> None:
+            server = await asyncio.start_server(take, machine.ip, PORT)
+            async with server:
+                await server.serve_forever()
+
+        machine.boot().start(serve_for_ever())
+        async with connected(machine) as (_, writer):
+            writer.write(b"all of it")
+        await asyncio.sleep(1)
+        assert heard == [b"all of it"]
+
+    run(story(), world)

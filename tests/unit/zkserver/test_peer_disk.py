@@ -82,7 +82,7 @@ class World:
         counters = [int.from_bytes(each[4:8], "big") for each in records]
         self.parts.append((link, counters[0], counters[-1]))
 
-    def history_gone(self, link: Any, reason: str) -> None:
+    def history_gone(self, link: Any, reason: str, snapshot_zxid: int) -> None:
         self.gone.append(reason)
 
     def retry_disk(self, delay_ms: int) -> None:

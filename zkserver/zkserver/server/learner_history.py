@@ -40,6 +40,11 @@ LOST_BYTES_LAST: Final = 1024 * 1024 * 1024
 class HistoryGone(Exception):
     """It cannot be read: it was deleted, or is damaged."""
 
+    def __init__(self, reason: str, snapshot_zxid: int = 0) -> None:
+        """`snapshot_zxid`: of the log, which a snapshot of that zxid may stand for; 0: none may."""
+        super().__init__(reason)
+        self.snapshot_zxid = snapshot_zxid
+
 
 class Piece(NamedTuple):
     """What was read at once."""
@@ -136,7 +141,9 @@ class LearnerHistory:
             self._lost_bytes += since_bytes - sum(map(len, records))
             return Piece([], records, is_last)
         except (StorageError, FileNotFoundError) as error:
-            raise HistoryGone(str(error)) from error
+            in_log = self._cursor is not None
+            instead_zxid = self._data.snapshot_to_send()[0] if in_log else 0
+            raise HistoryGone(str(error), instead_zxid) from error
 
     def _read_snapshot(self) -> list[LeaderMessage]:
         """The next chunk, with what begins or ends it all."""

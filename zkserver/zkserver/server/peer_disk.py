@@ -78,8 +78,11 @@ class PeerDiskOwner(Protocol):
     def history_read(self, link: Any, records: list[bytes]) -> None:
         """The next part of what a `SendHistory` asked for: send it."""
 
-    def history_gone(self, link: Any, reason: str) -> None:
-        """The rest of what a `SendHistory` asked for cannot be read: the link is of no use."""
+    def history_gone(self, link: Any, reason: str, snapshot_zxid: int) -> None:
+        """The rest of what a `SendHistory` asked for cannot be read: the link is of no use.
+
+        `snapshot_zxid`: what is to be sent from now on instead of the log before it; 0: nothing is.
+        """
 
     def snapshot_read(self, link: Any, message: LeaderMessage) -> None:
         """The next message of the snapshot that a `SendSnapshot` asked for: send it."""
@@ -431,10 +434,11 @@ class PeerDisk:
         self._is_working = False
         if not history.is_wanted:
             history.close()
-        elif piece is None:
+        elif isinstance(error, HistoryGone):
             self.forget(history.link)
-            self._owner.history_gone(history.link, str(error))
+            self._owner.history_gone(history.link, str(error), error.snapshot_zxid)
         else:
+            assert piece is not None
             self._send(history, piece)
         self._go_on()
 

@@ -493,9 +493,11 @@ class Replica(Stepper):
         for proposal in proposals_of(records):
             self._tell(link, proposal)
 
-    def history_gone(self, link: Any, reason: str) -> None:
+    def history_gone(self, link: Any, reason: str, snapshot_zxid: int) -> None:
         """See PeerDiskOwner."""
         self._log.warning("history_lost", reason=reason)
+        if snapshot_zxid:
+            self.step(LogPurged(snapshot_zxid))  # for learners the log begins there
         self._end_link(link, f"what it lacks cannot be read: {reason}")
         self.step(LinkLost(link))
 
