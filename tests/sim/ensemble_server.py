@@ -328,7 +328,7 @@ class Life:
         self.world.mark("log purged")
         self.step(LogPurged(first_zxid_before))
 
-    def retry_disk(self, delay_ms: int) -> None:
+    def retry_disk(self, delay_ms: int, reason: str) -> None:
         """See PeerDiskOwner."""
         self.later(delay_ms * 1_000, self._disk.retry)
 

@@ -336,6 +336,25 @@ def test_a_learner_is_sent_a_snapshot_where_the_log_before_it_is_damaged() -> No
         world.run(story(world))
 
 
+def test_a_server_that_waits_for_space_says_so_and_stops_at_once() -> None:
+    async def story(world: SimWorld) -> None:
+        async with SimCluster(world, zk=3) as cluster:
+            leader = await cluster.until_zk_leader()
+            server = next(each for each in cluster.zk_servers if each is not leader)
+            cluster.fill_disk(server)
+            cluster.kill(leader)  # the others are to promise an epoch
+            await cluster.until(lambda: "waits_for_space" in server.log.events)
+            began_ms = world.elapsed_ms
+            await cluster.stop(server)
+            assert world.elapsed_ms - began_ms < 1_000
+            cluster.free_disk(server)
+            cluster.start(server)
+            await cluster.until_zk_serves(server)
+
+    with SimWorld() as world:
+        world.run(story(world))
+
+
 def test_a_server_that_is_stopped_ends_in_order() -> None:
     async def story(world: SimWorld) -> None:
         async with SimCluster(world, zk=1) as cluster:

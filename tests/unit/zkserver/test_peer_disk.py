@@ -85,7 +85,7 @@ class World:
     def history_gone(self, link: Any, reason: str, snapshot_zxid: int) -> None:
         self.gone.append(reason)
 
-    def retry_disk(self, delay_ms: int) -> None:
+    def retry_disk(self, delay_ms: int, reason: str) -> None:
         self.retries.append(delay_ms)
 
     def halt_for_disk(self, error: BaseException) -> None:

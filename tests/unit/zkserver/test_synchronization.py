@@ -8,15 +8,18 @@ from collections.abc import Callable
 import pytest
 
 from duolog_protocol.quorum_messages import (
+    ChunkStored,
     Commit,
     LeaderInfo,
     NewLeader,
+    Pong,
     Proposal,
     Truncate,
     UpToDate,
 )
 from duolog_protocol.types import make_zxid
 from zkserver.core.epoch_ends import EpochEnds
+from zkserver.core.leader import Leader, LearnerStage
 from zkserver.core.peer_events import HistorySent
 from zkserver.core.synchronization import SyncPlan, plan_sync
 
@@ -209,6 +212,44 @@ def test_a_learner_that_only_a_snapshot_can_help_is_sent_one_and_all_that_comes_
     assert ensemble[3].messages(to=1)[-2:] == [proposal(*in_flight), NewLeader(2)]
     ensemble[3].propose(b"d")
     assert ensemble[3].messages(Proposal, to=1)[-1].records == (b"2.2 d",)
+
+
+def test_a_learner_that_stores_nothing_of_what_it_is_sent_is_dropped() -> None:
+    """It answers all the while; but for its sake the leader keeps its log."""
+    ensemble = Ensemble()
+    ensemble[3].holds(b"1.0 a", accepted=1, current=1)
+    ensemble.start(2, 3)
+    ensemble.settle()
+    log = ensemble[3].peer._ledger.log
+    log.first_zxid_before = log.last_zxid
+    ensemble[1].start()
+    ensemble.gossip()
+    ensemble.deliver(1, 3)
+    ensemble.deliver(3, 1)
+    ensemble[1].do_disk()
+    ensemble.deliver(1, 3)
+    leader = ensemble[3].peer._role
+    assert isinstance(leader, Leader)
+    leader._config = leader._config._replace(catch_up_limit_ms=30_000)
+    (link,) = (each for each, it in leader._learners.items() if it.server_id == 1)
+    assert leader._learners[link].stage == LearnerStage.CATCHING_UP
+
+    now_ms = ensemble.now_ms
+
+    def answer_for(duration_ms: int) -> None:
+        nonlocal now_ms
+        for _ in range(duration_ms // 200):
+            now_ms += 200
+            for each in list(leader._learners):
+                leader.on_message(each, Pong(0), now_ms)
+            leader.on_timer(now_ms)
+
+    answer_for(29_000)
+    leader.on_message(link, ChunkStored(), now_ms)
+    answer_for(29_000)
+    assert link in leader._learners
+    answer_for(2_000)
+    assert link not in leader._learners
 
 
 # --- While the leader proposes --------------------------------------------------------------------

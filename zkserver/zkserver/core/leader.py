@@ -68,6 +68,7 @@ class LearnerStage(IntEnum):
     """It has adopted our epoch."""
 
 
+_STORED: Final = (ChunkStored, HistoryStored)
 _TAKING_OVER: Final = (LearnerStage.CATCHING_UP, LearnerStage.SYNCING)
 
 
@@ -82,6 +83,7 @@ class Learner:
         "round",
         "server_id",
         "stage",
+        "stored_ms",
         "synced_zxid",
     )
 
@@ -97,6 +99,8 @@ class Learner:
         self.synced_zxid = 0
         """What it has once it has adopted the epoch."""
         self.heard_ms = now_ms
+        self.stored_ms = now_ms
+        """When it has stored something, while it is being sent what it lacks."""
         self.round = 0
         """Of the last Ping that it has answered."""
 
@@ -185,6 +189,8 @@ class Leader:
         if learner is None:
             return  # it was dropped, and did not know when it said that
         learner.heard_ms = now_ms
+        if learner.stage < LearnerStage.CATCHING_UP or type(message) in _STORED:
+            learner.stored_ms = now_ms
         if learner.stage in _TAKING_OVER and not self.is_established:
             self._limit_ms = min(now_ms + self._config.init_limit_ms, self._last_limit_ms)
         try:
@@ -463,6 +469,8 @@ class Leader:
         for learner in list(self._learners.values()):
             if now_ms - learner.heard_ms >= self._limit_of(learner):
                 self._drop(learner, f"not heard for {now_ms - learner.heard_ms} ms")
+            elif self._has_stalled(learner, now_ms):
+                self._drop(learner, f"has stored nothing for {now_ms - learner.stored_ms} ms")
         for learner in self._learners.values():
             if learner.stage >= LearnerStage.INTRODUCED:
                 self._tell(learner, Ping(self._round))
@@ -502,6 +510,11 @@ class Leader:
         if learner is None or learner.stage != LearnerStage.SYNCED or not self.is_established:
             return 0
         return learner.server_id
+
+    def _has_stalled(self, learner: Learner, now_ms: int) -> bool:
+        silent_ms = now_ms - learner.stored_ms
+        is_catching_up = learner.stage == LearnerStage.CATCHING_UP
+        return is_catching_up and silent_ms >= self._config.catch_up_limit_ms
 
     def _limit_of(self, learner: Learner) -> int:
         config = self._config

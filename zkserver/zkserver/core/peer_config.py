@@ -32,6 +32,9 @@ class PeerConfig(NamedTuple):
     """A follower for whose disk more records wait than this gives up its term: then it is sent what
     it lacks as fast as its disk takes it. More than the clients of a leader may have outstanding
     (`CoreConfig.max_outstanding_bytes`), so that a quorum does not get there."""
+    catch_up_limit_ms: int = 120_000
+    """A learner that is being sent what it lacks, and has stored nothing of it for so long, is
+    dropped: the log is kept for it. To install a large snapshot takes its time."""
     back_off_first_ms: int = 100
     """A server whose terms fail one after the other waits before it looks for a leader again: so
     long after the third, doubled each time."""

@@ -87,8 +87,8 @@ class PeerDiskOwner(Protocol):
     def snapshot_read(self, link: Any, message: LeaderMessage) -> None:
         """The next message of the snapshot that a `SendSnapshot` asked for: send it."""
 
-    def retry_disk(self, delay_ms: int) -> None:
-        """Call `PeerDisk.retry` in so many milliseconds."""
+    def retry_disk(self, delay_ms: int, reason: str) -> None:
+        """There is no space: call `PeerDisk.retry` in so many milliseconds."""
 
     def halt_for_disk(self, error: BaseException) -> None:
         """The disk failed: stop the server. No event follows."""
@@ -156,6 +156,11 @@ class PeerDisk:
         return not self._queue and not self._is_working
 
     @property
+    def waits_for_space(self) -> bool:
+        """What is to be done next cannot be, for want of space: it is tried again and again."""
+        return self._waits_for_space is not None
+
+    @property
     def sends_history(self) -> bool:
         """Some of the log is being read for a learner, which may come to its end: nothing of it may
         be deleted. From any thread."""
@@ -199,6 +204,11 @@ class PeerDisk:
             if not history.is_reading:
                 history.close()
 
+    def close(self) -> None:
+        """Nobody is sent anything more: let go of the files that are open for it."""
+        for link in list(self._histories):
+            self.forget(link)
+
     def mark_if_quiet(self) -> None:
         """Nobody writes: let what was written last be told from a torn end, as no group after it
         speaks for it."""
@@ -218,10 +228,10 @@ class PeerDisk:
         if job is not None:
             self._submit(*job)
 
-    def _retry_later(self, job: _Job) -> None:
+    def _retry_later(self, job: _Job, error: DiskFullError) -> None:
         """There is no space for what cannot be refused: nothing else is done before it."""
         self._waits_for_space = job
-        self._owner.retry_disk(RETRY_MS)
+        self._owner.retry_disk(RETRY_MS, str(error))
 
     # ---- one job at a time ----------------------------------------------------------------------
 
@@ -343,7 +353,7 @@ class PeerDisk:
             if error is None:
                 self._ended(event)
             elif isinstance(error, DiskFullError):
-                self._retry_later((work, done))
+                self._retry_later((work, done), error)
             else:
                 self._halt(error)
 
@@ -411,7 +421,7 @@ class PeerDisk:
             return
         if isinstance(error, DiskFullError) and self._installing_zxid:
             work = partial(self._do_snapshot_work, job)
-            self._retry_later((work, partial(self._snapshot_work_done, job)))
+            self._retry_later((work, partial(self._snapshot_work_done, job)), error)
             return
         no_space = isinstance(error, OSError) and error.errno in NO_SPACE
         if not isinstance(error, _SnapshotDamaged | DiskFullError) and not no_space:

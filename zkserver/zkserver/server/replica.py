@@ -108,6 +108,10 @@ _ENDS_OF_BUILDING: Final = (Truncated, SnapshotInstalled, SnapshotRefused)
 _PEER_EVENTS: Final = frozenset(PeerEvent.__args__)
 
 
+NO_SPACE_TOLD_MS: Final = 60_000
+"""That there is no space is told so often."""
+
+
 class Links(Protocol):
     """The links to the other servers, as the replica uses them."""
 
@@ -189,6 +193,8 @@ class Replica(Stepper):
         self._new: list[Append] = []
         """What the core has logged as leader in this loop turn."""
         self._turn_scheduled = False
+        self._no_space_ms = -NO_SPACE_TOLD_MS
+        """When it was last told that something waits for space."""
         self._read_only_after_ms = read_only_after_ms
         self._leaderless_ms = 0
         """Since when there is no leader; 0: there is one, or we do not care."""
@@ -249,8 +255,14 @@ class Replica(Stepper):
 
     @property
     def idle(self) -> bool:
-        """Nothing waits for the disk."""
-        return not self._new and self._peer_disk.idle
+        """Nothing waits for the disk but what there is no space for."""
+        disk = self._peer_disk
+        return not self._new and (disk.idle or disk.waits_for_space)
+
+    def close(self) -> None:
+        """See Stepper; nor is anything sent to learners any more."""
+        super().close()
+        self._peer_disk.close()
 
     @property
     def mode(self) -> str:
@@ -505,8 +517,12 @@ class Replica(Stepper):
         """See PeerDiskOwner."""
         self._tell(link, message)
 
-    def retry_disk(self, delay_ms: int) -> None:
+    def retry_disk(self, delay_ms: int, reason: str) -> None:
         """See PeerDiskOwner."""
+        now_ms = self._clock.now_ms()
+        if now_ms - self._no_space_ms >= NO_SPACE_TOLD_MS:
+            self._no_space_ms = now_ms
+            self._log.warning("waits_for_space", reason=reason)
         self._shell.call_later(delay_ms, self._peer_disk.retry)
 
     def halt_for_disk(self, error: BaseException) -> None:
