@@ -34,7 +34,7 @@ from zkserver.core.events import (
 
 CLIENTS: Final = 4
 TIMEOUT_MS: Final = 20_000
-XIDS_OF_A_CONNECTION: Final = 100_000
+XIDS_OF_A_CONNECTION: Final = 1_000
 OPERATOR: Final = 1
 """Session of what no client of the history asks for; 0 is the server's own."""
 _KINDS: Final = {
