@@ -193,10 +193,10 @@ def test_a_reader_that_reads_nothing_stops_the_writer() -> None:
     async def story() -> None:
         nonlocal sent
         machine = world.machine("server")
-        readers: list[asyncio.StreamReader] = []
+        accepted: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-        async def take(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-            readers.append(reader)
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.append((reader, writer))
 
         async def listen() -> None:
             await asyncio.start_server(take, machine.ip, PORT)
@@ -216,8 +216,9 @@ def test_a_reader_that_reads_nothing_stops_the_writer() -> None:
             await asyncio.sleep(60)
             assert not writing.done() and 100_000 < sent < 1_000_000
             while not writing.done() or sent > 10_000_000:
-                assert await readers[0].read(65_536)
+                assert await accepted[0][0].read(65_536)
                 await asyncio.sleep(0)
+            accepted[0][1].close()
 
     run(story(), world)
 
