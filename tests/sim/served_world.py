@@ -76,6 +76,8 @@ class ServedWorld(HistoryWorld):
     observer_rate = 0.3
     reconfigure_rates = (0.0, 0.0, 0.01, 0.03)
     """A seed draws one of them: how often somebody asks for other members."""
+    trouble_rates = (0.0, 0.005, 0.02, 0.05)
+    """A seed draws one: how often something happens to a server. More, and nobody is served."""
     spares = 2
     """Servers that are no members yet, where members change."""
 
@@ -102,7 +104,7 @@ class ServedWorld(HistoryWorld):
         self.snap_count = rng.choice((4, 20, 1_000_000))
         self.counter_last = rng.choice((30, ZXID_COUNTER_LAST, ZXID_COUNTER_LAST))
         self.tick_ms = rng.choice((50, 200, 2_000))
-        self.trouble = rng.choice((0.0, 0.01, 0.03, 0.08))
+        self.trouble = rng.choice(self.trouble_rates)
         voters = self.voters
         observers = frozenset((len(voters) + 1,) if rng.random() < self.observer_rate else ())
         self.reconfigures = rng.choice(self.reconfigure_rates)
@@ -422,4 +424,5 @@ class FiveServedWorld(ServedWorld):
     voters = frozenset((1, 2, 3, 4, 5))
     observer_rate = 1.0
     reconfigure_rates = (0.01, 0.03)
+    trouble_rates = (0.0, 0.005, 0.01, 0.02)
     spares = 1
