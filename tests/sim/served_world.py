@@ -51,6 +51,8 @@ from .zk_history_world import (
 
 OPERATIONS: Final = 300
 PROGRESS_LIMIT_MS: Final = 30_000
+MOST_TURNS: Final = 50_000
+"""A history in which clients get nowhere for so long is healed: then they must be served."""
 
 
 class ServedClient(Client):
@@ -131,6 +133,9 @@ class ServedWorld(HistoryWorld):
         turns = 0
         while self._left_out + sum(len(each.tape.calls) for each in self.clients) < operations:
             turns += 1
+            if turns > MOST_TURNS:
+                self._mark("nobody was served for long")
+                break
             # Of its own: what a script leaves out of one turn changes no draw of another.
             self.rng = random.Random(f"{self.seed} turn {turns}")
             self.rng.choice(actions)()
