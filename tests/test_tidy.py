@@ -208,16 +208,12 @@ def test_nothing_is_left_unfinished() -> None:
             assert found is None, f"{path.relative_to(ROOT)}: {found and found[0]}"
 
 
-IN_VIRTUAL_TIME = {"test_sim_loop.py", "test_sim_cluster.py"}
-"""There sleeping takes no time, and waking does not depend on the machine."""
-
-
 def test_tests_do_not_sleep() -> None:
     # Called or passed on; `asyncio.sleep(0)` only lets others run.
     nap = re.compile(r"\btime\.sleep\b|\basyncio\.sleep\b(?!\(0\))")
     for path in tracked():
         if path.suffix == ".py" and "tests" in path.relative_to(ROOT).parts:
-            if path == Path(__file__) or path.name in IN_VIRTUAL_TIME:
+            if path == Path(__file__):
                 continue
             found = nap.search(path.read_text())
             assert found is None, f"{path.relative_to(ROOT)}: {found and found[0]}"

@@ -105,6 +105,10 @@ class SimWorld:
             raise failure.get("exception") or RuntimeError(failure["message"])
         return result
 
+    async def sleep(self, seconds: float) -> None:
+        """Let so much virtual time pass; it costs none."""
+        await asyncio.sleep(seconds)
+
     @property
     def elapsed_ms(self) -> int:
         """Virtual time since the beginning."""

@@ -59,7 +59,7 @@ async def trouble(world: SimWorld) -> None:
         acknowledged: list[int] = []
         writer = asyncio.create_task(count_up(zk, acknowledged))
         for what in rng.sample(("kill", "power", "pause", "isolate", "disk"), 3):
-            await asyncio.sleep(rng.uniform(0, 0.2))
+            await world.sleep(rng.uniform(0, 0.2))
             leader = await cluster.until_zk_leader()
             before = len(acknowledged)
             match what:
@@ -73,7 +73,7 @@ async def trouble(world: SimWorld) -> None:
                     cluster.isolate(leader)
                 case "disk":
                     cluster.fill_disk(leader)
-            await asyncio.sleep(rng.uniform(0, 3))
+            await world.sleep(rng.uniform(0, 3))
             cluster.heal()
             cluster.resume(leader)
             cluster.free_disk(leader)
@@ -143,12 +143,12 @@ def test_quiet_clients_of_every_server_keep_their_sessions(session_timeout: floa
                 zk = cluster.zk_client(hosts=server.address, session_timeout=session_timeout)
                 machines.append(world.machine(f"client of {server.name}"))
                 machines[-1].boot().start(hold(zk, f"/{server.name}"))
-            await asyncio.sleep(600)
+            await world.sleep(600)
             async with cluster.zk_client() as zk:
                 names = {"zk-1", "zk-2", "zk-3"}
                 assert names <= set(await zk.get_children("/"))
                 machines[0].pause()
-                await asyncio.sleep(2 * session_timeout)
+                await world.sleep(2 * session_timeout)
                 assert names - set(await zk.get_children("/")) == {"zk-1"}
 
     with SimWorld() as world:
@@ -300,7 +300,7 @@ def test_a_broker_keeps_what_it_acknowledged() -> None:
 def test_a_broker_to_which_nothing_happens_stays_the_controller() -> None:
     async def story(world: SimWorld) -> None:
         async with SimCluster(world, zk=1, brokers=1) as cluster:
-            await asyncio.sleep(600)
+            await world.sleep(600)
             events = cluster.brokers[0].log.events
             assert "session_expired" not in events
             async with cluster.zk_client() as zk:

@@ -43,7 +43,7 @@ async def connected(
         try:
             reader, writer = await asyncio.open_connection(machine.name, PORT)
         except ConnectionRefusedError:
-            await asyncio.sleep(0.001)
+            await machine.world.sleep(0.001)
             continue
         try:
             yield reader, writer
@@ -58,7 +58,7 @@ def test_time_passes_at_once_and_in_order() -> None:
     order: list[int] = []
 
     async def sleeper(seconds: int) -> None:
-        await asyncio.sleep(seconds)
+        await world.sleep(seconds)
         order.append(seconds)
 
     async def story() -> None:
@@ -85,12 +85,14 @@ def test_who_waits_for_ever_is_told() -> None:
 
 
 def test_what_nobody_took_is_raised_in_the_end() -> None:
+    world = SimWorld()
+
     async def story() -> None:
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)
-        await asyncio.sleep(1)
+        await world.sleep(1)
 
     with pytest.raises(ZeroDivisionError):
-        run(story(), SimWorld())
+        run(story(), world)
 
 
 def test_a_killed_process_does_nothing_more_and_its_peers_are_told() -> None:
@@ -102,7 +104,7 @@ def test_a_killed_process_does_nothing_more_and_its_peers_are_told() -> None:
 
         async def never_ending() -> None:
             try:
-                await asyncio.sleep(1)
+                await world.sleep(1)
                 done.append("slept")
             finally:
                 done.append("cleaned up")  # Python's affair: nothing outside can see it
@@ -117,7 +119,7 @@ def test_a_killed_process_does_nothing_more_and_its_peers_are_told() -> None:
             assert await reader.readline() == b"one\n"
             machine.kill()
             assert await reader.read() == b""  # as the kernel would have it
-            await asyncio.sleep(10)
+            await world.sleep(10)
             assert done == ["cleaned up"]
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection(machine.name, PORT)
@@ -156,7 +158,7 @@ def test_a_process_that_stands_still_goes_on_where_it_was() -> None:
             machine.pause()
             for number in range(20):
                 writer.write(b"%d\n" % number)
-            await asyncio.sleep(5)
+            await world.sleep(5)
             assert heard == []
             machine.resume()
             for number in range(20):
@@ -213,7 +215,7 @@ def test_a_reader_that_reads_nothing_stops_the_writer() -> None:
                     await writer.drain()
 
             writing = asyncio.create_task(write())
-            await asyncio.sleep(60)
+            await world.sleep(60)
             assert not writing.done() and 100_000 < sent < 1_000_000
             while not writing.done() or sent > 10_000_000:
                 assert await accepted[0][0].read(65_536)
@@ -280,12 +282,12 @@ def test_what_was_cancelled_while_a_process_stood_still_is_not_called() -> None:
             loop.call_later(3, called.append, "third")
 
         machine.boot().start(set_timers())
-        await asyncio.sleep(0.5)
+        await world.sleep(0.5)
         machine.pause()
-        await asyncio.sleep(10)
+        await world.sleep(10)
         assert called == []
         machine.resume()
-        await asyncio.sleep(1)
+        await world.sleep(1)
         assert called == ["third"]
 
     run(story(), world)
@@ -300,12 +302,12 @@ def test_what_a_killed_process_cleans_up_does_not_touch_its_disk() -> None:
         async def tidy() -> None:
             machine.disk.open("/lock", create=True).close()
             try:
-                await asyncio.sleep(1_000)
+                await world.sleep(1_000)
             finally:
                 machine.disk.unlink("/lock")
 
         machine.boot().start(tidy())
-        await asyncio.sleep(1)
+        await world.sleep(1)
         machine.kill()
         assert machine.disk.exists("/lock")
 
@@ -331,7 +333,7 @@ def test_a_server_may_serve_for_ever_and_hears_of_the_end_of_what_is_sent() -> N
         machine.boot().start(serve_for_ever())
         async with connected(machine) as (_, writer):
             writer.write(b"all of it")
-        await asyncio.sleep(1)
+        await world.sleep(1)
         assert heard == [b"all of it"]
 
     run(story(), world)
