@@ -187,9 +187,8 @@ def test_a_learner_whose_link_breaks_while_it_truncates_finishes_that_first() ->
     assert ensemble[1].applied == LOG
 
 
-def test_a_learner_that_only_a_snapshot_can_help_is_sent_one_and_all_that_comes_after_it() -> None:
-    """SNAP, and all that becomes durable meanwhile; then the proposals that are not, and NEWLEADER;
-    until then nothing that is proposed is kept for it."""
+def waiting_for_a_snapshot() -> Ensemble:
+    """1 has nothing, and what 3 leads with is in a snapshot."""
     ensemble = Ensemble()
     ensemble[3].holds(b"1.0 a", accepted=1, current=1)
     ensemble.start(2, 3)
@@ -202,6 +201,13 @@ def test_a_learner_that_only_a_snapshot_can_help_is_sent_one_and_all_that_comes_
     ensemble.deliver(3, 1)
     ensemble[1].do_disk()
     ensemble.deliver(1, 3)
+    return ensemble
+
+
+def test_a_learner_that_only_a_snapshot_can_help_is_sent_one_and_all_that_comes_after_it() -> None:
+    """SNAP, and all that becomes durable meanwhile; then the proposals that are not, and NEWLEADER;
+    until then nothing that is proposed is kept for it."""
+    ensemble = waiting_for_a_snapshot()
     (snapshot,) = ensemble[3].snapshots
     assert snapshot.link is ensemble.link_of(1, 3)
     ensemble[3].propose(b"b")
@@ -216,18 +222,7 @@ def test_a_learner_that_only_a_snapshot_can_help_is_sent_one_and_all_that_comes_
 
 def test_a_learner_that_stores_nothing_of_what_it_is_sent_is_dropped() -> None:
     """It answers all the while; but for its sake the leader keeps its log."""
-    ensemble = Ensemble()
-    ensemble[3].holds(b"1.0 a", accepted=1, current=1)
-    ensemble.start(2, 3)
-    ensemble.settle()
-    log = ensemble[3].peer._ledger.log
-    log.first_zxid_before = log.last_zxid
-    ensemble[1].start()
-    ensemble.gossip()
-    ensemble.deliver(1, 3)
-    ensemble.deliver(3, 1)
-    ensemble[1].do_disk()
-    ensemble.deliver(1, 3)
+    ensemble = waiting_for_a_snapshot()
     leader = ensemble[3].peer._role
     assert isinstance(leader, Leader)
     leader._config = leader._config._replace(catch_up_limit_ms=30_000)
