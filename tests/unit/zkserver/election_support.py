@@ -86,7 +86,7 @@ class Elector:
 
 
 class Ensemble:
-    """Electors that hear of each other at once, and in order."""
+    """Electors that hear of each other at once, and in order; others that they name are dead."""
 
     def __init__(self, votes: dict[int, Vote | None], observers: frozenset[int] = frozenset()):
         """Observers are among the keys of `votes`."""
@@ -111,7 +111,7 @@ class Ensemble:
                 (each, notify)
                 for each, elector in self.electors.items()
                 for notify in elector.take()
-                if (each, notify.server_id) not in self.lossy
+                if (each, notify.server_id) not in self.lossy and notify.server_id in self.electors
             ]
             if not sent:
                 return

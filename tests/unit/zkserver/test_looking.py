@@ -10,7 +10,7 @@ from zkserver.core.membership import Membership
 from zkserver.core.peer_config import PeerConfig
 from zkserver.core.quorum import Quorums
 
-from .election_support import NEVER, Ensemble, World, config_of
+from .election_support import NEVER, Elector, Ensemble, World, config_of
 
 LOOKING, FOLLOWING = PeerState.LOOKING, PeerState.FOLLOWING
 LEADING, OBSERVING = PeerState.LEADING, PeerState.OBSERVING
@@ -157,14 +157,52 @@ def test_observers_make_no_quorum_and_do_not_talk_to_each_other_for_ever() -> No
     assert set(ensemble.leaders().values()) == {0}
 
 
-def test_a_voter_that_has_lost_its_data_is_not_counted_and_follows() -> None:
-    ensemble = Ensemble({1: None, 2: vote(2), 3: vote(3)})
-    ensemble.start(1, 2)
-    ensemble.advance(500)
-    assert set(ensemble.leaders().values()) == {0}
-    ensemble.start(3)
+def test_who_does_not_know_that_it_is_a_voter_votes_for_whoever_asks() -> None:
+    """Its log lacks the change that made it one: without its vote nobody could bring it there."""
+    ensemble = Ensemble({2: vote(2, 9), 6: None})
+    ensemble.electors[6] = Elector(config_of(6, {1, 2}, {4}), None)
+    ensemble.start(6, 2)
+    ensemble.advance(FIRST_MS)  # Then 6 asks again; of voter 1 of its log nothing is heard.
+    assert ensemble.leaders() == {2: 2, 6: 2}
+
+
+def test_one_that_our_log_does_not_name_is_elected_with_our_vote() -> None:
+    """The voters were {1, 2, 3}; 2 has not heard that 4 and 5 have taken the place of 1 and 2."""
+    ensemble = Ensemble({2: vote(2, 5), 3: vote(3, 9), 4: vote(4, 9), 5: vote(5, 7)})
+    ensemble.electors[2] = Elector(config_of(2, {1, 2, 3}, set()), vote(2, 5))
+    ensemble.start(2, 3, 4, 5)
     ensemble.advance(WAIT_MS)
-    assert ensemble.leaders() == {1: 3, 2: 3, 3: 3}
+    assert ensemble.leaders() == {2: 4, 3: 4, 4: 4, 5: 4}
+
+
+@pytest.mark.parametrize("leader_id", [3, 7])
+def test_whom_we_have_voted_for_is_followed_when_it_leads(leader_id: int) -> None:
+    """It has a quorum by what it knows. Ours may never come: it is that of long ago."""
+    role = looking(1, 5)
+    named = vote(leader_id, 8)
+    hear(role, leader_id, LEADING, named)
+    hear(role, leader_id, LOOKING, named, in_round=4)
+    hear(role, leader_id, LEADING, named, in_round=3)
+    hear(role, leader_id, LEADING, vote(leader_id, 7), in_round=4)
+    assert role.decision() is None
+    hear(role, leader_id, LEADING, named, in_round=4)
+    assert role.decision() == Decision(leader_id, named, 4)
+
+
+def test_a_stranger_that_follows_says_whom_to_ask() -> None:
+    role = looking(1)
+    hear(role, 7, FOLLOWING, vote(8))
+    assert told(role) == {8: Notification(LOOKING, vote(1), 1)}
+    hear(role, 8, LEADING, vote(8, epoch=NEVER))
+    assert role.decision() == Decision(8, vote(8, epoch=NEVER), 1)
+
+
+def test_a_stranger_hears_of_every_change_of_our_vote() -> None:
+    role = looking(1)
+    hear(role, 7, LOOKING, vote(1))
+    assert told(role) == {7: Notification(LOOKING, vote(1), 1)}
+    hear(role, 3, LOOKING, vote(3))
+    assert told(role).keys() == {2, 3, 7, 9}
 
 
 # --- One server -----------------------------------------------------------------------------------
@@ -403,9 +441,7 @@ def test_both_configurations_must_agree() -> None:
 
 IMPOSSIBLE = {
     "from ourselves": (1, LOOKING, vote(1), 1),
-    "from a stranger": (7, LOOKING, vote(3), 1),
-    "for a stranger": (2, LOOKING, vote(7), 1),
-    "for an observer": (2, LOOKING, vote(9), 1),
+    "leads, in a round before the first": (2, LEADING, vote(2, epoch=NEVER), 0),
     "for nobody, leading": (2, LEADING, NO_VOTE, 1),
     "leads another one": (2, LEADING, vote(3), 1),
     "follows itself": (2, FOLLOWING, vote(2), 1),
@@ -427,9 +463,28 @@ def test_observers_are_answered_and_never_counted() -> None:
     role = looking(1)
     hear(role, 9, LOOKING, NO_VOTE, in_round=50)
     assert told(role) == {9: Notification(LOOKING, vote(1), 1)} and role.election_round == 1
-    hear(role, 9, LOOKING, vote(3), in_round=50)
+    hear(role, 9, LOOKING, vote(1))
     hear(role, 9, OBSERVING, vote(1))
     assert role.vote == vote(1) and role.deadline_ms() == FIRST_MS
+
+
+def test_a_better_vote_is_adopted_from_whoever_tells_it() -> None:
+    role = looking(1)
+    hear(role, 9, LOOKING, vote(7), in_round=50)
+    assert told(role) == dict.fromkeys([2, 3, 9], Notification(LOOKING, vote(7), 50))
+    assert role.deadline_ms() == FIRST_MS
+
+
+def test_who_may_not_lead_takes_over_the_best_vote_and_never_one_for_itself() -> None:
+    role = looking(9)
+    hear(role, 1, LOOKING, vote(1), in_round=4)
+    assert told(role) == dict.fromkeys([1, 2, 3], Notification(LOOKING, vote(1), 4))
+    hear(role, 2, LOOKING, vote(9, 50), in_round=4)
+    assert told(role) == {} and role.vote == vote(1)
+    hear(role, 3, LOOKING, vote(3), in_round=4)
+    assert told(role).keys() == {1, 2, 3} and role.vote == vote(3)
+    hear(role, 1, LOOKING, vote(1), in_round=4)
+    assert told(role) == {1: Notification(LOOKING, vote(3), 4)}
 
 
 def test_only_those_that_look_are_answered_by_one_that_does_not() -> None:

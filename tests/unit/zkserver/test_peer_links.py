@@ -217,7 +217,8 @@ async def test_a_dial_to_nobody_fails_once() -> None:
             server.call("dial", 3)
             await until(lambda: len(server.failed) == 2)
         assert server.failed == [2, 3]
-        assert server.log.events == ["leader_not_reached"]
+        assert server.log.events == ["leader_not_reached"] * 2
+        assert "its address is not known here" in server.log.records[-1][2]["reason"]
 
 
 @pytest.mark.parametrize("host", ["no such host", "a" * 64 + ".example", "host..example"])

@@ -5,18 +5,22 @@ the log and never changes role: `Peer` takes the decision and acts on it. A deci
 there is one leader in an epoch is ensured by discovery (A.4), so a stale word can cost an election,
 never a record.
 
-    looking --- a quorum has our vote, no better one within finalize_wait_ms --> decided
-    looking --- every voter has our vote ---------------------------------------> decided
-    looking --- a quorum names an established leader, and so does that leader --> decided
+    looking --- a quorum has our vote, no better one within finalize_wait_ms -------> decided
+    looking --- every voter has our vote --------------------------------------------> decided
+    looking --- a quorum names an established leader, and so does that leader -------> decided
+    looking --- whom we have voted for leads, or one in an epoch that is new to us --> decided
     decided     for good: whoever looks again makes a new `Looking` with a higher round
 
-Each voter tells its vote whenever it changes, and again after a silence that doubles. In a round
+Everybody tells its vote whenever it changes, and again after a silence that doubles. In a round
 votes only get better, so that whoever is told a worse one than its own may answer without making
 the two answer each other for ever.
 
-A server without a vote (an observer, or one that has lost its data) asks in the same way with
-`NO_VOTE`, counts as nobody, and follows the voters through their rounds and to their decision.
-Source: ZooKeeper `FastLeaderElection` (reference A.2).
+Whom we vote for and whose vote we count are two things. We count the voters that our log names; we
+vote for the best of all that ask, although our log may not name them, nor ourselves: it may lack
+the change that made them voters, and without us they might never be elected (Raft section 6). So a
+server that may not lead, as an observer, begins with `NO_VOTE` and takes over the best vote that it
+hears; nobody counts it that does not know it as a voter.
+Source: ZooKeeper `FastLeaderElection` (reference A.2), where only known voters are heard.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from .peer_config import PeerConfig
 from .peer_events import Notify
 
 NO_VOTE: Final = Vote(0, 0, 0)
-"""What a server tells that has no vote: worse than every vote, since server ids begin at 1."""
+"""What a server tells that has heard of nobody to vote for: worse than every vote, since server
+ids begin at 1."""
 
 
 class Decision(NamedTuple):
@@ -60,10 +65,10 @@ class Looking:
         election_round: int,
         now_ms: int,
     ) -> None:
-        """`own_vote` names ourselves, or is None for a server that may not be voted for. One that
-        is no voter any more, and may be elected all the same, votes without being counted.
+        """`own_vote` names ourselves, or is None for a server that may not be voted for.
 
         `election_round` is the one to begin, higher than every one this server was in before.
+        Without a vote we begin none: 0, so that every one we hear of is higher.
         """
         if own_vote is not None:
             assert own_vote.server_id == config.server_id, (own_vote, config.server_id)
@@ -72,14 +77,13 @@ class Looking:
         self._quorums = membership.quorums
         self._others = membership.ids - {config.server_id}
         self._accepted_epoch = accepted_epoch
-        self._is_voting = own_vote is not None
+        self._may_lead = own_vote is not None
         self._initial_vote = own_vote or NO_VOTE
         self.vote = self._initial_vote
         """The best one of this round, as far as we know."""
-        self.election_round = election_round if self._is_voting else 0
-        """Without a vote we have no round of our own: 0, so that every voter's is higher."""
+        self.election_round = election_round if self._may_lead else 0
         self._round_votes: dict[int, Vote] = {}
-        """Newest vote of each server in this round, ours included."""
+        """Newest vote of each server in this round, ours included; `Quorums` picks the voters."""
         self._settled: dict[int, Notification] = {}
         """Newest word of each server that looks no more, of whatever round."""
         self._decision: Decision | None = None
@@ -94,7 +98,7 @@ class Looking:
     def start(self) -> None:
         """Tell everybody our vote, or ask for theirs."""
         self._untold |= self._others
-        if self._is_voting:
+        if self._may_lead:
             self._adopt(self._initial_vote, self._now_ms)
             self._count(self._now_ms)
 
@@ -104,10 +108,8 @@ class Looking:
             return
         if notification.state != PeerState.LOOKING:
             self._on_settled(sender_id, notification)
-        elif sender_id not in self._quorums.voters or notification.vote == NO_VOTE:
-            self._on_question(sender_id)
         else:
-            self._on_vote(sender_id, notification, now_ms)
+            self._on_looking(sender_id, notification, now_ms)
         if self._decision is None:
             self._count(now_ms)
 
@@ -131,8 +133,7 @@ class Looking:
 
     def take_notifications(self) -> list[Notify]:
         """What is to be sent since the last call, also after the decision: at most one for each."""
-        vote = self.vote if self._is_voting else NO_VOTE
-        notification = Notification(PeerState.LOOKING, vote, self.election_round)
+        notification = Notification(PeerState.LOOKING, self.vote, self.election_round)
         notifications = [Notify(server_id, notification) for server_id in sorted(self._untold)]
         self._untold.clear()
         return notifications
@@ -143,25 +144,16 @@ class Looking:
 
     def _is_possible(self, sender_id: int, notification: Notification) -> bool:
         state, vote, election_round = notification
-        if vote == NO_VOTE:
-            return state == PeerState.LOOKING  # also of a server that is about to join
-        if self._is_later_leader(sender_id, notification):
-            return True
-        if sender_id not in self._others:
+        if sender_id == self._config.server_id:
             return False
-        is_follower = state in (PeerState.FOLLOWING, PeerState.OBSERVING)
-        if is_follower and sender_id != vote.server_id and election_round > 0:
-            return vote.server_id != self._config.server_id or self._is_voting
+        if vote == NO_VOTE:
+            return state == PeerState.LOOKING
         if election_round <= 0:
             return False
-        if vote.server_id == self._config.server_id:
-            if not self._is_voting:
-                return False  # Said of us before we lost our data.
-        elif vote.server_id not in self._quorums.voters:
-            return False
-        return state == PeerState.LOOKING or (
-            (state == PeerState.LEADING) == (vote.server_id == sender_id)
-        )
+        if vote.server_id == self._config.server_id and not self._may_lead:
+            return False  # Said of us when our log was another one.
+        is_of_itself = vote.server_id == sender_id
+        return state == PeerState.LOOKING or (state == PeerState.LEADING) == is_of_itself
 
     def _is_later_leader(self, sender_id: int, notification: Notification) -> bool:
         """It leads in no older epoch than we have heard of: our members may be those of long ago.
@@ -175,16 +167,18 @@ class Looking:
             and vote.epoch >= max(1, self._accepted_epoch)
         )
 
-    def _on_question(self, sender_id: int) -> None:
-        """A server without a vote asks."""
-        self._forget(sender_id)
-        self._answer(sender_id)
+    def _has_our_vote(self, notification: Notification) -> bool:
+        """It leads in this round, and we have voted for it: its log may name us where ours names
+        others, so that it waits for us and we would wait for them."""
+        leads_in_round = (PeerState.LEADING, self.vote, self.election_round)
+        return notification == leads_in_round and self.vote.server_id != self._config.server_id
 
-    def _on_vote(self, sender_id: int, notification: Notification, now_ms: int) -> None:
-        """A voter looks for a leader, too."""
+    def _on_looking(self, sender_id: int, notification: Notification, now_ms: int) -> None:
+        """Another server looks for a leader, too; in NO_VOTE it has none to tell."""
         self._forget(sender_id)
+        self._meet(sender_id)
         _, vote, election_round = notification
-        if election_round < self.election_round:
+        if vote == NO_VOTE or election_round < self.election_round:
             self._answer(sender_id)
             return
         if election_round > self.election_round:
@@ -201,19 +195,22 @@ class Looking:
     def _on_settled(self, sender_id: int, notification: Notification) -> None:
         """A server follows, leads or observes; `Quorums` sees to it that observers don't count."""
         self._forget(sender_id)
-        if self._is_later_leader(sender_id, notification):
+        if self._is_later_leader(sender_id, notification) or self._has_our_vote(notification):
             self._decide(notification.vote, notification.election_round)
             return
         self._settled[sender_id] = notification
-        leader_id = notification.vote.server_id
-        if leader_id not in self._others and leader_id != self._config.server_id:
-            self._others |= {leader_id}  # whom we do not know: ask it, too
-            self._untold.add(leader_id)
+        self._meet(notification.vote.server_id)
         if notification.election_round == self.election_round:
             self._round_votes[sender_id] = notification.vote
         word = self._word_of_leader(notification)
         if word is not None and self._is_named_by_quorum(notification):
             self._decide(word.vote, word.election_round)
+
+    def _meet(self, server_id: int) -> None:
+        """One that our log may not name is told our vote, too, from now on."""
+        if server_id not in self._others and server_id != self._config.server_id:
+            self._others |= {server_id}
+            self._untold.add(server_id)
 
     def _forget(self, sender_id: int) -> None:
         """Only the newest notification of a server counts."""
@@ -255,12 +252,11 @@ class Looking:
         self._finalize_ms = None
         self._silence_ms = self._config.notification_first_ms
         self._resend_ms = now_ms + self._silence_ms
-        if self._is_voting:
-            self._round_votes[self._config.server_id] = vote
-            self._untold |= self._others
+        self._round_votes[self._config.server_id] = vote
+        self._untold |= self._others
 
     def _answer(self, server_id: int) -> None:
-        if self._is_voting:
+        if self.vote != NO_VOTE:
             self._untold.add(server_id)
 
     def _count(self, now_ms: int) -> None:
@@ -274,5 +270,5 @@ class Looking:
             self._finalize_ms = now_ms + self._config.finalize_wait_ms
 
     def _decide(self, vote: Vote, election_round: int) -> None:
-        assert self._is_voting or vote.server_id != self._config.server_id, vote
+        assert self._may_lead or vote.server_id != self._config.server_id, vote
         self._decision = Decision(vote.server_id, vote, election_round)

@@ -262,6 +262,8 @@ class PeerLinks:
         if self._closed:
             return
         if server_id not in self._addresses:
+            unknown = LookupError("its address is not known here: add it to `servers` and restart")
+            self._complaints.say("leader_not_reached", server_id, unknown)
             self._loop.call_soon(self._tell_failed, server_id)
             return
         self._dial(
