@@ -51,6 +51,9 @@ MAX_PROPOSAL_BYTES: Final = MAX_TXN_BYTES + 64 * 1024
 """All records of a Proposal together. The longest Txn that any setting allows must fit, with room
 for what adds to it: what was accepted can always be replicated (ZOOKEEPER-3496)."""
 MAX_REFUSAL_BYTES: Final = 512
+MAX_HOST_BYTES: Final = 255
+"""Of a server's name or address; no name of the DNS is longer."""
+PORT_LAST: Final = 65_535
 MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
 """Of a snapshot."""
 MAX_REQUESTS: Final = 1_000
@@ -105,6 +108,9 @@ class PeerHello(NamedTuple):
     purpose: PeerPurpose
     version: int
     """The highest version of the messages that it speaks."""
+    host: str = ""
+    """Where the others reach it, with `port`: for one that does not know it, or not any more."""
+    port: int = 0
 
 
 class PeerWelcome(NamedTuple):
@@ -409,7 +415,13 @@ class PeerMessageType(NamedTuple):
 PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
     schema.cls: PeerMessageType(key, schema)
     for key, schema in (
-        (2001, Schema(PeerHello, _SERVER_ID, _ENSEMBLE_ID, _one_of(PeerPurpose), _VERSION)),
+        (
+            2001,
+            Schema(
+                *(PeerHello, _SERVER_ID, _ENSEMBLE_ID, _one_of(PeerPurpose), _VERSION),
+                *(string(MAX_HOST_BYTES), integer(0, PORT_LAST)),
+            ),
+        ),
         (2002, Schema(PeerWelcome, _SERVER_ID, _VERSION)),
         (2003, Schema(PeerRefusal, INT16, string(MAX_REFUSAL_BYTES))),
         (2004, Schema(Notification, _one_of(PeerState), _VOTE, _COUNT)),

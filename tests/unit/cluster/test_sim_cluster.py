@@ -275,6 +275,44 @@ def test_a_leader_that_is_left_out_leads_once_more_where_nobody_else_knows_it() 
             world.run(story(world))
 
 
+def test_who_was_away_finds_leaders_that_it_has_never_heard_of() -> None:
+    """3 slept while 4 and 5 took the places of 1 and 2: neither its log nor its settings name them,
+    and those that it knows are gone."""
+
+    async def story(world: SimWorld) -> None:
+        cluster = SimCluster(world, zk=5, zk_settings=WITH_SUPER)
+        one, two, three, four, five = cluster.zk_servers
+        members = [
+            f"{n}={each.machine.ip}:2888:participant;{each.address}"
+            for n, each in enumerate(cluster.zk_servers, 1)
+        ]
+
+        async def start(known: list[str], *servers: SimMember) -> None:
+            cluster.zk_settings["servers"] = tuple(known)
+            for each in servers:
+                cluster.start(each)
+            await cluster.until_zk_serves(*servers)
+
+        await start(members[:3], one, two, three)
+        cluster.kill(three)
+        await start([*members[:2], members[3]], four)
+        await start([*members[:2], members[4]], five)
+        async with cluster.zk_client(auth_data=[SUPER]) as zk:
+            await zk.create("/a", b"1")
+            await zk.retry(zk.reconfig, joining=",".join(members[3:]), leaving="1,2")
+        cluster.kill(one)
+        cluster.kill(two)
+        await start(members[:3], three)
+        assert cluster.role(three) == "follower"
+        async with cluster.zk_client(hosts=three.address) as zk:
+            assert (await zk.get("/a"))[0] == b"1"
+        await cluster.__aexit__()
+
+    for seed in range(3):
+        with SimWorld(seed) as world:
+            world.run(story(world))
+
+
 def test_a_broker_keeps_what_it_acknowledged() -> None:
     async def story(world: SimWorld) -> None:
         async with SimCluster(world, zk=3, brokers=1) as cluster:

@@ -36,9 +36,11 @@ def vote(round_number: int) -> Notification:
     return Notification(PeerState.LOOKING, Vote(1, 5, 2), round_number)
 
 
-def hello(server_id: int, purpose: PeerPurpose, ensemble_id: int = ENSEMBLE_ID) -> bytes:
-    """How a server opens a connection."""
-    message = PeerHello(server_id, ensemble_id, purpose, PEER_VERSION)
+def hello(
+    server_id: int, purpose: PeerPurpose, ensemble_id: int = ENSEMBLE_ID, port: int = 0
+) -> bytes:
+    """How a server opens a connection; `port`: where it says that it listens."""
+    message = PeerHello(server_id, ensemble_id, purpose, PEER_VERSION, HOST, port)
     return PREAMBLE + encoded(message)
 
 

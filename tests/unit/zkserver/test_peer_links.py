@@ -221,6 +221,16 @@ async def test_a_dial_to_nobody_fails_once() -> None:
         assert "its address is not known here" in server.log.records[-1][2]["reason"]
 
 
+async def test_a_server_of_no_members_is_dialled_where_it_said_that_it_is() -> None:
+    async with ensemble(2) as (server, other):
+        stranger = await Hand.dial(server, hello(9, ELECTION, port=other.links.port))
+        await stranger.welcomed()
+        server.call("dial", 9)
+        await until(lambda: bool(server.failed))  # It is 2 that answers there: it was reached.
+        assert "dialled server 9, and server 2 answered" in server.log.records[-1][2]["reason"]
+        await stranger.hang_up()
+
+
 @pytest.mark.parametrize("host", ["no such host", "a" * 64 + ".example", "host..example"])
 async def test_a_name_that_is_none_fails_the_dial(host: str) -> None:
     async with ensemble(1) as (server,):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from duolog_protocol.quorum_messages import SERVER_ID_LAST
+from duolog_protocol.quorum_messages import MAX_HOST_BYTES, PORT_LAST, SERVER_ID_LAST
 
 MAX_MEMBERS: Final = 32
 _HOST: Final = r"\[[0-9A-Fa-f:.%]+\]|[^\s:;,\[\]=]+"
@@ -21,7 +21,6 @@ _MEMBER: Final = re.compile(
     rf"(?:server\.)?(?P<id>\d{{1,9}})=(?P<host>{_HOST}):(?P<port>\d{{1,5}})(?::(?P<election>\d{{1,5}}))?"
     rf"(?::(?P<role>participant|observer))?(?:;(?:(?P<client_host>{_HOST}):)?(?P<client>\d{{1,5}}))?"
 )
-_PORT_LAST: Final = 65_535
 
 
 class Member(NamedTuple):
@@ -57,13 +56,15 @@ def parse_member(text: str) -> Member:
             f"{text!r} must be ID=HOST:PEER_PORT[:participant|:observer][;[HOST:]CLIENT_PORT]"
         )
     server_id, port, client = int(found["id"]), int(found["port"]), int(found["client"] or 0)
-    if not 1 <= port <= _PORT_LAST or client > _PORT_LAST:
-        raise ValueError(f"{text!r}: a port must be in [1, {_PORT_LAST}]")
+    if not 1 <= port <= PORT_LAST or client > PORT_LAST:
+        raise ValueError(f"{text!r}: a port must be in [1, {PORT_LAST}]")
     is_voter = found["role"] != "observer"
     client_host = (found["client_host"] or "").strip("[]")
     election = int(found["election"] or 0)
     election = 0 if election == port else election
     host = found["host"].strip("[]")
+    if len(host.encode()) > MAX_HOST_BYTES:
+        raise ValueError(f"a host must have at most {MAX_HOST_BYTES} bytes: {host[:50]}...")
     return Member(server_id, host, port, is_voter, client_host, client, election)
 
 

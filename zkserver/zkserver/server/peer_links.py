@@ -122,6 +122,8 @@ class PeerLinks:
         self._server_id = server_id
         self._ensemble_id = ensemble_id
         self._addresses = dict(addresses)
+        self._told_addresses: dict[int, tuple[str, int]] = {}
+        """Of servers that have said hello and are in none of the members that we know."""
         self._owner = owner
         self._rng = rng
         self._log = log
@@ -261,7 +263,7 @@ class PeerLinks:
         """Open a learner's link to a leader; ends with `link_opened` or `dial_failed`, once."""
         if self._closed:
             return
-        if server_id not in self._addresses:
+        if self._address_of(server_id) is None:
             unknown = LookupError("its address is not known here: add it to `servers` and restart")
             self._complaints.say("leader_not_reached", server_id, unknown)
             self._loop.call_soon(self._tell_failed, server_id)
@@ -285,10 +287,13 @@ class PeerLinks:
         on_messages: Callable[[DialledLink, list[Received]], None],
         on_closed: Callable[[DialledLink], None],
     ) -> DialledLink:
+        address = self._address_of(server_id)
+        assert address is not None, server_id
+        ours = self._addresses[self._server_id]
         link = DialledLink(
             self._loop,
             server_id,
-            PeerHello(self._server_id, self._ensemble_id, purpose, PEER_VERSION),
+            PeerHello(self._server_id, self._ensemble_id, purpose, PEER_VERSION, *ours),
             on_open=on_open,
             on_failed=on_failed,
             on_messages=on_messages,
@@ -298,8 +303,12 @@ class PeerLinks:
             tls=self._tls,
         )
         self._dialled.add(link)
-        link.dial(*self._addresses[server_id], self._dial_timeout_ms)
+        link.dial(*address, self._dial_timeout_ms)
         return link
+
+    def _address_of(self, server_id: int) -> tuple[str, int] | None:
+        """What the members say of it is better than what it says itself; None: nobody does."""
+        return self._addresses.get(server_id) or self._told_addresses.get(server_id)
 
     def _on_dialled(self, link: DialledLink) -> None:
         self._open[link] = None
@@ -422,6 +431,8 @@ class PeerLinks:
             link.turn_away(answer)
             return
         self._strangers.pop(link).cancel()
+        if hello.port and hello.server_id not in self._addresses:
+            self._told_addresses[hello.server_id] = (hello.host, hello.port)
         caller = PeerCaller(hello.server_id, PeerPurpose(hello.purpose))
         link.welcome(caller, answer)
         calls = self._calls.setdefault(caller, [])
