@@ -59,7 +59,7 @@ class Workload:
     def set_watches(self, last_zxid_seen: int) -> tuple[str, tuple[Any, ...]]:
         """What a client sends after it has reconnected."""
         lists: list[list[str]] = [[], [], [], [], []]
-        for path in {self._path() for _ in range(6)}:
+        for path in dict.fromkeys(self._path() for _ in range(6)):
             mode = self._persistent_mode(path)
             lists[self.rng.randrange(3) if mode is None else 3 + mode].append(path)
         return "set_watches2", (last_zxid_seen, *map(tuple, lists))

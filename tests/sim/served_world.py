@@ -14,6 +14,7 @@ is healed, one log is read, and `checkers.zk_history` compares all that anybody 
 from __future__ import annotations
 
 import errno
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -227,6 +228,19 @@ class ServedWorld(HistoryWorld):
             if machine.snapshots_received:
                 found["snapshot came"] += machine.snapshots_received
         return dict(found)
+
+    def trace_hash(self) -> str:
+        """Of all that its clients were told, when, and of all that the disks have done: two
+        histories of one seed, of whatever process, have the same."""
+        found = hashlib.blake2b(digest_size=16)
+        history = self.history()
+        for each in (*history.calls, *history.events, *history.connections):
+            found.update(repr(each).encode())
+        for zxid in sorted(self._committed):
+            found.update(self._committed[zxid])
+        writes = [machine.disk.write_count for machine in self.machines]
+        found.update(repr((self.scheduler.now_us, sorted(self.marks.items()), writes)).encode())
+        return found.hexdigest()
 
     def _mark(self, name: str) -> None:
         self.marks[name] = self.marks.get(name, 0) + 1

@@ -14,10 +14,16 @@ from tests.sim.mutants import run_mutant
 ROOT = Path(__file__).resolve().parents[2]
 PRINT_HASHES = """
 from tests.sim.ensemble_world import EnsembleWorld
+from tests.sim.served_world import FiveServedWorld, ServedWorld
 for seed in range(100, 106):
     world = EnsembleWorld(seed)
     world.simulate()
     print(seed, world.trace_hash(), world.scheduler.event_count)
+for kind in (ServedWorld, FiveServedWorld):
+    for seed in range(100, 104):
+        world = kind(seed)
+        world.live()
+        print(seed, world.trace_hash(), world.scheduler.event_count)
 """
 
 
