@@ -9,7 +9,7 @@ import pytest
 
 from .checkers.zk_faults import FAULTS, Fault, NoPlace
 from .checkers.zk_history import check_history
-from .checkers.zk_records import Call, Heard, History, Opened, Stat, from_lines, to_lines
+from .checkers.zk_records import Call, Heard, History, Logged, Opened, Stat, from_lines, to_lines
 from .zk_history_world import HistoryWorld
 
 SEEDS = range(12)
@@ -109,6 +109,20 @@ def test_a_write_without_a_reply_is_recognised_by_its_data() -> None:
     assert checked([unknown, read]) == []
     again = read._replace(xid=3, position=2, zxid=12, values=(b"x", stat(11)))
     assert any("happened at" in each for each in checked([unknown, read, again]))
+
+
+def test_a_counter_begins_again_with_a_parent_whose_creation_was_not_answered() -> None:
+    child = made(3, "/a/b0000000000")._replace(name="create")
+    child = child._replace(arguments=("/a/b", b"x", OPEN, 2))
+    removed = Call(1, 1, 14, "delete", ("/a/b0000000000", -1), 0, 1, 2, 0, 4, ())
+    gone = Call(1, 1, 15, "delete", ("/a", -1), 0, 1, 3, 0, 5, ())
+    unknown = made(6)._replace(received_ns=None, position=-1, zxid=0, values=())
+    again = child._replace(xid=17, position=4, zxid=7)
+    calls = [made(2), child, removed, gone, unknown, again]
+    xids = {2: 12, 3: 13, 4: 14, 5: 15, 6: 16, 7: 17}
+    log = [Logged(zxid, 1, xid, "write") for zxid, xid in xids.items()]
+    connections = [Opened(1, 1, "opened", 0, 0, 0)]
+    assert check_history(History(calls, [], connections, log)).violations == []
 
 
 def test_real_time_holds_between_sessions() -> None:

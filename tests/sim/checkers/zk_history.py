@@ -19,12 +19,13 @@ All violations are returned, each with the operations it is about.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from . import zk_watches
-from .zk_model import Answer, ModelTree, parent_of
+from .zk_model import CREATED, Answer, ModelTree, parent_of
 from .zk_records import WRITES, Call, Heard, History, Logged, Stat
 
 WATCHING: Final = frozenset(
@@ -84,6 +85,8 @@ class _Checker:
         self.counts: Counter[str] = Counter()
         self.tree = ModelTree()
         self.watches: dict[int, zk_watches.WatchModel] = defaultdict(zk_watches.WatchModel)
+        self.made: dict[str, list[int]] = defaultdict(list)
+        """Path -> zxids at which it was created, ascending; also by writes without a reply."""
         self.times: dict[int, int] = {}
         self.ended: dict[int, int] = {}
         """Session -> zxid at which it ended."""
@@ -249,6 +252,9 @@ class _Checker:
                 self._read(reads[at])
                 at += 1
             self._apply(write)
+            for change in self.tree.changes:
+                if change.type == CREATED:
+                    self.made[change.path].append(write.zxid)
             for watches in self.watches.values():
                 watches.expect(self.tree.changes, write.zxid)
         for call in reads[at:]:
@@ -256,6 +262,7 @@ class _Checker:
 
     def _apply(self, write: _Write) -> None:
         call = write.call
+        self.tree.changes = []
         self.counts["writes"] += 1
         if write.session in self.ended:
             text = f"session {write.session:#x} ended at {self.ended[write.session]:#x}"
@@ -335,12 +342,11 @@ class _Checker:
 
         The counter goes with the parent: a parent that was made anew begins again.
         """
-        made: dict[str, int] = {}
         last: dict[tuple[str, int], tuple[str, Call]] = {}
         for call, path, stem in sorted(self._created(), key=lambda each: each[0].zxid):
             parent = parent_of(path)
             if stem is not None:
-                key = (parent, made.get(parent, 0))
+                key = (parent, bisect_right(self.made[parent], call.zxid))
                 number = path[len(stem) :]
                 before = last.get(key)
                 if before is not None and int(number) <= int(before[0]):
@@ -348,7 +354,6 @@ class _Checker:
                         "7 Sequence", f"{number} comes after {before[0]}: {before[1]}; {call}"
                     )
                 last[key] = number, call
-            made[path] = call.zxid
 
     def _created(self) -> Iterable[tuple[Call, str, str | None]]:
         """(call, path, path without the number where it is sequential) of what was created."""
