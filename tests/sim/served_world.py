@@ -169,13 +169,14 @@ class ServedWorld(HistoryWorld):
         self._settle(reader)
 
     def _compare_servers(self) -> None:
-        """Nobody writes any more: let everybody come to the same."""
+        """No client writes any more, and at some moment no session expires: let everybody come to
+        the same."""
         at_last = LEVEL_LAST
         self._await(
             "Upgrade",
             lambda: {life.replica.core.state.level for life in self._lives()} == {at_last},
         )
-        self._await("SameLog", lambda: len({self._last_of(each) for each in self._lives()}) == 1)
+        self._await("SameLog", self._is_at_rest)
         trees = []
         for life in self._lives():
             core = life.replica.core
@@ -207,9 +208,14 @@ class ServedWorld(HistoryWorld):
     def _may_look(self, life: Life) -> bool:
         return life.replica.core.state.tree.snapshot is None
 
-    def _last_of(self, life: Life) -> tuple[int, int, bool]:
-        peer = life.replica.peer
-        return peer.last_durable_zxid, life.replica.core.last_applied_zxid, peer.is_established
+    def _is_at_rest(self) -> bool:
+        """Whether all serve, and whatever one has logged is durable and applied everywhere."""
+        ends: set[int] = set()
+        for life in self._lives():
+            peer = life.replica.peer
+            ends |= {peer.last_logged_zxid, peer.last_durable_zxid}
+            ends.add(life.replica.core.last_applied_zxid)
+        return len(ends) == 1 and all(life.replica.peer.is_established for life in self._lives())
 
     def _lives(self) -> list[Life]:
         return [each.life for each in self.machines if each.life is not None]
