@@ -147,10 +147,13 @@ class SimCluster:
         process = member.machine.boot()
         member.stopping = asyncio.Event()
         member.server = None
-        run = self._run_broker if member in self.brokers else self._run_zk
-        member.task = process.start(run(member))
+        if member in self.brokers:
+            run = self._run_broker(member, dict(self.broker_settings))
+        else:
+            run = self._run_zk(member, dict(self.zk_settings))
+        member.task = process.start(run)
 
-    async def _run_zk(self, member: SimMember) -> None:
+    async def _run_zk(self, member: SimMember, settings: dict[str, Any]) -> None:
         server_id = self.zk_servers.index(member) + 1
         place: dict[str, Any] = {}
         if len(self.zk_servers) > 1:
@@ -162,7 +165,7 @@ class SimCluster:
         node = new_zk_node(
             _DATA,
             member.port,
-            {"host": member.machine.ip, "insecure": True, **place, **self.zk_settings},
+            {"host": member.machine.ip, "insecure": True, **place, **settings},
             **_given(member),
         )
         await self._serve(member, node)
@@ -170,7 +173,7 @@ class SimCluster:
     def _part_of(self, server_id: int) -> str:
         return "participant" if server_id <= self._voter_count else "observer"
 
-    async def _run_broker(self, member: SimMember) -> None:
+    async def _run_broker(self, member: SimMember, settings: dict[str, Any]) -> None:
         config = {
             "data": _DATA,
             "host": member.machine.ip,
@@ -178,7 +181,7 @@ class SimCluster:
             "port": member.port,
             "zookeeper": self.zookeeper,
             "zookeeper_session_timeout_ms": 4_000,
-            **self.broker_settings,
+            **settings,
         }
         given = _given(member)
         files, disk = given.pop("files"), given.pop("disk")

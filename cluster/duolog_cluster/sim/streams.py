@@ -198,6 +198,10 @@ class SimTransport(asyncio.Transport):
         """As asyncio's."""
         if self._is_lost or not data:
             return
+        if not self._link.is_open:  # the other end has closed, and refuses what comes
+            error = ConnectionResetError("the other end has closed the connection")
+            self._process.loop.call_soon(self._lose, error)
+            return
         piece = bytes(data)
         self._unread_bytes += len(piece)
         self._link.send(piece)
@@ -257,6 +261,8 @@ class SimTransport(asyncio.Transport):
             self._lose(None)
 
     def _lose(self, error: Exception | None) -> None:
+        if self._is_lost:
+            return
         self._is_lost = True
         self._incoming.clear()
         if self._other is not None:

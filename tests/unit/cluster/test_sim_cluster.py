@@ -275,6 +275,66 @@ def test_a_leader_that_is_left_out_leads_once_more_where_nobody_else_knows_it() 
             world.run(story(world))
 
 
+def _members_of(cluster: SimCluster) -> list[str]:
+    """A line for each server, as a voter."""
+    return [
+        f"{number}={each.machine.ip}:2888:participant;{each.address}"
+        for number, each in enumerate(cluster.zk_servers, 1)
+    ]
+
+
+async def _start(cluster: SimCluster, known: list[str], *servers: SimMember) -> None:
+    """Start servers whose settings name these members; they serve when it returns."""
+    cluster.zk_settings["servers"] = tuple(known)
+    for each in servers:
+        cluster.start(each)
+    await cluster.until_zk_serves(*servers)
+
+
+@pytest.mark.parametrize("is_voter", [True, False])
+def test_who_alone_has_logged_a_change_of_the_members_keeps_nobody_waiting(is_voter: bool) -> None:
+    """It has the longest log, and by that log it needs servers that have died. The others do not:
+    they have a quorum, and must not wait for it as long as for a leader."""
+
+    async def story(world: SimWorld) -> None:
+        cluster = SimCluster(world, zk=6, zk_settings=WITH_SUPER)
+        members, old, new = _members_of(cluster), cluster.zk_servers[:3], cluster.zk_servers[3:]
+        await _start(cluster, members[:3], *old)
+        for each, line in zip(new, members[3:], strict=True):
+            await _start(cluster, [*members[:3], line], each)
+        leader = await cluster.until_zk_leader()
+        hearing = next(each for each in old if each is not leader) if is_voter else new[0]
+        async with cluster.zk_client(hosts=leader.address, auth_data=[SUPER]) as zk:
+            await zk.create("/a", b"1")
+            for each in cluster.zk_servers:
+                if each is not leader and each is not hearing:
+                    world.network.stall(leader.machine.address, each.machine.address, 60_000)
+            leader.pace.mean_work_us = 60_000_000
+            change = asyncio.create_task(
+                zk.reconfig(joining=",".join(members[3:]), leaving="1,2,3")
+            )
+            await world.sleep(0.3)
+            cluster.lose_power(leader, lose_unsynced=True)
+            change.cancel()
+        leader.pace.mean_work_us = 200
+        for each in cluster.zk_servers:
+            cluster.kill(each)
+        world.heal()
+        began_ms = world.elapsed_ms
+        cluster.zk_settings["servers"] = tuple(members[:4])
+        for each in cluster.zk_servers[: 3 if is_voter else 4]:
+            cluster.start(each)
+        await cluster.until_zk_serves(*(each for each in old if each is not hearing))
+        assert world.elapsed_ms - began_ms < 2_000
+        await cluster.until_zk_serves(*old, hearing)
+        assert world.elapsed_ms - began_ms < 5_000
+        await cluster.__aexit__()
+
+    for seed in range(3):
+        with SimWorld(seed) as world:
+            world.run(story(world))
+
+
 def test_who_was_away_finds_leaders_that_it_has_never_heard_of() -> None:
     """3 slept while 4 and 5 took the places of 1 and 2: neither its log nor its settings name them,
     and those that it knows are gone."""
@@ -282,27 +342,17 @@ def test_who_was_away_finds_leaders_that_it_has_never_heard_of() -> None:
     async def story(world: SimWorld) -> None:
         cluster = SimCluster(world, zk=5, zk_settings=WITH_SUPER)
         one, two, three, four, five = cluster.zk_servers
-        members = [
-            f"{n}={each.machine.ip}:2888:participant;{each.address}"
-            for n, each in enumerate(cluster.zk_servers, 1)
-        ]
-
-        async def start(known: list[str], *servers: SimMember) -> None:
-            cluster.zk_settings["servers"] = tuple(known)
-            for each in servers:
-                cluster.start(each)
-            await cluster.until_zk_serves(*servers)
-
-        await start(members[:3], one, two, three)
+        members = _members_of(cluster)
+        await _start(cluster, members[:3], one, two, three)
         cluster.kill(three)
-        await start([*members[:2], members[3]], four)
-        await start([*members[:2], members[4]], five)
+        await _start(cluster, [*members[:2], members[3]], four)
+        await _start(cluster, [*members[:2], members[4]], five)
         async with cluster.zk_client(auth_data=[SUPER]) as zk:
             await zk.create("/a", b"1")
             await zk.retry(zk.reconfig, joining=",".join(members[3:]), leaving="1,2")
         cluster.kill(one)
         cluster.kill(two)
-        await start(members[:3], three)
+        await _start(cluster, members[:3], three)
         assert cluster.role(three) == "follower"
         async with cluster.zk_client(hosts=three.address) as zk:
             assert (await zk.get("/a"))[0] == b"1"
@@ -348,11 +398,13 @@ def test_a_broker_to_which_nothing_happens_stays_the_controller() -> None:
         world.run(story(world))
 
 
-def test_a_learner_is_sent_a_snapshot_where_the_log_before_it_is_damaged() -> None:
-    """An old file of the log is read only when somebody lacks what it holds."""
+@pytest.mark.parametrize("snap_count", [40, 100_000])
+def test_a_learner_is_sent_a_snapshot_where_the_log_is_damaged(snap_count: int) -> None:
+    """An old file of the log is read only when somebody lacks what it holds. Where no snapshot
+    stands for it, the leader makes one of what it has in memory."""
 
     async def story(world: SimWorld) -> None:
-        settings = {"snap_count": 40, "snap_retain_count": 100, "log_file_bytes": 4_096}
+        settings = {"snap_count": snap_count, "snap_retain_count": 100, "log_file_bytes": 4_096}
         async with SimCluster(world, zk=3, zk_settings=settings) as cluster:
             async with cluster.zk_client() as zk:
                 await zk.create("/a")

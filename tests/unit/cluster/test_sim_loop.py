@@ -337,3 +337,34 @@ def test_a_server_may_serve_for_ever_and_hears_of_the_end_of_what_is_sent() -> N
         assert heard == [b"all of it"]
 
     run(story(), world)
+
+
+def test_who_only_writes_learns_that_the_other_end_has_gone() -> None:
+    """As with real sockets: the first bytes are refused, and the next ones fail."""
+    world = SimWorld()
+    ended: list[BaseException] = []
+
+    async def pour(machine: SimMachine) -> None:
+        async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while True:
+                    writer.write(b"x" * 4_096)
+                    await writer.drain()
+                    await world.sleep(0.001)
+            except OSError as error:
+                ended.append(error)
+
+        server = await asyncio.start_server(take, machine.ip, PORT)
+        await server.wait_closed()
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        machine = world.machine("server")
+        machine.boot().start(pour(machine))
+        async with connected(machine) as (reader, _writer):
+            await reader.readexactly(4_096)
+        while not ended:
+            await world.sleep(0.01)
+
+    run(story(), world)
+    assert isinstance(ended[0], ConnectionResetError)

@@ -16,6 +16,7 @@ LOOKING, FOLLOWING = PeerState.LOOKING, PeerState.FOLLOWING
 LEADING, OBSERVING = PeerState.LEADING, PeerState.OBSERVING
 WAIT_MS = PeerConfig(1, frozenset({1})).finalize_wait_ms
 FIRST_MS = PeerConfig(1, frozenset({1})).notification_first_ms
+OUTSIDER_WAIT_MS = PeerConfig(1, frozenset({1})).outsider_wait_ms
 LAST_MS = PeerConfig(1, frozenset({1})).notification_last_ms
 
 
@@ -167,12 +168,24 @@ def test_who_does_not_know_that_it_is_a_voter_votes_for_whoever_asks() -> None:
 
 
 def test_one_that_our_log_does_not_name_is_elected_with_our_vote() -> None:
-    """The voters were {1, 2, 3}; 2 has not heard that 4 and 5 have taken the place of 1 and 2."""
+    """The voters were {1, 2, 3}; 2 has not heard that 4 and 5 have taken the place of 1."""
     ensemble = Ensemble({2: vote(2, 5), 3: vote(3, 9), 4: vote(4, 9), 5: vote(5, 7)})
     ensemble.electors[2] = Elector(config_of(2, {1, 2, 3}, set()), vote(2, 5))
-    ensemble.start(2, 3, 4, 5)
-    ensemble.advance(WAIT_MS)
-    assert ensemble.leaders() == {2: 4, 3: 4, 4: 4, 5: 4}
+    ensemble.start(2, 3, 4)
+    ensemble.advance(OUTSIDER_WAIT_MS - 1)
+    assert ensemble.leaders()[2] == 0
+    ensemble.advance(LAST_MS + WAIT_MS)
+    assert ensemble.leaders() == {2: 4, 3: 4, 4: 4, 5: 0}
+
+
+def test_an_outsider_does_not_keep_the_voters_from_electing_one_of_themselves() -> None:
+    """4 has logged that it, 5 and 6 are to be the voters; they are not there, and it cannot win."""
+    ensemble = Ensemble({1: vote(1, 5), 2: vote(2, 5), 3: vote(3, 4), 4: vote(4, 9)})
+    for each in (1, 2, 3):
+        ensemble.electors[each] = Elector(config_of(each, {1, 2, 3}, {4}), vote(each, 5))
+    ensemble.electors[4] = Elector(config_of(4, {4, 5, 6}, {1, 2, 3}), vote(4, 9), 7)
+    ensemble.start(4, 1, 2, 3)
+    assert ensemble.leaders() == {1: 3, 2: 3, 3: 3, 4: 0}
 
 
 @pytest.mark.parametrize("leader_id", [3, 7])
@@ -181,7 +194,8 @@ def test_whom_we_have_voted_for_is_followed_when_it_leads(leader_id: int) -> Non
     role = looking(1, 5)
     named = vote(leader_id, 8)
     hear(role, leader_id, LEADING, named)
-    hear(role, leader_id, LOOKING, named, in_round=4)
+    said = Notification(LOOKING, named, 4)
+    role.on_notification(leader_id, said, OUTSIDER_WAIT_MS)
     hear(role, leader_id, LEADING, named, in_round=3)
     hear(role, leader_id, LEADING, vote(leader_id, 7), in_round=4)
     assert role.decision() is None
@@ -470,9 +484,20 @@ def test_observers_are_answered_and_never_counted() -> None:
 
 def test_a_better_vote_is_adopted_from_whoever_tells_it() -> None:
     role = looking(1)
-    hear(role, 9, LOOKING, vote(7), in_round=50)
-    assert told(role) == dict.fromkeys([2, 3, 9], Notification(LOOKING, vote(7), 50))
+    hear(role, 9, LOOKING, vote(3), in_round=50)
+    assert told(role) == dict.fromkeys([2, 3, 9], Notification(LOOKING, vote(3), 50))
     assert role.deadline_ms() == FIRST_MS
+
+
+def test_an_outsider_is_not_answered_and_gets_a_vote_late() -> None:
+    """Or each would answer the other for ever."""
+    role = looking(1)
+    said = Notification(LOOKING, vote(7, 9), 50)
+    for sender_id in (2, 9):
+        role.on_notification(sender_id, said, OUTSIDER_WAIT_MS - 1)
+    assert told(role) == {} and (role.vote, role.election_round) == (vote(1), 1)
+    role.on_notification(2, said, OUTSIDER_WAIT_MS)
+    assert told(role) == dict.fromkeys([2, 3, 9], said)
 
 
 def test_who_may_not_lead_takes_over_the_best_vote_and_never_one_for_itself() -> None:

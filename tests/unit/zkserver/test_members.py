@@ -9,7 +9,7 @@ from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.txns import TxnKind, encode_txn
 from duolog_protocol.types import make_zxid
 from zkserver.core.members import Member, config_data, parse_config, parse_member, parse_members
-from zkserver.core.membership import Membership, Memberships
+from zkserver.core.membership import Membership, Memberships, membership_of
 from zkserver.core.prepare import Rejected
 from zkserver.core.reconfiguration import require_quorum, wanted_members
 
@@ -130,6 +130,17 @@ def test_whom_a_change_leaves_out_may_lead_until_the_change_is_committed() -> No
     assert found.may_lead(1, 10) and found.may_lead(2, 11)
     assert not found.may_lead(1, 11) and not found.may_lead(4, 0)
     assert not found.rebased(11, Membership(frozenset({2, 3})), 1).may_lead(1, 0)
+
+
+def test_whom_only_its_settings_name_may_not_lead() -> None:
+    """It may have been about to join; a snapshot's members are another thing."""
+    left = [record(10, THREE[1:], is_joint=False)]
+    found = Memberships(Membership(frozenset({1, 2, 3})))
+    found.on_appended(10, left)
+    assert not found.may_lead(1, 0) and found.may_lead(2, 0)
+    found = Memberships(membership_of(THREE))
+    found.on_appended(10, left)
+    assert found.may_lead(1, 0)
 
 
 def test_other_records_say_nothing_of_members() -> None:

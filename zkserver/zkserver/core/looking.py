@@ -19,7 +19,9 @@ Whom we vote for and whose vote we count are two things. We count the voters tha
 vote for the best of all that ask, although our log may not name them, nor ourselves: it may lack
 the change that made them voters, and without us they might never be elected (Raft section 6). So a
 server that may not lead, as an observer, begins with `NO_VOTE` and takes over the best vote that it
-hears; nobody counts it that does not know it as a voter.
+hears; nobody counts it that does not know it as a voter. An outsider, which our log does not name,
+gets a vote only once the voters have had the time to elect one of themselves: it may need others,
+and wait for them while we wait for it.
 Source: ZooKeeper `FastLeaderElection` (reference A.2), where only known voters are heard.
 """
 
@@ -93,14 +95,14 @@ class Looking:
         """Servers that are to be told our vote."""
         self._silence_ms = config.notification_first_ms
         self._resend_ms = now_ms + self._silence_ms
-        self._now_ms = now_ms
+        self._began_ms = now_ms
 
     def start(self) -> None:
         """Tell everybody our vote, or ask for theirs."""
         self._untold |= self._others
         if self._may_lead:
-            self._adopt(self._initial_vote, self._now_ms)
-            self._count(self._now_ms)
+            self._adopt(self._initial_vote, self._began_ms)
+            self._count(self._began_ms)
 
     def on_notification(self, sender_id: int, notification: Notification, now_ms: int) -> None:
         """Another server has said who should lead; what cannot be is ignored."""
@@ -181,6 +183,8 @@ class Looking:
         if vote == NO_VOTE or election_round < self.election_round:
             self._answer(sender_id)
             return
+        if self._must_wait(vote.server_id, now_ms):
+            return
         if election_round > self.election_round:
             self.election_round = election_round
             self._round_votes.clear()
@@ -205,6 +209,12 @@ class Looking:
         word = self._word_of_leader(notification)
         if word is not None and self._is_named_by_quorum(notification):
             self._decide(word.vote, word.election_round)
+
+    def _must_wait(self, candidate_id: int, now_ms: int) -> bool:
+        """Whether it is too early to vote for it. A server that may not lead elects nobody."""
+        if not self._may_lead or candidate_id in self._quorums.voters:
+            return False
+        return now_ms - self._began_ms < self._config.outsider_wait_ms
 
     def _meet(self, server_id: int) -> None:
         """One that our log may not name is told our vote, too, from now on."""

@@ -102,7 +102,9 @@ class Memberships:
             return True
         if len(self._entries) == 1 or self.since_zxid <= committed_zxid:
             return False
-        return self._entries[-2][1].has_voter(server_id)
+        before = self._entries[-2][1]
+        # Its settings alone make nobody a voter: it may have been about to join.
+        return bool(before.members) and before.has_voter(server_id)
 
     def on_appended(self, first_zxid: int, records: Sequence[bytes]) -> bool:
         """The log has grown by these; whether the membership has changed. Raises DecodeError."""

@@ -141,9 +141,14 @@ class LearnerHistory:
             self._lost_bytes += since_bytes - sum(map(len, records))
             return Piece([], records, is_last)
         except (StorageError, FileNotFoundError) as error:
-            in_log = self._cursor is not None
-            instead_zxid = self._data.snapshot_to_send()[0] if in_log else 0
-            raise HistoryGone(str(error), instead_zxid) from error
+            raise HistoryGone(str(error), self._snapshot_instead()) from error
+
+    def _snapshot_instead(self) -> int:
+        """The zxid of a snapshot that stands for what cannot be read of the log; 0: none does."""
+        if self._cursor is None:
+            return 0
+        zxid, _ = self._data.snapshot_to_send()
+        return zxid if zxid > self._cursor.zxid else 0
 
     def _read_snapshot(self) -> list[LeaderMessage]:
         """The next chunk, with what begins or ends it all."""

@@ -48,6 +48,8 @@ from .replica import Replica
 from .stepping import EngineOptions
 from .view import LISTEN_BACKLOG, ServerView
 
+_CATCH_UP_LIMITS: Final = 24
+"""Times `init_limit_ms` that a learner may be busy with one part of what it is sent."""
 MAX_UNSENT_TO_PEER_BYTES: Final = 128 * 1024 * 1024
 """A server that leaves more unread of what its leader tells it is dropped, and comes again."""
 HOLD_S: Final = 0.005
@@ -450,6 +452,7 @@ def peer_config(config: ServerConfig, server_id: int) -> PeerConfig:
         init_limit_ms=config.init_limit_ms,
         ping_interval_ms=config.ping_interval_ms,
         sync_limit_ms=config.sync_limit_ms,
+        catch_up_limit_ms=_CATCH_UP_LIMITS * config.init_limit_ms,
     )
 
 

@@ -81,7 +81,8 @@ class PeerDiskOwner(Protocol):
     def history_gone(self, link: Any, reason: str, snapshot_zxid: int) -> None:
         """The rest of what a `SendHistory` asked for cannot be read: the link is of no use.
 
-        `snapshot_zxid`: what is to be sent from now on instead of the log before it; 0: nothing is.
+        `snapshot_zxid`: what is to be sent from now on instead of the log before it; 0: no snapshot
+        stands for what is lost.
         """
 
     def snapshot_read(self, link: Any, message: LeaderMessage) -> None:

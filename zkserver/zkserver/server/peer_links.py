@@ -472,4 +472,5 @@ def _stop_waiting(speaker: _Speaker) -> None:
 
 
 _EVERYBODY: Final = range(1, SERVER_ID_LAST + 1)
-"""Who is no member may ask, and learn: it is about to join. What it says counts for nothing."""
+"""Who is no member may ask, and learn: it is about to join. It may even have to lead: our members
+may be those of long ago."""

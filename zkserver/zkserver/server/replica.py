@@ -510,6 +510,8 @@ class Replica(Stepper):
         self._log.warning("history_lost", reason=reason)
         if snapshot_zxid:
             self.step(LogPurged(snapshot_zxid))  # for learners the log begins there
+        else:
+            self.begin_snapshot()  # for the next time
         self._end_link(link, f"what it lacks cannot be read: {reason}")
         self.step(LinkLost(link))
 
@@ -524,6 +526,7 @@ class Replica(Stepper):
             self._no_space_ms = now_ms
             self._log.warning("waits_for_space", reason=reason)
         self._shell.call_later(delay_ms, self._peer_disk.retry)
+        self._arm()  # who waits until we are idle waits for nothing more
 
     def halt_for_disk(self, error: BaseException) -> None:
         """See PeerDiskOwner."""
