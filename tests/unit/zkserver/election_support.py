@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 
 from duolog_protocol.quorum_messages import Notification, PeerState, Vote
 from zkserver.core.looking import Decision, Looking, reply_to_looking
+from zkserver.core.members import Member
 from zkserver.core.membership import Membership
 from zkserver.core.peer_config import PeerConfig
 from zkserver.core.peer_events import Notify
@@ -26,6 +27,10 @@ class Elector:
     def __init__(self, config: PeerConfig, own_vote: Vote | None, election_round: int = 0) -> None:
         self.config = config
         self.own_vote = own_vote
+        self.unsaid_vote = Vote(0, 0, config.server_id)
+        """What it knows, where it may not lead."""
+        self.members: tuple[Member, ...] = ()
+        """Some, where its log names the members."""
         self.election_round = election_round
         """Of the last election."""
         self.looking: Looking | None = None
@@ -40,9 +45,12 @@ class Elector:
     def look(self, now_ms: int) -> None:
         self.settled = None
         self.election_round += 1
-        members = Membership(self.config.voters, self.config.observers)
+        config = self.config
+        members = Membership(config.voters, config.observers, members=self.members)
         self.looking = Looking(
-            self.config, members, NEVER, self.own_vote, self.election_round, now_ms
+            *(self.config, members, NEVER, self.own_vote or self.unsaid_vote),
+            *(self.election_round, now_ms),
+            may_lead=self.own_vote is not None,
         )
         self.looking.start()
         self._settle()

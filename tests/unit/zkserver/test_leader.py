@@ -108,6 +108,7 @@ def test_an_observer_that_knows_more_is_no_reason_to_give_up() -> None:
     ensemble[4].holds(b"1.0 lost", accepted=1, current=0)
     ensemble.start()
     ensemble.settle()
+    ensemble.advance(DEFAULTS.notification_first_ms)  # It votes for nobody; then it asks again.
     assert ensemble.leader is ensemble[3]
     assert ensemble[4].log == []
 
@@ -122,6 +123,32 @@ def test_a_learner_that_promised_a_newer_epoch_makes_the_leader_give_up() -> Non
     assert "promised epoch 2" in " ".join(ensemble[3].reasons)
     ensemble.advance(1_000)
     assert set(ensemble.serving().values()) == {(3, 3)}
+
+
+def test_one_loss_of_the_leader_is_enough_however_high_the_promise() -> None:
+    """The next term begins without the one that promised it, and opens an epoch above it."""
+    ensemble = Ensemble()
+    ensemble.start(2, 3)
+    ensemble.settle()
+    ensemble[1].holds(accepted=40, current=0).start()
+    ensemble.advance(3_000)
+    assert set(ensemble.serving().values()) == {(41, 3)}
+    losses = sum("promised epoch" in each for each in ensemble[3].reasons)
+    assert losses == 3, "of the service, and of both links, once"
+
+
+def test_who_is_no_member_ends_no_term_by_what_it_has_promised() -> None:
+    ensemble = Ensemble(3, 1)
+    ensemble[4].config = ensemble[4].config._replace(observers=frozenset({4}))
+    for each in (1, 2, 3):
+        ensemble[each].config = ensemble[each].config._replace(observers=frozenset())
+    ensemble.start(1, 2, 3)
+    ensemble.settle()
+    link = Link(4, 3)
+    ensemble.links.append(link)
+    ensemble[3].step(LinkOpened(link, 0))
+    ensemble[3].step(MessageReceived(link, FollowerInfo(4, 40, 1)))
+    assert 3 not in link.open and ensemble[3].is_leading
 
 
 # --- Establishment --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pytest
 
 from duolog_protocol.quorum_messages import Notification, PeerState, Vote
 from zkserver.core.looking import NO_VOTE, Decision, Looking, reply_to_looking
+from zkserver.core.members import Member
 from zkserver.core.membership import Membership
 from zkserver.core.peer_config import PeerConfig
 from zkserver.core.quorum import Quorums
@@ -16,6 +17,7 @@ LOOKING, FOLLOWING = PeerState.LOOKING, PeerState.FOLLOWING
 LEADING, OBSERVING = PeerState.LEADING, PeerState.OBSERVING
 WAIT_MS = PeerConfig(1, frozenset({1})).finalize_wait_ms
 FIRST_MS = PeerConfig(1, frozenset({1})).notification_first_ms
+SOME_MEMBERS = (Member(1, "a", 1),)
 OUTSIDER_WAIT_MS = PeerConfig(1, frozenset({1})).outsider_wait_ms
 LAST_MS = PeerConfig(1, frozenset({1})).notification_last_ms
 
@@ -29,10 +31,9 @@ def looking(
 ) -> Looking:
     """A server that has started, and whose first notifications are gone."""
     config = config_of(server_id, set(range(1, voter_count + 1)), {9})
-    own_vote = vote(server_id, zxid) if config.is_voter else None
-    role = Looking(
-        config, Membership(config.voters, config.observers), NEVER, own_vote, election_round, 0
-    )
+    membership = Membership(config.voters, config.observers, members=SOME_MEMBERS)
+    own_vote = vote(server_id, zxid, epoch=1 if config.is_voter else 0)
+    role = Looking(config, membership, NEVER, own_vote, election_round, 0, may_lead=config.is_voter)
     role.start()
     role.take_notifications()
     return role
@@ -162,6 +163,7 @@ def test_who_does_not_know_that_it_is_a_voter_votes_for_whoever_asks() -> None:
     """Its log lacks the change that made it one: without its vote nobody could bring it there."""
     ensemble = Ensemble({2: vote(2, 9), 6: None})
     ensemble.electors[6] = Elector(config_of(6, {1, 2}, {4}), None)
+    ensemble.electors[6].unsaid_vote = vote(6, 8)
     ensemble.start(6, 2)
     ensemble.advance(FIRST_MS)  # Then 6 asks again; of voter 1 of its log nothing is heard.
     assert ensemble.leaders() == {2: 2, 6: 2}
@@ -171,6 +173,8 @@ def test_one_that_our_log_does_not_name_is_elected_with_our_vote() -> None:
     """The voters were {1, 2, 3}; 2 has not heard that 4 and 5 have taken the place of 1."""
     ensemble = Ensemble({2: vote(2, 5), 3: vote(3, 9), 4: vote(4, 9), 5: vote(5, 7)})
     ensemble.electors[2] = Elector(config_of(2, {1, 2, 3}, set()), vote(2, 5))
+    for each in ensemble.electors.values():
+        each.members = SOME_MEMBERS
     ensemble.start(2, 3, 4)
     ensemble.advance(OUTSIDER_WAIT_MS - 1)
     assert ensemble.leaders()[2] == 0
@@ -186,6 +190,31 @@ def test_an_outsider_does_not_keep_the_voters_from_electing_one_of_themselves() 
     ensemble.electors[4] = Elector(config_of(4, {4, 5, 6}, {1, 2, 3}), vote(4, 9), 7)
     ensemble.start(4, 1, 2, 3)
     assert ensemble.leaders() == {1: 3, 2: 3, 3: 3, 4: 0}
+
+
+def test_no_outsider_is_elected_where_only_settings_name_the_members() -> None:
+    """4 and 5 are about to join, and their settings name them: a quorum of those five and one of
+    the three that are members need not have a server in common."""
+    ensemble = Ensemble({each: vote(each) for each in (1, 4, 5)})
+    for each in (4, 5):
+        ensemble.electors[each] = Elector(config_of(each, {1, 2, 3, 4, 5}, set()), vote(each))
+    ensemble.electors[1] = Elector(config_of(1, {1, 2, 3}, set()), vote(1))
+    ensemble.start(1, 4, 5)
+    ensemble.advance(OUTSIDER_WAIT_MS + 2 * LAST_MS)
+    assert set(ensemble.leaders().values()) == {0}
+
+
+def test_who_was_left_out_lends_its_vote_to_nobody_that_knows_less() -> None:
+    """3 has slept through the change that left 2 and it out. It could not win: 2 would tell it."""
+    ensemble = Ensemble({2: None, 3: vote(3, 8)})
+    ensemble.electors[2] = Elector(config_of(2, {1, 4, 5}, set()), None)
+    ensemble.electors[2].unsaid_vote = vote(2, 9)
+    ensemble.electors[3] = Elector(config_of(3, {1, 2, 3}, set()), vote(3, 8))
+    for each in ensemble.electors.values():
+        each.members = SOME_MEMBERS
+    ensemble.start(2, 3)
+    ensemble.advance(OUTSIDER_WAIT_MS + 2 * LAST_MS)
+    assert set(ensemble.leaders().values()) == {0}
 
 
 @pytest.mark.parametrize("leader_id", [3, 7])
@@ -429,7 +458,8 @@ def test_the_vote_that_decides_is_still_told() -> None:
 
 def test_a_listener_is_never_led_by_itself() -> None:
     config = config_of(1, {1, 2, 3}, set())
-    role = Looking(config, Membership(config.voters, config.observers), NEVER, None, 4, 0)
+    membership = Membership(config.voters, config.observers)
+    role = Looking(config, membership, NEVER, vote(1), 4, 0, may_lead=False)
     role.start()
     assert told(role) == dict.fromkeys([2, 3], Notification(LOOKING, NO_VOTE, 0))
     for state in (LOOKING, FOLLOWING):
@@ -442,7 +472,7 @@ def test_a_listener_is_never_led_by_itself() -> None:
 def test_both_configurations_must_agree() -> None:
     config = config_of(1, {1, 2, 3}, {4})
     joint = Membership(frozenset({3, 4, 5}), old_voters=frozenset({1, 2, 3}))
-    role = Looking(config, joint, NEVER, vote(1, 9), 1, 0)
+    role = Looking(config, joint, NEVER, vote(1, 9), 1, 0, may_lead=True)
     role.start()
     hear(role, 2, LOOKING, vote(1, 9))
     hear(role, 4, LOOKING, vote(1, 9))

@@ -231,6 +231,20 @@ async def test_a_server_of_no_members_is_dialled_where_it_said_that_it_is() -> N
         await stranger.hang_up()
 
 
+async def test_a_server_that_has_moved_is_dialled_where_it_is_now() -> None:
+    """Where our members say that it is, nobody listens any more; it has called since."""
+    async with ensemble(2) as (server, other):
+        with _taken_port() as port:
+            server.call("set_members", {2: (HOST, port)})
+            moved = await Hand.dial(server, hello(2, ELECTION, port=other.links.port))
+            await moved.welcomed()
+            server.call("dial", 2)
+            await until(lambda: bool(server.failed))
+            server.call("dial", 2)
+            await until(lambda: bool(server.opened))
+            await moved.hang_up()
+
+
 @pytest.mark.parametrize("host", ["no such host", "a" * 64 + ".example", "host..example"])
 async def test_a_name_that_is_none_fails_the_dial(host: str) -> None:
     async with ensemble(1) as (server,):
@@ -329,7 +343,7 @@ async def test_a_server_that_comes_back_is_told_again() -> None:
         await two.close()
         speaker = one.links._speakers[2]
         await until(lambda: speaker.link is None)
-        again = Server(2, {**one.links._addresses})
+        again = Server(2, {each: one.links._addresses[each] for each in (1, 2)})
         await again.links.start()
         one.call("notify", 2, vote(2))
         await until(lambda: again.heard == [(1, vote(2))])

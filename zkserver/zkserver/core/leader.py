@@ -247,7 +247,12 @@ class Leader:
             self._drop(other, "it has dialled again")
         if self.epoch and message.accepted_epoch > self.epoch:
             # It can never follow us; and it need not be the only one that has promised that epoch.
-            raise GaveUp(f"server {server_id} has promised epoch {message.accepted_epoch}")
+            # Who is no member waits until our epochs have overtaken that one.
+            problem = f"server {server_id} has promised epoch {message.accepted_epoch}"
+            if server_id not in self._membership.ids:
+                raise RemoteProtocolError(problem)
+            self._ledger.heard_epoch = max(self._ledger.heard_epoch, message.accepted_epoch)
+            raise GaveUp(problem)
         self._introduce(server_id, message.accepted_epoch)
         if self.epoch and self._ledger.accepted_epoch == self.epoch:
             self._ask(learner)
@@ -263,7 +268,7 @@ class Leader:
         self._accepted[server_id] = accepted_epoch
         self._had_quorum = self._had_quorum or self._membership.quorums.has_quorum(self._present())
         if self.epoch == 0 and self._membership.quorums.has_quorum(self._accepted.keys()):
-            self.epoch = max(self._accepted.values()) + 1
+            self.epoch = max(self._ledger.heard_epoch, *self._accepted.values()) + 1
             assert self.epoch <= ZXID_EPOCH_LAST, self.epoch
             self._ledger.accept_epoch(self.epoch)
 

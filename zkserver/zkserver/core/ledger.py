@@ -49,6 +49,9 @@ class Ledger:
         assert accepted_epoch >= current_epoch, (accepted_epoch, current_epoch)
         self.accepted_epoch = accepted_epoch
         """The highest epoch promised; durable."""
+        self.heard_epoch = 0
+        """The highest one that a member has said to have promised when it came too late for a term:
+        the next one of ours is higher. Not kept over a restart."""
         self.current_epoch = current_epoch
         """The epoch whose history the log holds; durable."""
         self.log = log

@@ -19,9 +19,13 @@ Whom we vote for and whose vote we count are two things. We count the voters tha
 vote for the best of all that ask, although our log may not name them, nor ourselves: it may lack
 the change that made them voters, and without us they might never be elected (Raft section 6). So a
 server that may not lead, as an observer, begins with `NO_VOTE` and takes over the best vote that it
-hears; nobody counts it that does not know it as a voter. An outsider, which our log does not name,
-gets a vote only once the voters have had the time to elect one of themselves: it may need others,
-and wait for them while we wait for it.
+hears; nobody counts it that does not know it as a voter. What it must not do:
+
+- vote for one that knows less than itself, as no voter does: it could only fail, in ever new epochs
+- vote early for an outsider, which our log does not name: it may need others, and wait for them
+  while we wait for it; first the voters must have had the time to elect one of themselves
+- vote for an outsider at all while no log says who the members are: those of the settings of two
+  servers may differ, and then two quorums need not have a server in common
 Source: ZooKeeper `FastLeaderElection` (reference A.2), where only known voters are heard.
 """
 
@@ -63,24 +67,28 @@ class Looking:
         config: PeerConfig,
         membership: Membership,
         accepted_epoch: int,
-        own_vote: Vote | None,
+        own_vote: Vote,
         election_round: int,
         now_ms: int,
+        *,
+        may_lead: bool,
     ) -> None:
-        """`own_vote` names ourselves, or is None for a server that may not be voted for.
+        """`own_vote` names ourselves and says what is durable here; whoever may not lead does not
+        tell it.
 
-        `election_round` is the one to begin, higher than every one this server was in before.
-        Without a vote we begin none: 0, so that every one we hear of is higher.
+        `election_round` is the one to begin, higher than every one this server was in before. Who
+        may not lead begins none: 0, so that every one it hears of is higher.
         """
-        if own_vote is not None:
-            assert own_vote.server_id == config.server_id, (own_vote, config.server_id)
-            assert election_round > 0, election_round
+        assert own_vote.server_id == config.server_id, (own_vote, config.server_id)
+        assert election_round > 0, election_round
         self._config = config
+        self._members_are_logged = bool(membership.members)
         self._quorums = membership.quorums
         self._others = membership.ids - {config.server_id}
         self._accepted_epoch = accepted_epoch
-        self._may_lead = own_vote is not None
-        self._initial_vote = own_vote or NO_VOTE
+        self._may_lead = may_lead
+        self._own_vote = own_vote
+        self._initial_vote = own_vote if may_lead else NO_VOTE
         self.vote = self._initial_vote
         """The best one of this round, as far as we know."""
         self.election_round = election_round if self._may_lead else 0
@@ -183,7 +191,7 @@ class Looking:
         if vote == NO_VOTE or election_round < self.election_round:
             self._answer(sender_id)
             return
-        if self._must_wait(vote.server_id, now_ms):
+        if not self._may_vote_for(vote, now_ms):
             return
         if election_round > self.election_round:
             self.election_round = election_round
@@ -210,11 +218,16 @@ class Looking:
         if word is not None and self._is_named_by_quorum(notification):
             self._decide(word.vote, word.election_round)
 
-    def _must_wait(self, candidate_id: int, now_ms: int) -> bool:
-        """Whether it is too early to vote for it. A server that may not lead elects nobody."""
-        if not self._may_lead or candidate_id in self._quorums.voters:
+    def _may_vote_for(self, vote: Vote, now_ms: int) -> bool:
+        """See the top of this file. Whoever may lead has a better vote for itself, or waits."""
+        own = self._own_vote
+        if not self._may_lead and (vote.epoch, vote.zxid) < (own.epoch, own.zxid):
             return False
-        return now_ms - self._began_ms < self._config.outsider_wait_ms
+        if vote.server_id in self._quorums.voters:
+            return True
+        waited_ms = now_ms - self._began_ms
+        has_waited = not self._may_lead or waited_ms >= self._config.outsider_wait_ms
+        return self._members_are_logged and has_waited
 
     def _meet(self, server_id: int) -> None:
         """One that our log may not name is told our vote, too, from now on."""

@@ -371,8 +371,9 @@ class Peer:
         for link in list(self._callers):
             self._close_caller(link, "this server was not elected by those that it knows")
         self._election_round = max(self._election_round, role.election_round)
-        longest_ms = 2 * config.candidate_limit_ms
-        self._look_ms = self._now_ms + self._rng.randint(config.candidate_limit_ms, longest_ms)
+        self._failures += 1
+        shortest_ms = config.candidate_limit_ms + 2 * self._back_off_ms()  # longer than they wait
+        self._look_ms = self._now_ms + self._rng.randint(shortest_ms, 2 * shortest_ms)
         self._role = Settling()
 
     def _close_caller(self, link: Any, reason: str) -> None:
@@ -422,16 +423,14 @@ class Peer:
             return
         ledger, config = self._ledger, self._config
         self._election_round += 1
-        own_vote = None
-        if ledger.memberships.may_lead(config.server_id, ledger.committed_zxid):
-            own_vote = Vote(ledger.current_epoch, ledger.durable_zxid, config.server_id)
         role = self._role = Looking(
             config,
             self.membership,
             ledger.accepted_epoch,
-            own_vote,
+            Vote(ledger.current_epoch, ledger.durable_zxid, config.server_id),
             self._election_round,
             self._now_ms,
+            may_lead=ledger.memberships.may_lead(config.server_id, ledger.committed_zxid),
         )
         self._called_ms = self._now_ms
         role.start()

@@ -38,7 +38,7 @@ class PeerComplaints:
         """As many as there are kinds and servers."""
 
     def say(self, event: str, server_id: int, reason: BaseException, **more: str) -> None:
-        """Log it, unless that was done just now. `server_id`: a member's, or 0 for anybody else.
+        """Log it, unless that was done just now. `server_id`: whose it is; 0: unknown.
 
         A line tells how many were left out before it.
         """

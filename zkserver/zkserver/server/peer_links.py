@@ -43,6 +43,7 @@ from duolog_runtime.listening import close_servers, listen, port_of, stop_accept
 from duolog_runtime.logs import Logger
 from duolog_runtime.tls_context import PeerTls
 
+from .peer_addresses import PeerAddresses
 from .peer_complaints import PeerComplaints
 from .peer_link import AcceptedLink, DialledLink, PeerCaller
 
@@ -121,9 +122,7 @@ class PeerLinks:
         self._loop = loop
         self._server_id = server_id
         self._ensemble_id = ensemble_id
-        self._addresses = dict(addresses)
-        self._told_addresses: dict[int, tuple[str, int]] = {}
-        """Of servers that have said hello and are in none of the members that we know."""
+        self._addresses = PeerAddresses(addresses)
         self._owner = owner
         self._rng = rng
         self._log = log
@@ -179,9 +178,9 @@ class PeerLinks:
     def set_members(self, addresses: Mapping[int, tuple[str, int]]) -> None:
         """Where the members are now: what we have to say goes there. Of others, that were members
         or are about to be, the addresses stay; so does the port that we listen on."""
-        old, self._addresses = self._addresses, {**self._addresses, **addresses}
-        for server_id, speaker in list(self._speakers.items()):
-            if old.get(server_id) != self._addresses.get(server_id):
+        for server_id in self._addresses.set_members(addresses):
+            speaker = self._speakers.get(server_id)
+            if speaker is not None:
                 self._move(speaker)
 
     # ---- elections ------------------------------------------------------------------------------
@@ -263,7 +262,7 @@ class PeerLinks:
         """Open a learner's link to a leader; ends with `link_opened` or `dial_failed`, once."""
         if self._closed:
             return
-        if self._address_of(server_id) is None:
+        if self._addresses.of(server_id) is None:
             unknown = LookupError("its address is not known here: add it to `servers` and restart")
             self._complaints.say("leader_not_reached", server_id, unknown)
             self._loop.call_soon(self._tell_failed, server_id)
@@ -287,15 +286,20 @@ class PeerLinks:
         on_messages: Callable[[DialledLink, list[Received]], None],
         on_closed: Callable[[DialledLink], None],
     ) -> DialledLink:
-        address = self._address_of(server_id)
+        address = self._addresses.of(server_id)
         assert address is not None, server_id
+
+        def failed(link: DialledLink, error: BaseException) -> None:
+            self._addresses.failed(server_id, address)
+            on_failed(link, error)
+
         ours = self._addresses[self._server_id]
         link = DialledLink(
             self._loop,
             server_id,
             PeerHello(self._server_id, self._ensemble_id, purpose, PEER_VERSION, *ours),
             on_open=on_open,
-            on_failed=on_failed,
+            on_failed=failed,
             on_messages=on_messages,
             on_closed=on_closed,
             max_unsent_bytes=self._max_unsent_bytes,
@@ -305,10 +309,6 @@ class PeerLinks:
         self._dialled.add(link)
         link.dial(*address, self._dial_timeout_ms)
         return link
-
-    def _address_of(self, server_id: int) -> tuple[str, int] | None:
-        """What the members say of it is better than what it says itself; None: nobody does."""
-        return self._addresses.get(server_id) or self._told_addresses.get(server_id)
 
     def _on_dialled(self, link: DialledLink) -> None:
         self._open[link] = None
@@ -431,8 +431,8 @@ class PeerLinks:
             link.turn_away(answer)
             return
         self._strangers.pop(link).cancel()
-        if hello.port and hello.server_id not in self._addresses:
-            self._told_addresses[hello.server_id] = (hello.host, hello.port)
+        if hello.port:
+            self._addresses.told(hello.server_id, (hello.host, hello.port))
         caller = PeerCaller(hello.server_id, PeerPurpose(hello.purpose))
         link.welcome(caller, answer)
         calls = self._calls.setdefault(caller, [])
