@@ -276,34 +276,6 @@ def test_who_calls_before_the_election_has_ended_here_is_served_after_it() -> No
     assert ensemble[3].told == [(1, LeaderInfo(1))]
 
 
-def test_who_is_elected_by_others_and_does_not_win_leaves_the_next_election_to_them() -> None:
-    """Its log holds a change of the members that theirs lack, and the new ones are not there."""
-    ensemble = Ensemble()
-    ensemble[3].start()
-    links = [call(ensemble, each, 3) for each in (1, 2)]
-    ensemble.advance(DEFAULTS.candidate_limit_ms - 1, quiet=False)
-    assert all(3 in link.open for link in links)
-    ensemble.advance(1, quiet=False)
-    assert not any(3 in link.open for link in links)
-    told = len(ensemble[3].notified)
-    vote = Notification(PeerState.LOOKING, Vote(0, 0, 2), 2)
-    ensemble[3].step(NotificationReceived(1, vote))
-    ensemble.advance(DEFAULTS.candidate_limit_ms - 1, quiet=False)
-    assert ensemble[3].is_looking and len(ensemble[3].notified) == told
-    ensemble.advance(DEFAULTS.candidate_limit_ms + 1, quiet=False)
-    assert ensemble[3].notified[-1] == Notification(PeerState.LOOKING, Vote(0, 0, 3), 2)
-
-
-def test_who_wins_in_time_serves_those_that_were_faster() -> None:
-    ensemble = Ensemble()
-    ensemble[3].start()
-    links = [call(ensemble, each, 3) for each in (1, 2)]
-    ensemble.advance(DEFAULTS.candidate_limit_ms - 1, quiet=False)
-    elect(ensemble, 3, 1, 2)
-    ensemble.advance(DEFAULTS.candidate_limit_ms, quiet=False)
-    assert ensemble[3].is_leading and all(3 in link.open for link in links)
-
-
 def test_who_calls_a_server_that_will_follow_is_sent_away() -> None:
     ensemble = Ensemble()
     ensemble[1].start()

@@ -249,9 +249,9 @@ class Leader:
             # It can never follow us; and it need not be the only one that has promised that epoch.
             # Who is no member waits until our epochs have overtaken that one.
             problem = f"server {server_id} has promised epoch {message.accepted_epoch}"
+            self._ledger.heard_epoch = max(self._ledger.heard_epoch, message.accepted_epoch)
             if server_id not in self._membership.ids:
                 raise RemoteProtocolError(problem)
-            self._ledger.heard_epoch = max(self._ledger.heard_epoch, message.accepted_epoch)
             raise GaveUp(problem)
         self._introduce(server_id, message.accepted_epoch)
         if self.epoch and self._ledger.accepted_epoch == self.epoch:

@@ -50,7 +50,7 @@ class Ledger:
         self.accepted_epoch = accepted_epoch
         """The highest epoch promised; durable."""
         self.heard_epoch = 0
-        """The highest one that a member has said to have promised when it came too late for a term:
+        """The highest one that a server has said to have promised when it came too late for a term:
         the next one of ours is higher. Not kept over a restart."""
         self.current_epoch = current_epoch
         """The epoch whose history the log holds; durable."""

@@ -256,8 +256,12 @@ class Looking:
     def _is_named_by_quorum(self, notification: Notification) -> bool:
         """Whether a quorum names this leader: in this round, or of those that have one already."""
         _, vote, election_round = notification
-        if election_round == self.election_round and self._quorums.has_quorum(self._having(vote)):
-            return True
+        if election_round == self.election_round:
+            follow = self._having(vote)
+            if vote.server_id in follow:  # It leads, and whoever else it needs may be us.
+                follow.add(self._config.server_id)
+            if self._quorums.has_quorum(follow):
+                return True
         # Round and zxid of a leader differ with the way a server came to it (Z-1732, 1805, 1818).
         named = (vote.server_id, vote.epoch)
         words = self._settled.items()

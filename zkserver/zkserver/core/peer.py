@@ -3,7 +3,6 @@
     Settling   the disk work of the last role goes on ----------> Looking, once none is left
     Looking    an election is decided --------------------------> Leader, if it named us
                                                        `--------> Follower of whom it named
-    Looking    others have elected us, and we do not win -------> Settling, for a while
     Leader     no quorum, or not in time; someone knows more ---> Settling
     Follower   the link has ended, silence, a breach -----------> Settling
 
@@ -98,8 +97,6 @@ class Peer:
         """How the last election ended."""
         self._callers: dict[Any, list[Any]] = {}
         """Links of learners that dialled while we were looking, and what they have said."""
-        self._called_ms = 0
-        """Since when some of them wait in this election."""
         self._now_ms = 0
         self._failures = 0
         """Terms, one after the other, that have ended soon, or without having served."""
@@ -130,12 +127,9 @@ class Peer:
 
     def deadline_ms(self) -> int | None:
         """When to step(PeerTimerFired()) if nothing else happens."""
-        role = self._role
-        if isinstance(role, Settling):
-            return self._look_ms if self._ledger.is_settled else None
-        if isinstance(role, Looking) and self._callers:
-            return min(role.deadline_ms(), self._called_ms + self._config.candidate_limit_ms)
-        return role.deadline_ms()
+        if not isinstance(self._role, Settling):
+            return self._role.deadline_ms()
+        return self._look_ms if self._ledger.is_settled else None
 
     # ---- what others may see --------------------------------------------------------------------
 
@@ -263,7 +257,6 @@ class Peer:
                 if not isinstance(self._role, Settling):
                     self._role.on_timer(self._now_ms)
                 self._call_absent()
-                self._look_at_callers()
             case LinkOpened():
                 self._on_link_opened(event.link, event.server_id)
             case DialFailed():
@@ -350,31 +343,9 @@ class Peer:
         elif isinstance(role, Follower):
             self._ledger.effects.append(CloseLink(link, "this server does not lead"))
         else:
-            if not self._callers:
-                self._called_ms = self._now_ms
             self._callers[link] = []
             if len(self._callers) > MAX_CALLERS_PER_SERVER * max(1, len(self._others)):
                 self._close_caller(next(iter(self._callers)), "too many wait")
-
-    def _look_at_callers(self) -> None:
-        """Some have elected us by the members that they know; by those that we know we do not win.
-
-        They would wait for us as long as for a leader, and elect us again: without us they may
-        elect another one. If they do need us, nothing is lost but this while. (In Raft the next one
-        to time out is a candidate.)
-        """
-        role, config = self._role, self._config
-        if not isinstance(role, Looking) or role.decision() is not None or not self._callers:
-            return
-        if self._now_ms - self._called_ms < config.candidate_limit_ms:
-            return
-        for link in list(self._callers):
-            self._close_caller(link, "this server was not elected by those that it knows")
-        self._election_round = max(self._election_round, role.election_round)
-        self._failures += 1
-        shortest_ms = config.candidate_limit_ms + 2 * self._back_off_ms()  # longer than they wait
-        self._look_ms = self._now_ms + self._rng.randint(shortest_ms, 2 * shortest_ms)
-        self._role = Settling()
 
     def _close_caller(self, link: Any, reason: str) -> None:
         del self._callers[link]
@@ -432,7 +403,6 @@ class Peer:
             self._now_ms,
             may_lead=ledger.memberships.may_lead(config.server_id, ledger.committed_zxid),
         )
-        self._called_ms = self._now_ms
         role.start()
 
     def _follow_decision(self) -> None:

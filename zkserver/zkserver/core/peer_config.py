@@ -23,9 +23,6 @@ class PeerConfig(NamedTuple):
     outsider_wait_ms: int = 1_600
     """So long a voter hopes that one of those is elected that its log names, before it votes for
     another one."""
-    candidate_limit_ms: int = 500
-    """A server that others have elected already, and that does not win for so long by the members
-    that it knows, does not stand for the next election: they may know other members."""
     init_limit_ms: int = 5_000
     """From a decided election to an established leader that serves, or the election is repeated."""
     ping_interval_ms: int = 250

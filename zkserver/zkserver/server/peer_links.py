@@ -123,6 +123,8 @@ class PeerLinks:
         self._server_id = server_id
         self._ensemble_id = ensemble_id
         self._addresses = PeerAddresses(addresses)
+        self._own = addresses[server_id]
+        """Where we listen, whatever the members say of us since."""
         self._owner = owner
         self._rng = rng
         self._log = log
@@ -151,7 +153,7 @@ class PeerLinks:
 
     async def start(self) -> None:
         """Listen on our own address. Raises ConfigError."""
-        host, port = self._addresses[self._server_id]
+        host, port = self._own
         self._server = await listen(self._loop, self._new_link, host, port, "servers")
         self.port = port_of(self._server)
 
@@ -293,11 +295,10 @@ class PeerLinks:
             self._addresses.failed(server_id, address)
             on_failed(link, error)
 
-        ours = self._addresses[self._server_id]
         link = DialledLink(
             self._loop,
             server_id,
-            PeerHello(self._server_id, self._ensemble_id, purpose, PEER_VERSION, *ours),
+            PeerHello(self._server_id, self._ensemble_id, purpose, PEER_VERSION, *self._own),
             on_open=on_open,
             on_failed=failed,
             on_messages=on_messages,
