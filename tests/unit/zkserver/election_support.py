@@ -29,6 +29,7 @@ class Elector:
         self.own_vote = own_vote
         self.unsaid_vote = Vote(0, 0, config.server_id)
         """What it knows, where it may not lead."""
+        self.hears_outsiders = False
         self.members: tuple[Member, ...] = ()
         """Some, where its log names the members."""
         self.election_round = election_round
@@ -51,6 +52,7 @@ class Elector:
             *(self.config, members, NEVER, self.own_vote or self.unsaid_vote),
             *(self.election_round, now_ms),
             may_lead=self.own_vote is not None,
+            hears_outsiders=self.hears_outsiders,
         )
         self.looking.start()
         self._settle()

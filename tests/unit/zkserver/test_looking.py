@@ -18,7 +18,6 @@ LEADING, OBSERVING = PeerState.LEADING, PeerState.OBSERVING
 WAIT_MS = PeerConfig(1, frozenset({1})).finalize_wait_ms
 FIRST_MS = PeerConfig(1, frozenset({1})).notification_first_ms
 SOME_MEMBERS = (Member(1, "a", 1),)
-OUTSIDER_WAIT_MS = PeerConfig(1, frozenset({1})).outsider_wait_ms
 LAST_MS = PeerConfig(1, frozenset({1})).notification_last_ms
 
 
@@ -27,13 +26,22 @@ def vote(server_id: int, zxid: int = 0, epoch: int = 1) -> Vote:
 
 
 def looking(
-    server_id: int, voter_count: int = 3, zxid: int = 0, election_round: int = 1
+    server_id: int,
+    voter_count: int = 3,
+    zxid: int = 0,
+    election_round: int = 1,
+    *,
+    hears_outsiders: bool = False,
 ) -> Looking:
     """A server that has started, and whose first notifications are gone."""
     config = config_of(server_id, set(range(1, voter_count + 1)), {9})
     membership = Membership(config.voters, config.observers, members=SOME_MEMBERS)
     own_vote = vote(server_id, zxid, epoch=1 if config.is_voter else 0)
-    role = Looking(config, membership, NEVER, own_vote, election_round, 0, may_lead=config.is_voter)
+    role = Looking(
+        *(config, membership, NEVER, own_vote, election_round, 0),
+        may_lead=config.is_voter,
+        hears_outsiders=hears_outsiders,
+    )
     role.start()
     role.take_notifications()
     return role
@@ -176,9 +184,11 @@ def test_one_that_our_log_does_not_name_is_elected_with_our_vote() -> None:
     for each in ensemble.electors.values():
         each.members = SOME_MEMBERS
     ensemble.start(2, 3, 4)
-    ensemble.advance(OUTSIDER_WAIT_MS - 1)
-    assert ensemble.leaders()[2] == 0
-    ensemble.advance(LAST_MS + WAIT_MS)
+    ensemble.advance(LAST_MS)
+    assert ensemble.leaders() == {2: 0, 3: 0, 4: 0, 5: 0}
+    ensemble.electors[2].hears_outsiders = True
+    ensemble.start(2)
+    ensemble.advance(WAIT_MS)
     assert ensemble.leaders() == {2: 4, 3: 4, 4: 4, 5: 0}
 
 
@@ -199,8 +209,10 @@ def test_no_outsider_is_elected_where_only_settings_name_the_members() -> None:
     for each in (4, 5):
         ensemble.electors[each] = Elector(config_of(each, {1, 2, 3, 4, 5}, set()), vote(each))
     ensemble.electors[1] = Elector(config_of(1, {1, 2, 3}, set()), vote(1))
+    for each in ensemble.electors.values():
+        each.hears_outsiders = True
     ensemble.start(1, 4, 5)
-    ensemble.advance(OUTSIDER_WAIT_MS + 2 * LAST_MS)
+    ensemble.advance(2 * LAST_MS)
     assert set(ensemble.leaders().values()) == {0}
 
 
@@ -212,19 +224,19 @@ def test_who_was_left_out_lends_its_vote_to_nobody_that_knows_less() -> None:
     ensemble.electors[3] = Elector(config_of(3, {1, 2, 3}, set()), vote(3, 8))
     for each in ensemble.electors.values():
         each.members = SOME_MEMBERS
+        each.hears_outsiders = True
     ensemble.start(2, 3)
-    ensemble.advance(OUTSIDER_WAIT_MS + 2 * LAST_MS)
+    ensemble.advance(2 * LAST_MS)
     assert set(ensemble.leaders().values()) == {0}
 
 
 @pytest.mark.parametrize("leader_id", [3, 7])
 def test_whom_we_have_voted_for_is_followed_when_it_leads(leader_id: int) -> None:
     """It has a quorum by what it knows. Ours may never come: it is that of long ago."""
-    role = looking(1, 5)
+    role = looking(1, 5, hears_outsiders=True)
     named = vote(leader_id, 8)
     hear(role, leader_id, LEADING, named)
-    said = Notification(LOOKING, named, 4)
-    role.on_notification(leader_id, said, OUTSIDER_WAIT_MS)
+    hear(role, leader_id, LOOKING, named, in_round=4)
     hear(role, leader_id, LEADING, named, in_round=3)
     hear(role, leader_id, LEADING, vote(leader_id, 7), in_round=4)
     assert role.decision() is None
@@ -519,15 +531,25 @@ def test_a_better_vote_is_adopted_from_whoever_tells_it() -> None:
     assert role.deadline_ms() == FIRST_MS
 
 
-def test_an_outsider_is_not_answered_and_gets_a_vote_late() -> None:
+def test_an_outsider_is_not_answered_where_it_gets_no_vote() -> None:
     """Or each would answer the other for ever."""
     role = looking(1)
     said = Notification(LOOKING, vote(7, 9), 50)
     for sender_id in (2, 9):
-        role.on_notification(sender_id, said, OUTSIDER_WAIT_MS - 1)
+        role.on_notification(sender_id, said, 0)
     assert told(role) == {} and (role.vote, role.election_round) == (vote(1), 1)
-    role.on_notification(2, said, OUTSIDER_WAIT_MS)
+    role = looking(1, hears_outsiders=True)
+    role.on_notification(2, said, 0)
     assert told(role) == dict.fromkeys([2, 3, 9], said)
+
+
+def test_who_hears_outsiders_waits_for_them() -> None:
+    """They may know of a change that the voters of its log do not know."""
+    role = looking(1, 1, hears_outsiders=True)
+    assert role.decision() is None and role.deadline_ms() == WAIT_MS
+    hear(role, 7, LOOKING, vote(7, 9))
+    role.on_timer(WAIT_MS)
+    assert role.decision() == Decision(7, vote(7, 9), 1)
 
 
 def test_who_may_not_lead_takes_over_the_best_vote_and_never_one_for_itself() -> None:

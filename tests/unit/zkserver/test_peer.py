@@ -276,6 +276,44 @@ def test_who_calls_before_the_election_has_ended_here_is_served_after_it() -> No
     assert ensemble[3].told == [(1, LeaderInfo(1))]
 
 
+def test_who_was_elected_by_others_in_vain_does_not_stand_in_the_next_election() -> None:
+    """Its log holds a change of the members that theirs lack, and the new ones are not there."""
+    ensemble = Ensemble()
+    ensemble[3].start()
+    links = [call(ensemble, each, 3) for each in (1, 2)]
+    ensemble.advance(DEFAULTS.patience_ms - 1, quiet=False)
+    assert all(3 in link.open for link in links)
+    ensemble.advance(DEFAULTS.patience_ms + 1, quiet=False)
+    assert not any(3 in link.open for link in links)
+    vote = Notification(PeerState.LOOKING, Vote(0, 0, 2), 2)
+    ensemble[3].step(NotificationReceived(1, vote))
+    assert ensemble[3].notified[-1] == vote, "it votes for another one, though 3 is more than 2"
+
+
+def test_who_is_without_a_leader_for_long_leaves_it_to_chance() -> None:
+    """Whether it stands: most of the time. Every election has a round of its own."""
+    ensemble = Ensemble()
+    ensemble[3].start()
+    ensemble.advance(100 * DEFAULTS.patience_ms, quiet=False)
+    stood = {each.election_round: each.vote.server_id for each in ensemble[3].notified}
+    rounds = [each for each in stood if each]
+    assert 35 < len(rounds) < 80 and set(stood.values()) == {0, 3}
+
+
+def test_a_follower_whose_leader_votes_for_another_one_looks_again_at_once() -> None:
+    """It would wait for it as long as for a leader that is slow to start."""
+    ensemble = Ensemble()
+    ensemble[1].start()
+    for each in (2, 3):
+        vote = Notification(PeerState.LOOKING, Vote(0, 0, 3), 1)
+        ensemble[1].step(NotificationReceived(each, vote))
+    assert not ensemble[1].is_looking
+    ensemble[1].step(NotificationReceived(3, Notification(PeerState.LOOKING, Vote(0, 0, 3), 1)))
+    assert not ensemble[1].is_looking
+    ensemble[1].step(NotificationReceived(3, Notification(PeerState.LOOKING, Vote(0, 9, 2), 1)))
+    assert ensemble[1].is_looking
+
+
 def test_who_calls_a_server_that_will_follow_is_sent_away() -> None:
     ensemble = Ensemble()
     ensemble[1].start()

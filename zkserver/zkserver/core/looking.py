@@ -22,8 +22,8 @@ server that may not lead, as an observer, begins with `NO_VOTE` and takes over t
 hears; nobody counts it that does not know it as a voter. What it must not do:
 
 - vote for one that knows less than itself, as no voter does: it could only fail, in ever new epochs
-- vote early for an outsider, which our log does not name: it may need others, and wait for them
-  while we wait for it; first the voters must have had the time to elect one of themselves
+- vote for an outsider, which our log does not name, unless it has come to that (`hears_outsiders`):
+  it may need others, and wait for them while we wait for it
 - vote for an outsider at all while no log says who the members are: those of the settings of two
   servers may differ, and then two quorums need not have a server in common
 Source: ZooKeeper `FastLeaderElection` (reference A.2), where only known voters are heard.
@@ -72,17 +72,21 @@ class Looking:
         now_ms: int,
         *,
         may_lead: bool,
+        hears_outsiders: bool = False,
     ) -> None:
         """`own_vote` names ourselves and says what is durable here; whoever may not lead does not
         tell it.
 
         `election_round` is the one to begin, higher than every one this server was in before. Who
         may not lead begins none: 0, so that every one it hears of is higher.
+
+        `hears_outsiders`: votes for servers that our log does not name, too, and waits for them.
         """
         assert own_vote.server_id == config.server_id, (own_vote, config.server_id)
         assert election_round > 0, election_round
         self._config = config
-        self._members_are_logged = bool(membership.members)
+        self._hears_outsiders = bool(membership.members) and (hears_outsiders or not may_lead)
+        """Whoever may not lead always does: it has nobody better to vote for."""
         self._quorums = membership.quorums
         self._others = membership.ids - {config.server_id}
         self._accepted_epoch = accepted_epoch
@@ -103,14 +107,14 @@ class Looking:
         """Servers that are to be told our vote."""
         self._silence_ms = config.notification_first_ms
         self._resend_ms = now_ms + self._silence_ms
-        self._began_ms = now_ms
+        self._now_ms = now_ms
 
     def start(self) -> None:
         """Tell everybody our vote, or ask for theirs."""
         self._untold |= self._others
         if self._may_lead:
-            self._adopt(self._initial_vote, self._began_ms)
-            self._count(self._began_ms)
+            self._adopt(self._initial_vote, self._now_ms)
+            self._count(self._now_ms)
 
     def on_notification(self, sender_id: int, notification: Notification, now_ms: int) -> None:
         """Another server has said who should lead; what cannot be is ignored."""
@@ -191,7 +195,7 @@ class Looking:
         if vote == NO_VOTE or election_round < self.election_round:
             self._answer(sender_id)
             return
-        if not self._may_vote_for(vote, now_ms):
+        if not self._may_vote_for(vote):
             return
         if election_round > self.election_round:
             self.election_round = election_round
@@ -218,16 +222,12 @@ class Looking:
         if word is not None and self._is_named_by_quorum(notification):
             self._decide(word.vote, word.election_round)
 
-    def _may_vote_for(self, vote: Vote, now_ms: int) -> bool:
-        """See the top of this file. Whoever may lead has a better vote for itself, or waits."""
+    def _may_vote_for(self, vote: Vote) -> bool:
+        """See the top of this file; whoever may lead has a better vote for itself."""
         own = self._own_vote
         if not self._may_lead and (vote.epoch, vote.zxid) < (own.epoch, own.zxid):
             return False
-        if vote.server_id in self._quorums.voters:
-            return True
-        waited_ms = now_ms - self._began_ms
-        has_waited = not self._may_lead or waited_ms >= self._config.outsider_wait_ms
-        return self._members_are_logged and has_waited
+        return self._hears_outsiders or vote.server_id in self._quorums.voters
 
     def _meet(self, server_id: int) -> None:
         """One that our log may not name is told our vote, too, from now on."""
@@ -291,7 +291,7 @@ class Looking:
         agreed = self._having(self.vote)
         if not self._quorums.has_quorum(agreed):
             self._finalize_ms = None
-        elif agreed >= self._quorums.voters:
+        elif agreed >= self._quorums.voters and not self._hears_outsiders:
             self._decide(self.vote, self.election_round)
         elif self._finalize_ms is None:
             self._finalize_ms = now_ms + self._config.finalize_wait_ms

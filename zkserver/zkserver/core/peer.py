@@ -9,6 +9,12 @@
 Owns these transitions, the election round, and the links of learners that dial before their
 election is decided here, too. Nobody votes while the log is still written. Source: ZooKeeper
 `QuorumPeer.run`; reference A.2, A.6.8.
+
+Where logs name different members, the best vote may be for one that cannot win: it needs servers
+that are gone, or others do not count it, and elect it, or another one, again and again. So a server
+that is without a leader for long draws for every election whether it stands, and whether it votes
+for servers that its log does not name. Whom others have elected in vain does not stand. (Raft's
+election timeouts are random for the same reason.)
 """
 
 from __future__ import annotations
@@ -55,6 +61,8 @@ from .peer_events import (
 from .roles import MAX_CALLERS_PER_SERVER, GaveUp
 
 _FAILURES_WITHOUT_WAIT: Final = 2
+_STANDS_ASIDE: Final = 0.25
+_HEARS_OUTSIDERS: Final = 0.5
 
 
 class Settling:
@@ -106,10 +114,14 @@ class Peer:
         """When the last election ended."""
         self._look_ms = 0
         """Not before this does it look for a leader."""
+        self._leaderless_ms = 0
+        """Since when it has not served, nor followed one that did."""
+        self._renew_ms = 0
+        """When it begins its election anew."""
 
     def start(self, now_ms: int) -> list[PeerEffect]:
         """Begin to look for a leader."""
-        self._now_ms = now_ms
+        self._now_ms = self._leaderless_ms = now_ms
         self._look_if_settled()
         self._follow_decision()
         return self._take_effects()
@@ -127,9 +139,12 @@ class Peer:
 
     def deadline_ms(self) -> int | None:
         """When to step(PeerTimerFired()) if nothing else happens."""
-        if not isinstance(self._role, Settling):
-            return self._role.deadline_ms()
-        return self._look_ms if self._ledger.is_settled else None
+        role = self._role
+        if isinstance(role, Settling):
+            return self._look_ms if self._ledger.is_settled else None
+        if isinstance(role, Looking):
+            return min(role.deadline_ms(), self._renew_ms)
+        return role.deadline_ms()
 
     # ---- what others may see --------------------------------------------------------------------
 
@@ -257,6 +272,7 @@ class Peer:
                 if not isinstance(self._role, Settling):
                     self._role.on_timer(self._now_ms)
                 self._call_absent()
+                self._renew_election()
             case LinkOpened():
                 self._on_link_opened(event.link, event.server_id)
             case DialFailed():
@@ -308,10 +324,22 @@ class Peer:
         if isinstance(role, Looking):
             role.on_notification(sender_id, notification, self._now_ms)
         elif isinstance(role, Leader | Follower):
+            self._expect_it_leads(sender_id, notification)
             ours = self._settled_notification(role)
             reply = reply_to_looking(sender_id, notification, ours)
             if reply is not None:
                 self._ledger.effects.append(reply)
+
+    def _expect_it_leads(self, sender_id: int, notification: Notification) -> None:
+        """Whom we have elected votes for another one now: it will not lead. Raises GaveUp."""
+        role = self._role
+        if not isinstance(role, Follower) or role.epoch or sender_id != role.leader_id:
+            return
+        assert self._elected is not None, "a follower without an election"
+        state, vote, election_round = notification
+        is_newer = election_round >= self._elected.election_round
+        if state == PeerState.LOOKING and is_newer and vote.server_id not in (0, sender_id):
+            raise GaveUp(f"server {sender_id}, which we have elected, votes for {vote.server_id}")
 
     def _call_absent(self) -> None:
         """Tell the members that do not follow who leads: they may know the members of long ago."""
@@ -372,6 +400,7 @@ class Peer:
         if role.is_established:
             self._ledger.effects.append(StopServing(reason))
             served_ms = self._now_ms - self._elected_ms
+            self._leaderless_ms = self._now_ms
         # Whoever is served for a moment only, as with a full disk, has not succeeded.
         is_success = served_ms > self._config.back_off_last_ms
         self._failures = 0 if is_success else self._failures + 1
@@ -392,8 +421,21 @@ class Peer:
             return
         if self._now_ms < self._look_ms:
             return
-        ledger, config = self._ledger, self._config
+        self._look()
+
+    def _look(self, *, in_vain: bool = False) -> None:
+        """Begin an election; `in_vain`: after one in which nobody has won."""
+        ledger, config, rng = self._ledger, self._config, self._rng
+        is_long = self._now_ms - self._leaderless_ms >= config.patience_ms
+        is_alone = self.membership.quorums.voters == {config.server_id}
+        stands_aside = is_long and not is_alone and rng.random() < _STANDS_ASIDE
+        if in_vain and self._callers:
+            stands_aside = True
+            for link in list(self._callers):
+                self._close_caller(link, "this server was not elected by those that it knows")
+        may_lead = ledger.memberships.may_lead(config.server_id, ledger.committed_zxid)
         self._election_round += 1
+        self._renew_ms = self._now_ms + rng.randint(config.patience_ms, 2 * config.patience_ms)
         role = self._role = Looking(
             config,
             self.membership,
@@ -401,9 +443,17 @@ class Peer:
             Vote(ledger.current_epoch, ledger.durable_zxid, config.server_id),
             self._election_round,
             self._now_ms,
-            may_lead=ledger.memberships.may_lead(config.server_id, ledger.committed_zxid),
+            may_lead=may_lead and not stands_aside,
+            hears_outsiders=is_long and rng.random() < _HEARS_OUTSIDERS,
         )
         role.start()
+
+    def _renew_election(self) -> None:
+        """Nobody has won for long."""
+        role = self._role
+        if isinstance(role, Looking) and role.decision() is None and self._now_ms >= self._renew_ms:
+            self._election_round = max(self._election_round, role.election_round)
+            self._look(in_vain=True)
 
     def _follow_decision(self) -> None:
         role = self._role

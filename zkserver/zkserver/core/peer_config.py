@@ -20,9 +20,9 @@ class PeerConfig(NamedTuple):
     notification_first_ms: int = 50
     """After so much silence a looking server tells its vote again; doubled each time."""
     notification_last_ms: int = 1_600
-    outsider_wait_ms: int = 1_600
-    """So long a voter hopes that one of those is elected that its log names, before it votes for
-    another one."""
+    patience_ms: int = 1_600
+    """A server without a leader for so long leaves the next elections to chance, and begins each of
+    them anew after once to twice that time: see `Peer`."""
     init_limit_ms: int = 5_000
     """From a decided election to an established leader that serves, or the election is repeated."""
     ping_interval_ms: int = 250
