@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from duolog_protocol.quorum_messages import Notification, PeerState, Proposal
 from duolog_protocol.types import counter_of, epoch_of, make_zxid
 from zkserver.core.epoch_ends import EpochEnds
+from zkserver.core.membership import Membership, Memberships
 from zkserver.core.peer import Peer
 from zkserver.core.peer_config import PeerConfig
 from zkserver.core.peer_events import (
@@ -98,6 +100,23 @@ class Link:
         return self.leader_id if server_id == self.learner_id else self.learner_id
 
 
+class SpokenMemberships(Memberships):
+    """Words of the log that are members."""
+
+    def __init__(self, base: Membership, words: dict[bytes, Membership]) -> None:
+        super().__init__(base)
+        self._words = words
+
+    def on_appended(self, first_zxid: int, records: Sequence[bytes]) -> bool:
+        before = len(self._entries)
+        for zxid, record in enumerate(records, first_zxid):
+            membership = self._words.get(record.split()[1])
+            if membership is not None:
+                self._entries.append((zxid, membership))
+                self._records.append((zxid, membership.is_joint, membership.members))
+        return len(self._entries) != before
+
+
 class InFlight(NamedTuple):
     """A message; without one, the end of the link; without a link, a `Dial`."""
 
@@ -158,9 +177,14 @@ class Server:
             log.append(zxid, zxid)
         self.applied, self.told, self.notified, self.reasons = [], [], [], []
         self.built, self.confirmed = list(self.log), []
-        rng = random.Random(self.server_id)
+        rng = random.Random(self.server_id + self.ensemble.now_ms)
+        settings = Membership(self.config.voters, self.config.observers)
+        memberships = SpokenMemberships(settings, self.ensemble.members)
+        for record in self.log:
+            memberships.on_appended(zxid_of(record), [record])
         self.alive = Peer(
-            self.config, self.accepted_epoch, self.current_epoch, log, rng, log.last_zxid
+            *(self.config, self.accepted_epoch, self.current_epoch, log, rng),
+            *(log.last_zxid, memberships),
         )
         self._perform(self.alive.start(self.ensemble.now_ms))
 
@@ -312,6 +336,8 @@ class Ensemble:
         self.cuts: set[frozenset[int]] = set()
         self.delivered: list[bytes] = []
         """The longest sequence that any server has applied."""
+        self.members: dict[bytes, Membership] = {}
+        """What some words say of the members."""
         self.led: dict[int, int] = {}
         """epoch -> who served it."""
 

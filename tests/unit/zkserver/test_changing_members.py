@@ -1,0 +1,116 @@
+"""Random ensembles whose logs end in the midst of changes of the members: each has some of it.
+
+What holds is `peer_support`'s: an epoch is served by one leader, what was committed is never lost.
+At the end everybody is there and hears everybody, and somebody must come to lead.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from zkserver.core.members import Member
+from zkserver.core.membership import Membership, membership_of
+
+from .peer_support import Ensemble, zxid_of
+
+IDS = range(1, 7)
+LOG = [b"1.0 first", b"1.1 a", b"2.0 joint", b"2.1 final", b"2.2 b", b"3.0 again", b"3.1 last"]
+LIMIT_MS = 60_000
+
+
+def membership(voters: set[int], old: set[int] | None = None) -> Membership:
+    members = [Member(each, "host", each) for each in sorted(voters)]
+    return membership_of(members, None if old is None else frozenset(old))
+
+
+class History:
+    """Which servers vote when, and how much of the log each of them has."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(f"{seed} members")
+        self.voters = [set(rng.sample(IDS, rng.randint(1, 4))) for _ in range(3)]
+        first, second, third = self.voters
+        self.members = {
+            b"first": membership(first),
+            b"joint": membership(second, first),
+            b"final": membership(second),
+            b"again": membership(third, second),
+            b"last": membership(third),
+        }
+        self.top = rng.randint(2, len(LOG))
+        # A final change is logged once the joint one before it is committed.
+        least = {4: 3, 5: 3, 6: 4, 7: 6}.get(self.top, 1)
+        self.committed = rng.randint(least, self.top)
+        self.lengths = self._lengths()
+
+    def _lengths(self) -> dict[int, int]:
+        choose = self.rng.randint
+        while True:
+            found = {each: choose(1, self.top) for each in IDS}
+            for each in self.rng.sample(IDS, 4):
+                found[each] = max(found[each], self.committed)
+            if all(self._has_quorum(number, found) for number in range(self.committed)):
+                return found
+
+    def _has_quorum(self, number: int, lengths: dict[int, int]) -> bool:
+        """Whether what is to be committed is where its members have to have it."""
+        words = [record.split()[1] for record in LOG[: number + 1]]
+        said = [self.members[word] for word in words if word in self.members]
+        have = {each for each, length in lengths.items() if length > number}
+        return said[-1].quorums.has_quorum(have)
+
+    def ensemble(self) -> Ensemble:
+        """Nobody is started."""
+        ensemble, first = Ensemble(len(IDS)), frozenset(self.voters[0])
+        ensemble.members = self.members
+        ensemble.delivered = LOG[: self.committed]
+        for each, length in self.lengths.items():
+            server = ensemble[each]
+            # Who is about to join is named by its own settings only.
+            server.config = server.config._replace(voters=first | {each}, observers=frozenset())
+            epoch = zxid_of(LOG[length - 1]) >> 32
+            promised = epoch + self.rng.choice((0, 0, 0, 1, 2))
+            server.holds(*LOG[:length], accepted=promised, current=epoch)
+        return ensemble
+
+
+def trouble(ensemble: Ensemble, rng: random.Random) -> None:
+    pairs = [(a, b) for a in IDS for b in IDS if a < b]
+    for pair in pairs:
+        if rng.random() < 0.4:
+            ensemble.cut(*pair)
+    for each in IDS:
+        if rng.random() < 0.8:
+            ensemble[each].start()
+    for _ in range(rng.randint(3, 15)):
+        ensemble.advance(rng.choice((30, 300, 700, 2_000)))
+        for pair in rng.sample(pairs, 3):
+            (ensemble.heal if frozenset(pair) in ensemble.cuts else ensemble.cut)(*pair)
+        server = ensemble[rng.choice(IDS)]
+        if rng.random() < 0.3:
+            (server.kill if server.alive else server.start)()
+    for pair in pairs:
+        ensemble.heal(*pair)
+    for each in IDS:
+        if not ensemble[each].alive:
+            ensemble[each].start()
+
+
+def has_leader(ensemble: Ensemble) -> bool:
+    return any(
+        each.serving and each.serving[1] == each.server_id for each in ensemble.servers.values()
+    )
+
+
+@pytest.mark.parametrize("twenty", range(20))
+def test_however_far_each_log_goes_one_comes_to_lead(twenty: int) -> None:
+    for seed in range(20 * twenty, 20 * twenty + 20):
+        history = History(seed)
+        ensemble = history.ensemble()
+        trouble(ensemble, history.rng)
+        end_ms = ensemble.now_ms + LIMIT_MS
+        while not has_leader(ensemble):
+            assert ensemble.now_ms < end_ms, (seed, history.voters, history.lengths)
+            ensemble.advance(250)
