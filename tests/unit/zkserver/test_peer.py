@@ -14,6 +14,8 @@ from duolog_protocol.quorum_messages import (
     Vote,
 )
 from duolog_protocol.types import make_zxid
+from zkserver.core.members import Member
+from zkserver.core.membership import membership_of
 from zkserver.core.peer_events import (
     DialFailed,
     LinkLost,
@@ -290,14 +292,26 @@ def test_who_was_elected_by_others_in_vain_does_not_stand_in_the_next_election()
     assert ensemble[3].notified[-1] == vote, "it votes for another one, though 3 is more than 2"
 
 
-def test_who_is_without_a_leader_for_long_leaves_it_to_chance() -> None:
-    """Whether it stands: most of the time. Every election has a round of its own."""
+def test_an_election_lasts_while_nobody_speaks_of_outsiders_or_has_elected_this_one() -> None:
     ensemble = Ensemble()
     ensemble[3].start()
     ensemble.advance(100 * DEFAULTS.patience_ms, quiet=False)
-    stood = {each.election_round: each.vote.server_id for each in ensemble[3].notified}
-    rounds = [each for each in stood if each]
-    assert 35 < len(rounds) < 80 and set(stood.values()) == {0, 3}
+    assert {each.election_round for each in ensemble[3].notified} == {1}
+
+
+def test_whether_outsiders_are_heard_is_left_to_chance() -> None:
+    """6 is none of the voters in this log; without the vote of 3 it may never be elected."""
+    ensemble = Ensemble(6)
+    ensemble.members = {b"first": membership_of([Member(each, "a", each) for each in (1, 2, 3)])}
+    ensemble[3].holds(b"1.0 first", accepted=1, current=1).start()
+    outsider = Vote(1, make_zxid(1, 9), 6)
+    voted = []
+    for election_round in range(1, 60, 2):
+        said = Notification(PeerState.LOOKING, outsider, election_round)
+        ensemble[3].step(NotificationReceived(2, said))
+        voted.append(ensemble[3].notified[-1].vote == outsider)
+        ensemble.advance(2 * DEFAULTS.patience_ms, quiet=False)
+    assert not voted[0] and 5 < sum(voted) < 25
 
 
 def test_a_follower_whose_leader_votes_for_another_one_looks_again_at_once() -> None:

@@ -100,6 +100,8 @@ class Looking:
         """Newest vote of each server in this round, ours included; `Quorums` picks the voters."""
         self._settled: dict[int, Notification] = {}
         """Newest word of each server that looks no more, of whatever round."""
+        self.met_outsiders = False
+        """Somebody has told a vote for a server that our log does not name."""
         self._decision: Decision | None = None
         self._finalize_ms: int | None = None
         """When to decide; None while no quorum has our vote."""
@@ -227,7 +229,10 @@ class Looking:
         own = self._own_vote
         if not self._may_lead and (vote.epoch, vote.zxid) < (own.epoch, own.zxid):
             return False
-        return self._hears_outsiders or vote.server_id in self._quorums.voters
+        if vote.server_id in self._quorums.voters:
+            return True
+        self.met_outsiders = True
+        return self._hears_outsiders
 
     def _meet(self, server_id: int) -> None:
         """One that our log may not name is told our vote, too, from now on."""

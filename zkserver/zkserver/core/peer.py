@@ -10,11 +10,12 @@ Owns these transitions, the election round, and the links of learners that dial 
 election is decided here, too. Nobody votes while the log is still written. Source: ZooKeeper
 `QuorumPeer.run`; reference A.2, A.6.8.
 
-Where logs name different members, the best vote may be for one that cannot win: it needs servers
-that are gone, or others do not count it, and elect it, or another one, again and again. So a server
-that is without a leader for long draws for every election whether it stands, and whether it votes
-for servers that its log does not name. Whom others have elected in vain does not stand. (Raft's
-election timeouts are random for the same reason.)
+Where logs name different members, the best vote may be for one that cannot win, as it needs servers
+that are gone, and others may elect it again and again; or it may be one that our log does not name,
+and that needs our vote. So an election in which that may be is begun anew after a while, and for
+each one a server draws whether it votes for such outsiders. Whom others have elected in vain does
+not stand in the next one. (Raft's election timeouts are random for the same reason.) Where all logs
+name the same members, nothing of this happens.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ from .peer_events import (
 from .roles import MAX_CALLERS_PER_SERVER, GaveUp
 
 _FAILURES_WITHOUT_WAIT: Final = 2
-_STANDS_ASIDE: Final = 0.25
 _HEARS_OUTSIDERS: Final = 0.5
+_CALLED_IN_VAIN_MS: Final = 500
+"""A server that others have elected for so long should have been told of it by now."""
 
 
 class Settling:
@@ -115,9 +117,13 @@ class Peer:
         self._look_ms = 0
         """Not before this does it look for a leader."""
         self._leaderless_ms = 0
-        """Since when it has not served, nor followed one that did."""
+        """Since when it has not served."""
         self._renew_ms = 0
-        """When it begins its election anew."""
+        """When it looks whether to begin its election anew."""
+        self._stands = True
+        """Whether it may be elected in this election."""
+        self._called_ms = 0
+        """Since when learners wait for it."""
 
     def start(self, now_ms: int) -> list[PeerEffect]:
         """Begin to look for a leader."""
@@ -371,6 +377,8 @@ class Peer:
         elif isinstance(role, Follower):
             self._ledger.effects.append(CloseLink(link, "this server does not lead"))
         else:
+            if not self._callers:
+                self._called_ms = self._now_ms
             self._callers[link] = []
             if len(self._callers) > MAX_CALLERS_PER_SERVER * max(1, len(self._others)):
                 self._close_caller(next(iter(self._callers)), "too many wait")
@@ -423,19 +431,14 @@ class Peer:
             return
         self._look()
 
-    def _look(self, *, in_vain: bool = False) -> None:
-        """Begin an election; `in_vain`: after one in which nobody has won."""
+    def _look(self, *, stands: bool = True) -> None:
+        """Begin an election, perhaps without standing in it."""
         ledger, config, rng = self._ledger, self._config, self._rng
         is_long = self._now_ms - self._leaderless_ms >= config.patience_ms
-        is_alone = self.membership.quorums.voters == {config.server_id}
-        stands_aside = is_long and not is_alone and rng.random() < _STANDS_ASIDE
-        if in_vain and self._callers:
-            stands_aside = True
-            for link in list(self._callers):
-                self._close_caller(link, "this server was not elected by those that it knows")
         may_lead = ledger.memberships.may_lead(config.server_id, ledger.committed_zxid)
         self._election_round += 1
-        self._renew_ms = self._now_ms + rng.randint(config.patience_ms, 2 * config.patience_ms)
+        self._renew_later()
+        self._stands = stands
         role = self._role = Looking(
             config,
             self.membership,
@@ -443,17 +446,29 @@ class Peer:
             Vote(ledger.current_epoch, ledger.durable_zxid, config.server_id),
             self._election_round,
             self._now_ms,
-            may_lead=may_lead and not stands_aside,
+            may_lead=may_lead and stands,
             hears_outsiders=is_long and rng.random() < _HEARS_OUTSIDERS,
         )
         role.start()
 
+    def _renew_later(self) -> None:
+        patience_ms = self._config.patience_ms
+        self._renew_ms = self._now_ms + self._rng.randint(patience_ms, 2 * patience_ms)
+
     def _renew_election(self) -> None:
-        """Nobody has won for long."""
-        role = self._role
-        if isinstance(role, Looking) and role.decision() is None and self._now_ms >= self._renew_ms:
-            self._election_round = max(self._election_round, role.election_round)
-            self._look(in_vain=True)
+        """Nobody has won for long: see the top of this file."""
+        role, now_ms = self._role, self._now_ms
+        if not isinstance(role, Looking) or role.decision() is not None or now_ms < self._renew_ms:
+            return
+        is_called = bool(self._callers) and now_ms - self._called_ms >= _CALLED_IN_VAIN_MS
+        if self._stands and not is_called and not role.met_outsiders:
+            self._renew_later()
+            return
+        if is_called:
+            for link in list(self._callers):
+                self._close_caller(link, "this server was not elected by those that it knows")
+        self._election_round = max(self._election_round, role.election_round)
+        self._look(stands=not is_called)
 
     def _follow_decision(self) -> None:
         role = self._role

@@ -21,8 +21,8 @@ class PeerConfig(NamedTuple):
     """After so much silence a looking server tells its vote again; doubled each time."""
     notification_last_ms: int = 1_600
     patience_ms: int = 1_600
-    """A server without a leader for so long leaves the next elections to chance, and begins each of
-    them anew after once to twice that time: see `Peer`."""
+    """Elections that may have come to nothing are begun anew after once to twice that time, and
+    servers that have not served for so long leave some of them to chance: see `Peer`."""
     init_limit_ms: int = 5_000
     """From a decided election to an established leader that serves, or the election is repeated."""
     ping_interval_ms: int = 250
