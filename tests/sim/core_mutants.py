@@ -148,7 +148,7 @@ CORE_MUTANTS: Final = (
             Edit(
                 Leader,
                 "_introduce",
-                "max(self._accepted.values()) + 1",
+                "max(self._ledger.heard_epoch, *self._accepted.values()) + 1",
                 "self._ledger.accepted_epoch + 1",
             ),
         ),
@@ -261,7 +261,7 @@ CORE_MUTANTS: Final = (
             Edit(Leader, "_on_ack_epoch", "history > self._history", "False"),
             Edit(
                 Peer,
-                "_look_if_settled",
+                "_look",
                 "Vote(ledger.current_epoch, ledger.durable_zxid,",
                 "Vote(1, 1,",
             ),
@@ -304,7 +304,7 @@ CORE_MUTANTS: Final = (
         "votes_while_the_log_is_written",
         "ZR10, Z-4712",
         (
-            Edit(Peer, "_look_if_settled", "not self._ledger.is_settled", "False"),
+            Edit(Peer, "_look", "not self._ledger.is_settled", "False"),
             Edit(Leader, "__init__", "assert ledger.is_settled", "assert True"),
             Edit(Follower, "__init__", "assert ledger.is_settled", "assert True"),
         ),
@@ -438,7 +438,7 @@ CORE_MUTANTS: Final = (
     CoreMutant(
         "vote_without_epoch",
         "ZR24, Z-1818",
-        (Edit(Peer, "_look_if_settled", "Vote(ledger.current_epoch,", "Vote(0,"),),
+        (Edit(Peer, "_look", "Vote(ledger.current_epoch,", "Vote(0,"),),
     ),
     CoreMutant(
         "epoch_file_renamed_before_its_sync",
