@@ -304,7 +304,7 @@ CORE_MUTANTS: Final = (
         "votes_while_the_log_is_written",
         "ZR10, Z-4712",
         (
-            Edit(Peer, "_look", "not self._ledger.is_settled", "False"),
+            Edit(Peer, "_look_if_settled", "not self._ledger.is_settled", "False"),
             Edit(Leader, "__init__", "assert ledger.is_settled", "assert True"),
             Edit(Follower, "__init__", "assert ledger.is_settled", "assert True"),
         ),

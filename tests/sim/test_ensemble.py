@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.mutants import run_mutant
+from tests.sim.mutants import MUTANTS, run_mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 PRINT_HASHES = """
@@ -38,6 +38,12 @@ def hashes(hash_seed: str) -> str:
         check=True,
     )
     return found.stdout.decode()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_mutant_finds_its_place_in_the_code(name: str) -> None:
+    with MUTANTS[name]():
+        pass
 
 
 def test_a_seed_gives_the_same_history_in_every_process() -> None:
