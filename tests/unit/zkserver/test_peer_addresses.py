@@ -33,5 +33,5 @@ def test_new_members_are_tried_first() -> None:
     found.told(1, NEW)
     found.failed(1, OLD)
     assert found.set_members({1: OTHER, 3: NEW}) == {1, 3}
-    assert (found.of(1), found[2]) == (OTHER, OLD)
+    assert (found.of(1), found.of(2)) == (OTHER, OLD)
     assert found.set_members({1: OTHER}) == set()

@@ -343,7 +343,8 @@ async def test_a_server_that_comes_back_is_told_again() -> None:
         await two.close()
         speaker = one.links._speakers[2]
         await until(lambda: speaker.link is None)
-        again = Server(2, {each: one.links._addresses[each] for each in (1, 2)})
+        addresses = {1: (HOST, one.links.port), 2: (HOST, two.links.port)}
+        again = Server(2, addresses)
         await again.links.start()
         one.call("notify", 2, vote(2))
         await until(lambda: again.heard == [(1, vote(2))])

@@ -47,8 +47,9 @@ from .peer_events import CloseLink, LeadConfirmed, ReadOn, SendHistory, SendSnap
 from .roles import MAX_CALLERS_PER_SERVER, MAX_NON_MEMBERS, GaveUp, expect
 from .synchronization import plan_sync
 
-_LONGEST_SYNC: Final = 24
-"""Times `init_limit_ms` that a leader waits for learners that are taking over its history."""
+LONGEST_SYNC: Final = 24
+"""Times `init_limit_ms` that a leader waits for learners that are taking over its history, and that
+one of them may be busy with a part of it."""
 
 
 class LearnerStage(IntEnum):
@@ -137,7 +138,7 @@ class Leader:
         """Who came since it has begun, and waits for the next one."""
         self._ping_ms = now_ms + config.ping_interval_ms
         self._limit_ms = now_ms + config.init_limit_ms
-        self._last_limit_ms = now_ms + _LONGEST_SYNC * config.init_limit_ms
+        self._last_limit_ms = now_ms + LONGEST_SYNC * config.init_limit_ms
         """However long the history is that a quorum needs."""
         self._introduce(config.server_id, ledger.accepted_epoch)
 

@@ -33,6 +33,7 @@ from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
 from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.events import Drained
+from zkserver.core.leader import LONGEST_SYNC
 from zkserver.core.members import config_data
 from zkserver.core.peer_config import PeerConfig
 from zkserver.security import load_auth, load_peer_tls, load_tls
@@ -48,8 +49,6 @@ from .replica import Replica
 from .stepping import EngineOptions
 from .view import LISTEN_BACKLOG, ServerView
 
-_CATCH_UP_LIMITS: Final = 24
-"""Times `init_limit_ms` that a learner may be busy with one part of what it is sent."""
 MAX_UNSENT_TO_PEER_BYTES: Final = 128 * 1024 * 1024
 """A server that leaves more unread of what its leader tells it is dropped, and comes again."""
 HOLD_S: Final = 0.005
@@ -452,7 +451,7 @@ def peer_config(config: ServerConfig, server_id: int) -> PeerConfig:
         init_limit_ms=config.init_limit_ms,
         ping_interval_ms=config.ping_interval_ms,
         sync_limit_ms=config.sync_limit_ms,
-        catch_up_limit_ms=_CATCH_UP_LIMITS * config.init_limit_ms,
+        catch_up_limit_ms=LONGEST_SYNC * config.init_limit_ms,
     )
 
 

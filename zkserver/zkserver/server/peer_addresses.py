@@ -27,10 +27,6 @@ class PeerAddresses:
         """Whether the members name it, or have named it."""
         return server_id in self._members
 
-    def __getitem__(self, server_id: int) -> Address:
-        """Where the members say that it is. Raises KeyError."""
-        return self._members[server_id]
-
     def of(self, server_id: int) -> Address | None:
         """Where to dial it next; None: nobody says."""
         member, told = self._members.get(server_id), self._told.get(server_id)
