@@ -92,7 +92,8 @@ class Elector:
     def _role(self, decision: Decision) -> PeerState:
         if decision.leader_id == self.config.server_id:
             return PeerState.LEADING
-        return PeerState.FOLLOWING if self.config.is_voter else PeerState.OBSERVING
+        is_voter = self.config.server_id in self.config.voters
+        return PeerState.FOLLOWING if is_voter else PeerState.OBSERVING
 
 
 class Ensemble:

@@ -445,6 +445,11 @@ class Ensemble:
         (leader,) = [s for s in self.servers.values() if s.serving and s.serving[1] == s.server_id]
         return leader
 
+    def has_leader(self) -> bool:
+        """Somebody leads, and serves."""
+        servers = self.servers.values()
+        return any(each.serving and each.serving[1] == each.server_id for each in servers)
+
     def serving(self) -> dict[int, tuple[int, int] | None]:
         return {each: server.serving for each, server in self.servers.items()}
 

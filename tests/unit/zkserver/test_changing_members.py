@@ -98,12 +98,6 @@ def trouble(ensemble: Ensemble, rng: random.Random) -> None:
             ensemble[each].start()
 
 
-def has_leader(ensemble: Ensemble) -> bool:
-    return any(
-        each.serving and each.serving[1] == each.server_id for each in ensemble.servers.values()
-    )
-
-
 @pytest.mark.parametrize("twenty", range(20))
 def test_however_far_each_log_goes_one_comes_to_lead(twenty: int) -> None:
     for seed in range(20 * twenty, 20 * twenty + 20):
@@ -111,6 +105,52 @@ def test_however_far_each_log_goes_one_comes_to_lead(twenty: int) -> None:
         ensemble = history.ensemble()
         trouble(ensemble, history.rng)
         end_ms = ensemble.now_ms + LIMIT_MS
-        while not has_leader(ensemble):
+        while not ensemble.has_leader():
             assert ensemble.now_ms < end_ms, (seed, history.voters, history.lengths)
             ensemble.advance(250)
+
+
+def change(old: set[int], new: set[int], delivered: list[bytes]) -> Ensemble:
+    """The members were `old` and are to be `new`; everybody's settings name `old` and itself."""
+    ensemble = Ensemble(max(old | new))
+    ensemble.members = {
+        b"first": membership(old),
+        b"joint": membership(new, old),
+        b"final": membership(new),
+    }
+    ensemble.delivered = delivered
+    for each in ensemble.servers.values():
+        voters = frozenset(old | {each.server_id})
+        each.config = each.config._replace(voters=voters, observers=frozenset())
+    return ensemble
+
+
+def test_who_alone_has_logged_the_change_by_which_it_leaves_is_elected_at_once() -> None:
+    """The new members cannot elect one of themselves: they still need a quorum of the old ones, of
+    which it is the only one that is there. Ongaro 4.2.2: it leads without counting itself."""
+    log = [b"1.0 first", b"1.1 a", b"1.2 joint", b"1.3 final"]
+    ensemble = change({1, 2, 3}, {4, 5, 6}, log[:3])
+    for each in (1, 4, 5, 6):
+        ensemble[each].holds(*log[: 4 if each == 1 else 3], accepted=1, current=1)
+    ensemble.start(1, 4, 5, 6)
+    for _ in range(5):
+        ensemble.advance(ensemble[1].config.finalize_wait_ms)
+    assert ensemble.led[2] == 1, "then it leaves, and one of the new members leads"
+    assert ensemble.has_leader()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_removed_server_that_is_started_again_does_not_hold_up_an_election(seed: int) -> None:
+    """4 does not know that it was removed for good, and has the highest id."""
+    log = [b"1.0 first", b"1.1 a", b"1.2 joint", b"1.3 final", b"1.4 b"]
+    ensemble = change({1, 2, 3, 4}, {1, 2, 3}, log)
+    ensemble.now_ms = seed
+    for each in (1, 2, 4):
+        ensemble[each].holds(*log, accepted=1, current=1)
+    ensemble.start(4, 1)
+    ensemble.advance(5_000)
+    assert not ensemble.has_leader()
+    ensemble.start(2)
+    ensemble.advance(ensemble[1].config.finalize_wait_ms)
+    ensemble.settle()
+    assert ensemble.has_leader()

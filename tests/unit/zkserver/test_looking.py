@@ -36,10 +36,11 @@ def looking(
     """A server that has started, and whose first notifications are gone."""
     config = config_of(server_id, set(range(1, voter_count + 1)), {9})
     membership = Membership(config.voters, config.observers, members=SOME_MEMBERS)
-    own_vote = vote(server_id, zxid, epoch=1 if config.is_voter else 0)
+    may_lead = server_id in config.voters
+    own_vote = vote(server_id, zxid, epoch=1 if may_lead else 0)
     role = Looking(
         *(config, membership, NEVER, own_vote, election_round, 0),
-        may_lead=config.is_voter,
+        may_lead=may_lead,
         hears_outsiders=hears_outsiders,
     )
     role.start()
@@ -541,6 +542,27 @@ def test_an_outsider_is_not_answered_where_it_gets_no_vote() -> None:
     role = looking(1, hears_outsiders=True)
     role.on_notification(2, said, 0)
     assert told(role) == dict.fromkeys([2, 3, 9], said)
+
+
+def test_an_outsider_with_no_more_history_is_heard_only_where_a_voter_votes_for_it() -> None:
+    """It is not needed; but whoever has voted for it already can be joined."""
+    for zxid, sender_id, is_heard in [(5, 7, False), (5, 2, True), (6, 7, True), (4, 2, False)]:
+        role = looking(1, 3, 5, hears_outsiders=True)
+        hear(role, sender_id, LOOKING, vote(7, zxid))
+        assert (role.vote == vote(7, zxid)) == is_heard
+        assert role.met_outsiders == (is_heard or sender_id == 2)
+
+
+def test_who_is_no_voter_of_its_own_log_hears_who_votes_for_it() -> None:
+    """It alone has logged the change by which it leaves: the others are not there without it."""
+    config = config_of(1, {4, 5, 6}, set())
+    members = Membership(config.voters, config.observers, members=SOME_MEMBERS)
+    role = Looking(config, members, NEVER, vote(1, 9), 1, 0, may_lead=True)
+    role.start()
+    for each in (4, 5):
+        hear(role, each, LOOKING, vote(1, 9), in_round=3)
+    role.on_timer(WAIT_MS)
+    assert role.decision() == Decision(1, vote(1, 9), 3) and not role.met_outsiders
 
 
 def test_who_hears_outsiders_waits_for_them() -> None:

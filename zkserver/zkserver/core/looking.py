@@ -6,7 +6,7 @@ there is one leader in an epoch is ensured by discovery (A.4), so a stale word c
 never a record.
 
     looking --- a quorum has our vote, no better one within finalize_wait_ms -------> decided
-    looking --- every voter has our vote --------------------------------------------> decided
+    looking --- every voter has our vote, and no outsiders are heard ----------------> decided
     looking --- a quorum names an established leader, and so does that leader -------> decided
     looking --- whom we have voted for leads, or one in an epoch that is new to us --> decided
     decided     for good: whoever looks again makes a new `Looking` with a higher round
@@ -24,6 +24,8 @@ hears; nobody counts it that does not know it as a voter. What it must not do:
 - vote for one that knows less than itself, as no voter does: it could only fail, in ever new epochs
 - vote for an outsider, which our log does not name, unless it has come to that (`hears_outsiders`):
   it may need others, and wait for them while we wait for it
+- vote for an outsider that has no more than we have, unless a voter does: it is not needed, and may
+  be one that was removed and does not know it
 - vote for an outsider at all while no log says who the members are: those of the settings of two
   servers may differ, and then two quorums need not have a server in common
 Source: ZooKeeper `FastLeaderElection` (reference A.2), where only known voters are heard.
@@ -171,23 +173,18 @@ class Looking:
         is_of_itself = vote.server_id == sender_id
         return state == PeerState.LOOKING or (state == PeerState.LEADING) == is_of_itself
 
-    def _is_later_leader(self, sender_id: int, notification: Notification) -> bool:
+    def _is_later_leader(self, notification: Notification) -> bool:
         """It leads in no older epoch than we have heard of: our members may be those of long ago.
 
         Following it needs no quorum's word: discovery decides (A.4).
         """
         state, vote, _ = notification
-        return (
-            state == PeerState.LEADING
-            and vote.server_id == sender_id != self._config.server_id
-            and vote.epoch >= max(1, self._accepted_epoch)
-        )
+        return state == PeerState.LEADING and vote.epoch >= max(1, self._accepted_epoch)
 
     def _has_our_vote(self, notification: Notification) -> bool:
         """It leads in this round, and we have voted for it: its log may name us where ours names
         others, so that it waits for us and we would wait for them."""
-        leads_in_round = (PeerState.LEADING, self.vote, self.election_round)
-        return notification == leads_in_round and self.vote.server_id != self._config.server_id
+        return notification == (PeerState.LEADING, self.vote, self.election_round)
 
     def _on_looking(self, sender_id: int, notification: Notification, now_ms: int) -> None:
         """Another server looks for a leader, too; in NO_VOTE it has none to tell."""
@@ -197,7 +194,7 @@ class Looking:
         if vote == NO_VOTE or election_round < self.election_round:
             self._answer(sender_id)
             return
-        if not self._may_vote_for(vote):
+        if not self._may_vote_for(sender_id, vote):
             return
         if election_round > self.election_round:
             self.election_round = election_round
@@ -213,7 +210,7 @@ class Looking:
     def _on_settled(self, sender_id: int, notification: Notification) -> None:
         """A server follows, leads or observes; `Quorums` sees to it that observers don't count."""
         self._forget(sender_id)
-        if self._is_later_leader(sender_id, notification) or self._has_our_vote(notification):
+        if self._is_later_leader(notification) or self._has_our_vote(notification):
             self._decide(notification.vote, notification.election_round)
             return
         self._settled[sender_id] = notification
@@ -224,13 +221,16 @@ class Looking:
         if word is not None and self._is_named_by_quorum(notification):
             self._decide(word.vote, word.election_round)
 
-    def _may_vote_for(self, vote: Vote) -> bool:
-        """See the top of this file; whoever may lead has a better vote for itself."""
-        own = self._own_vote
-        if not self._may_lead and (vote.epoch, vote.zxid) < (own.epoch, own.zxid):
+    def _may_vote_for(self, sender_id: int, vote: Vote) -> bool:
+        """See the top of this file; whoever may lead has a better vote than one that knows less."""
+        voters, own = self._quorums.voters, self._own_vote
+        known, own_known = (vote.epoch, vote.zxid), (own.epoch, own.zxid)
+        if not self._may_lead and known < own_known:
             return False
-        if vote.server_id in self._quorums.voters:
+        if vote.server_id in voters or vote.server_id == self._config.server_id:
             return True
+        if self._may_lead and known <= own_known and sender_id not in voters:
+            return False
         self.met_outsiders = True
         return self._hears_outsiders
 

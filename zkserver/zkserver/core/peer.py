@@ -10,12 +10,12 @@ Owns these transitions, the election round, and the links of learners that dial 
 election is decided here, too. Nobody votes while the log is still written. Source: ZooKeeper
 `QuorumPeer.run`; reference A.2, A.6.8.
 
-Where logs name different members, the best vote may be for one that cannot win, as it needs servers
-that are gone, and others may elect it again and again; or it may be one that our log does not name,
-and that needs our vote. So an election in which that may be is begun anew after a while, and for
-each one a server draws whether it votes for such outsiders. Whom others have elected in vain does
-not stand in the next one. (Raft's election timeouts are random for the same reason.) Where all logs
-name the same members, nothing of this happens.
+The best vote may be for one that cannot win, and others may elect it again and again: it needs
+servers that are gone, as its log names other members, or that it does not reach. Or the best is one
+that our log does not name, and that needs our vote. So an election in which that may be is begun
+anew after a while, which is random as Raft's election timeouts are. From then on it is about such
+outsiders, too; and whom others have elected in vain does not stand in it. Where all logs name the
+same members, and who hears one of them hears all, nothing of this happens.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ from .peer_events import (
 from .roles import MAX_CALLERS_PER_SERVER, GaveUp
 
 _FAILURES_WITHOUT_WAIT: Final = 2
-_HEARS_OUTSIDERS: Final = 0.5
 _CALLED_IN_VAIN_MS: Final = 500
 """A server that others have elected for so long should have been told of it by now."""
 
@@ -344,7 +343,7 @@ class Peer:
         assert self._elected is not None, "a follower without an election"
         state, vote, election_round = notification
         is_newer = election_round >= self._elected.election_round
-        if state == PeerState.LOOKING and is_newer and vote.server_id not in (0, sender_id):
+        if state == PeerState.LOOKING and is_newer and vote.server_id != sender_id:
             raise GaveUp(f"server {sender_id}, which we have elected, votes for {vote.server_id}")
 
     def _call_absent(self) -> None:
@@ -433,7 +432,7 @@ class Peer:
 
     def _look(self, *, stands: bool = True) -> None:
         """Begin an election, perhaps without standing in it."""
-        ledger, config, rng = self._ledger, self._config, self._rng
+        ledger, config = self._ledger, self._config
         is_long = self._now_ms - self._leaderless_ms >= config.patience_ms
         may_lead = ledger.memberships.may_lead(config.server_id, ledger.committed_zxid)
         self._election_round += 1
@@ -447,7 +446,7 @@ class Peer:
             self._election_round,
             self._now_ms,
             may_lead=may_lead and stands,
-            hears_outsiders=is_long and rng.random() < _HEARS_OUTSIDERS,
+            hears_outsiders=is_long,
         )
         role.start()
 
@@ -468,7 +467,7 @@ class Peer:
             for link in list(self._callers):
                 self._close_caller(link, "this server was not elected by those that it knows")
         self._election_round = max(self._election_round, role.election_round)
-        self._look(stands=not is_called)
+        self._look(stands=not is_called or not self._stands)
 
     def _follow_decision(self) -> None:
         role = self._role

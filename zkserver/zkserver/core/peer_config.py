@@ -44,13 +44,3 @@ class PeerConfig(NamedTuple):
     back_off_last_ms: int = 2_000
     level: int = LEVEL_LAST
     """The highest feature level that this server knows; lower only where an older one is played."""
-
-    @property
-    def is_voter(self) -> bool:
-        """Whether this server takes part in elections and quorums."""
-        return self.server_id in self.voters
-
-    @property
-    def others(self) -> tuple[int, ...]:
-        """All other servers of the ensemble, ascending."""
-        return tuple(sorted((self.voters | self.observers) - {self.server_id}))

@@ -52,7 +52,7 @@ MAX_STRANGERS: Final = 64
 MAX_CALLS: Final = {PeerPurpose.ELECTION: 1, PeerPurpose.LEARNER: 4}
 """Connections that one server has dialled; beyond it the oldest of them is dropped. A learner that
 dials again has its old connection ended by the leader, once the new one stands in its place: by
-then no quorum is lost."""
+then no quorum is lost, if the epoch is not established yet."""
 HELLO_S: Final = 3.0
 """Time from the connection to the hello."""
 FIRST_PAUSE_S: Final = 0.02
