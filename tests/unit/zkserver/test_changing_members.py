@@ -1,12 +1,14 @@
 """Random ensembles whose logs end in the midst of changes of the members: each has some of it.
 
 What holds is `peer_support`'s: an epoch is served by one leader, what was committed is never lost.
-At the end everybody is there and hears everybody, and somebody must come to lead.
+Then everybody is there and hears everybody, or there are some of whom one can be elected, whatever
+the others do: somebody must come to lead.
 """
 
 from __future__ import annotations
 
 import random
+from itertools import combinations
 
 import pytest
 
@@ -110,6 +112,45 @@ def test_however_far_each_log_goes_one_comes_to_lead(twenty: int) -> None:
             ensemble.advance(250)
 
 
+def electable(history: History) -> list[set[int]]:
+    """Groups that have all that was committed, and a quorum of what the best of them knows."""
+    found = []
+    for count in IDS:
+        for group in map(set, combinations(IDS, count)):
+            length = max(history.lengths[each] for each in group)
+            words = [record.split()[1] for record in LOG[:length]]
+            quorums = [history.members[word] for word in words if word in history.members][
+                -1
+            ].quorums
+            best = {each for each in group if history.lengths[each] == length}
+            if length >= history.committed and quorums.has_quorum(group) and best & quorums.voters:
+                found.append(group)
+    return found
+
+
+@pytest.mark.parametrize("twenty", range(20))
+def test_those_that_can_elect_one_do_whoever_else_is_gone_or_cut_off(twenty: int) -> None:
+    """What they lack does not come back, and who is there beside them may be of no use."""
+    for seed in range(20 * twenty, 20 * twenty + 20):
+        history, rng = History(seed), random.Random(f"{seed} stays")
+        groups = electable(history)
+        if not groups:
+            continue
+        group = rng.choice([each for each in groups if len(each) <= len(groups[0]) + 1])
+        ensemble, share = history.ensemble(), rng.choice((0, 0.2, 0.5))
+        for pair in combinations(IDS, 2):
+            if not group.issuperset(pair) and rng.random() < share:
+                ensemble.cut(*pair)
+        for each in rng.sample(IDS, len(IDS)):
+            if each in group or rng.random() < 0.6:
+                ensemble[each].start()
+                ensemble.advance(rng.choice((0, 30, 700, 2_000, 4_000)))
+        end_ms = ensemble.now_ms + LIMIT_MS
+        while not ensemble.has_leader():
+            assert ensemble.now_ms < end_ms, (seed, group, history.voters, history.lengths)
+            ensemble.advance(100)
+
+
 def change(old: set[int], new: set[int], delivered: list[bytes]) -> Ensemble:
     """The members were `old` and are to be `new`; everybody's settings name `old` and itself."""
     ensemble = Ensemble(max(old | new))
@@ -154,3 +195,21 @@ def test_a_removed_server_that_is_started_again_does_not_hold_up_an_election(see
     ensemble.advance(ensemble[1].config.finalize_wait_ms)
     ensemble.settle()
     assert ensemble.has_leader()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_outsider_that_cannot_win_does_not_hold_up_a_voter_for_ever(seed: int) -> None:
+    """4 alone was told of the change that makes it a voter, and 2, which began it, is dead. 3 has
+    an empty disk and votes for nobody that its settings do not name; without it 1 elects nobody."""
+    log = [b"1.0 first", b"1.1 a", b"1.2 joint"]
+    ensemble = change({1, 2, 3}, {1, 2, 3, 4}, log[:2])
+    ensemble.now_ms = 1_000 * seed
+    ensemble[1].holds(*log[:2], accepted=1, current=1)
+    ensemble[4].holds(*log, accepted=1, current=1)
+    ensemble.start(4, 1)
+    ensemble.advance(5_000)
+    ensemble.start(3)
+    end_ms = ensemble.now_ms + LIMIT_MS // 4
+    while not ensemble.has_leader():
+        assert ensemble.now_ms < end_ms
+        ensemble.advance(100)

@@ -317,10 +317,11 @@ def test_an_election_lasts_while_nobody_speaks_of_outsiders_or_has_elected_this_
     assert {each.election_round for each in ensemble[3].notified} == {1}
 
 
-def test_outsiders_are_heard_in_elections_that_begin_after_long_without_a_leader() -> None:
-    """6 is none of the voters in this log; without the vote of 3 it may never be elected."""
+def test_after_long_without_a_leader_every_second_election_is_about_outsiders_too() -> None:
+    """6 is none of the voters in this log; without the vote of 3 it may never be elected. With it
+    3 may wait for it for ever, if 6 needs servers that are gone."""
     ensemble = Ensemble(6)
-    ensemble.members = {b"first": membership_of([Member(each, "a", each) for each in (1, 2, 3)])}
+    ensemble.members = {b"first": membership_of([Member(each, "a", each) for each in range(1, 6)])}
     ensemble[3].holds(b"1.0 first", accepted=1, current=1).start()
     outsider = Vote(1, make_zxid(1, 9), 6)
     voted = []
@@ -329,7 +330,7 @@ def test_outsiders_are_heard_in_elections_that_begin_after_long_without_a_leader
         ensemble[3].step(NotificationReceived(2, said))
         voted.append(ensemble[3].notified[-1].vote == outsider)
         ensemble.advance(2 * DEFAULTS.patience_ms, quiet=False)
-    assert voted == [False, True, True, True, True]
+    assert voted == [False, True, False, True, False]
 
 
 def test_a_follower_whose_leader_votes_for_another_one_looks_again_at_once() -> None:

@@ -19,13 +19,13 @@ Whom we vote for and whose vote we count are two things. We count the voters tha
 vote for the best of all that ask, although our log may not name them, nor ourselves: it may lack
 the change that made them voters, and without us they might never be elected (Raft section 6). So a
 server that may not lead, as an observer, begins with `NO_VOTE` and takes over the best vote that it
-hears; nobody counts it that does not know it as a voter. What it must not do:
+hears; nobody counts it that does not know it as a voter. What we must not do:
 
-- vote for one that knows less than itself, as no voter does: it could only fail, in ever new epochs
+- vote for one that knows less than ourselves: it could only fail, in ever new epochs
 - vote for an outsider, which our log does not name, unless it has come to that (`hears_outsiders`):
   it may need others, and wait for them while we wait for it
-- vote for an outsider that has no more than we have, unless a voter does: it is not needed, and may
-  be one that was removed and does not know it
+- vote for an outsider that has no more than we have, where we may lead, unless a voter does: it is
+  not needed, and may be one that was removed and does not know it
 - vote for an outsider at all while no log says who the members are: those of the settings of two
   servers may differ, and then two quorums need not have a server in common
 Source: ZooKeeper `FastLeaderElection` (reference A.2), where only known voters are heard.
@@ -155,6 +155,11 @@ class Looking:
         notifications = [Notify(server_id, notification) for server_id in sorted(self._untold)]
         self._untold.clear()
         return notifications
+
+    @property
+    def has_heard_outsiders(self) -> bool:
+        """There are some, and this server was ready to vote for them."""
+        return self._hears_outsiders and self.met_outsiders
 
     def decision(self) -> Decision | None:
         """Who leads; stays what it is once it is there."""

@@ -13,9 +13,10 @@ election is decided here, too. Nobody votes while the log is still written. Sour
 The best vote may be for one that cannot win, and others may elect it again and again: it needs
 servers that are gone, as its log names other members, or that it does not reach. Or the best is one
 that our log does not name, and that needs our vote. So an election in which that may be is begun
-anew after a while, which is random as Raft's election timeouts are. From then on it is about such
-outsiders, too; and whom others have elected in vain does not stand in it. Where all logs name the
-same members, and who hears one of them hears all, nothing of this happens.
+anew after a while, which is random as Raft's election timeouts are. From then on every second one
+is about such outsiders, too; and whom others have elected in vain does not stand in the next one.
+Where all logs name the same members, who hears one of them hears all, and nobody else is there,
+nothing of this happens.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ class Peer:
         """When it looks whether to begin its election anew."""
         self._stands = True
         """Whether it may be elected in this election."""
+        self._heard_outsiders = False
+        """Whether its last election was about servers that its log does not name."""
         self._called_ms = 0
         """Since when learners wait for it."""
 
@@ -446,7 +449,7 @@ class Peer:
             self._election_round,
             self._now_ms,
             may_lead=may_lead and stands,
-            hears_outsiders=is_long,
+            hears_outsiders=is_long and not self._heard_outsiders,
         )
         role.start()
 
@@ -467,6 +470,7 @@ class Peer:
             for link in list(self._callers):
                 self._close_caller(link, "this server was not elected by those that it knows")
         self._election_round = max(self._election_round, role.election_round)
+        self._heard_outsiders = role.has_heard_outsiders
         self._look(stands=not is_called or not self._stands)
 
     def _follow_decision(self) -> None:
@@ -478,6 +482,7 @@ class Peer:
         if decision is None:
             return
         self._election_round = max(self._election_round, decision.election_round)
+        self._heard_outsiders = role.has_heard_outsiders
         self._elected = decision
         self._elected_ms = self._now_ms
         callers, self._callers = self._callers, {}

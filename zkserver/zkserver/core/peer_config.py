@@ -22,7 +22,7 @@ class PeerConfig(NamedTuple):
     notification_last_ms: int = 1_600
     patience_ms: int = 1_600
     """Elections that may have come to nothing are begun anew after once to twice that time, and
-    servers that have not served for so long leave some of them to chance: see `Peer`."""
+    servers that have not served for so long vote for outsiders in some of them: see `Peer`."""
     init_limit_ms: int = 5_000
     """From a decided election to an established leader that serves, or the election is repeated."""
     ping_interval_ms: int = 250
