@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from duolog import ZkClient
-from duolog_cluster.processes import DaemonFailedError, ZkEnsemble, zkservers_in
-from duolog_cluster.zk_members import free_ports
+from duolog_cluster.processes import DaemonFailedError, ZkEnsemble, zkserver, zkservers_in
+from duolog_cluster.zk_members import free_ports, members_in
 from duolog_cluster.zk_words import Reach
 from duolog_protocol.errors import ConfigError
 from tests.integration.test_processes import source_roots
+from tests.unit.zkserver.tools_support import run
 
 __all__ = ["source_roots"]
 
@@ -71,6 +72,32 @@ async def test_an_ensemble_is_kept_and_not_mixed_with_another_number(tmp_path: P
         async with ZkEnsemble(data) as ensemble, ZkClient(address) as zk:
             assert await zk.exists("/kept") is not None
             assert {each.epoch for each in await ensemble.states()} == {2}
+
+
+async def test_a_member_does_not_go_on_alone(tmp_path: Path) -> None:
+    """Whoever forgets its settings would get two histories of one epoch, and lose one of them."""
+    data = tmp_path / "kept"
+    async with asyncio.timeout(SECONDS):
+        async with ZkEnsemble(str(data)) as ensemble, ZkClient(ensemble.address) as zk:
+            await zk.create("/kept", b"1")
+        places = members_in(str(data))
+        first = str(data / "zkserver-1")
+        alone = zkserver(first, 0, ["--server-id", "1"])
+        with pytest.raises(DaemonFailedError, match="servers is not given"):
+            await alone.start()
+        await alone.stop()
+        assert members_in(str(data)) == places
+        dump, copy = tmp_path / "dump", str(tmp_path / "copy")
+        status, exported, _ = run("export", first, "--json")
+        dump.write_text(exported)
+        assert (status, run("import", "--from-json", dump, "--data", copy)[0]) == (0, 0)
+        alone = zkserver(copy, 0)
+        await alone.start()
+        try:
+            async with ZkClient(alone.address) as zk:
+                assert (await zk.get("/kept"))[0] == b"1"
+        finally:
+            await alone.stop()
 
 
 async def test_observers_follow_and_ports_come_one_after_the_other(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """zkserver's metrics, with ZooKeeper's names: for Prometheus, `mntr` and `/commands/monitor`.
 
 Owns names and help texts; values are plain ints that others count, read when they are asked for.
-What only an ensemble can have (followers, proposals in flight, elections) is not here. Counters
-keep ZooKeeper's names, which do not end in `_total`; Prometheus is told "untyped" for them.
+Counters keep ZooKeeper's names, which do not end in `_total`; Prometheus is told "untyped" for
+them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,24 @@ class Metric(NamedTuple):
 
 def metrics(view: ServerView) -> Iterator[Metric]:
     """All metrics at this moment."""
+    yield from _ensemble(view)
     yield from _server(view)
     yield from _requests(view)
     yield from _disk(view)
     yield from _watches(view)
+
+
+def _ensemble(view: ServerView) -> Iterator[Metric]:
+    """Of a member only."""
+    member = view.member
+    if member is None:
+        return
+    yield Metric("epoch", "Epoch of the leader; 0: there is none.", member.epoch)
+    yield Metric("leader_id", "Server id of the leader; 0: there is none.", member.leader_id)
+    if member.role == "leader":
+        yield Metric("learners", "Servers connected to this leader.", member.learners)
+        yield Metric("synced_followers", "Those that vote and are synced.", member.synced_followers)
+        yield Metric("synced_observers", "Synced, without a vote.", member.synced_observers)
 
 
 def _server(view: ServerView) -> Iterator[Metric]:
@@ -161,18 +175,10 @@ def monitor(view: ServerView) -> dict[str, int | float | str]:
     member = view.member
     if member is not None:
         flat |= {
-            "epoch": member.epoch,
-            "leader_id": member.leader_id,
             "last_zxid": f"{member.last_zxid:#x}",
             "last_durable_zxid": f"{member.last_durable_zxid:#x}",
             "last_committed_zxid": f"{member.last_committed_zxid:#x}",
         }
-        if member.role == "leader":
-            flat |= {
-                "learners": member.learners,
-                "synced_followers": member.synced_followers,
-                "synced_observers": member.synced_observers,
-            }
     for name, _, value, _ in metrics(view):
         if not isinstance(value, Tally):
             flat[name] = value

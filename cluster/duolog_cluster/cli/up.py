@@ -134,7 +134,7 @@ class _Up:
         told = f"zkserver {servers.index(ended) + 1} ({ended.address}) has ended: {ended.reason}"
         told += f"; {running} of {len(servers)} are left"
         if running <= len(servers) // 2:
-            raise DaemonFailedError(f"{told}, which is no quorum")
+            raise DaemonFailedError(f"{told}, which is no quorum: all are stopped")
         _say(f"{told}; kill -USR1 {os.getpid()} starts it again")
 
     async def _start_again(self, watched: set[Daemon]) -> list[Daemon]:

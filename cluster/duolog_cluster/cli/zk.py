@@ -57,6 +57,17 @@ def _credential(text: str) -> tuple[str, str]:
     return scheme, credential
 
 
+def _version(text: str) -> int:
+    """Of the members: hexadecimal with or without 0x, as they show it, and as zkCli takes it."""
+    try:
+        version = int(text, 16)
+    except ValueError:
+        version = -1
+    if version < 0:
+        raise argparse.ArgumentTypeError("must be a version of the members, hexadecimal")
+    return version
+
+
 def _zxid(text: str) -> int:
     try:
         zxid = int(text, 0)
@@ -171,7 +182,7 @@ def _add_writes(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_reconfig(verb: Callable[..., argparse.ArgumentParser]) -> None:
-    members = "ID=HOST:PEER_PORT:PEER_PORT[:participant|:observer];[HOST:]CLIENT_PORT"
+    members = "ID=HOST:PEER_PORT[:participant|:observer][;[HOST:]CLIENT_PORT]"
     changing = verb(
         "reconfig", "change the members of the ensemble", zk_status.reconfig, path=False
     )
@@ -183,7 +194,7 @@ def _add_reconfig(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "--members", metavar="MEMBER[,...]", help="all members, instead of --add and --remove"
     )
     changing.add_argument(
-        "-v", "--version", type=_zxid, metavar="ZXID", help="only if they are of this version"
+        "-v", "--version", type=_version, metavar="HEX", help="only if that is what they show"
     )
 
 

@@ -25,7 +25,7 @@ from zkserver.config import FOUR_LETTER_WORDS, MASKED, ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.datatree import CONFIG_PATH
 from zkserver.core.members import config_data, parse_members
-from zkserver.metrics import monitor
+from zkserver.metrics import collect, monitor
 from zkserver.server.commands import BY_NAME, COMMANDS, Command
 from zkserver.server.node import Node
 from zkserver.server.replica import Replica
@@ -196,6 +196,27 @@ def test_a_member_of_an_ensemble_tells_how_long_its_start_took(tmp_path: Path) -
     for name in ("dbinittime", "startup_snap_load_time", "startup_txns_load_time"):
         assert told[f"cnt_{name}"] == 1, name
     assert world.log.events.count("state_recovered") == 1
+    world.node._data.close()
+
+
+def test_numbers_of_the_ensemble_are_metrics_of_its_members_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, replica = of_three(tmp_path)
+
+    def shown() -> dict[str, Any]:
+        names = ("epoch", "leader_id", "learners", "synced_followers", "synced_observers")
+        rows = {name: values[0][1] for name, _, _, values in collect(world.view) if name in names}
+        told = monitor(world.view)
+        assert rows == {name: told[name] for name in names if name in told}
+        return rows
+
+    assert shown() == {"epoch": 0, "leader_id": 0}
+    leads = replica.member_status()._replace(
+        role="leader", epoch=4, leader_id=1, learners=3, synced_followers=1, synced_observers=1
+    )
+    monkeypatch.setattr(replica, "member_status", lambda: leads)
+    assert [*shown().values()] == [4, 1, 3, 1, 1]
     world.node._data.close()
 
 

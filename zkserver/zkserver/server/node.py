@@ -17,7 +17,7 @@ from random import Random
 from typing import Final
 
 from duolog_protocol.codec import Piece
-from duolog_protocol.errors import ConfigError, LogOfflineError
+from duolog_protocol.errors import ConfigError, DataDirectoryError, LogOfflineError
 from duolog_protocol.recent_reads import RecentReads
 from duolog_protocol.zk_messages import MAX_FRAME_BYTES
 from duolog_runtime.clocks import Clock
@@ -31,11 +31,13 @@ from zkserver.config import ServerConfig
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
 from zkserver.core.core import ZkCore
+from zkserver.core.datatree import CONFIG_PATH
 from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.events import Drained
 from zkserver.core.leader import LONGEST_SYNC
 from zkserver.core.members import config_data
 from zkserver.core.peer_config import PeerConfig
+from zkserver.core.state import ReplicatedState
 from zkserver.security import load_auth, load_peer_tls, load_tls
 from zkserver.storage.epoch_files import read_identity
 from zkserver.storage.recovery import DataDirectory
@@ -147,6 +149,8 @@ class Node:
                     options=options,
                 )
             self._engine.recover()
+            if not members:
+                _check_alone(self._engine.core.state, config.data_directory)
         except BaseException:
             self._data.close()
             raise
@@ -224,6 +228,15 @@ class Node:
                 members=", ".join(map(str, in_log)),
                 hint="the log says who the members are: change them with reconfig",
             )
+        for each in in_log or in_settings:
+            is_own = each.server_id == self._core_config.server_id
+            if is_own and each.client_port not in (0, self.port, self.tls_port):
+                self._log.warning(
+                    "clients_are_told_another_port",
+                    member=str(each),
+                    port=self.port,
+                    hint="the members say where clients find this server: is the port forwarded?",
+                )
 
     async def _open_peer_links(self, replica: Replica) -> PeerLinks:
         """Listen for the other servers. Raises ConfigError."""
@@ -463,6 +476,17 @@ def _check_place(config: ServerConfig, server_id: int, files: Files) -> None:
     if not config.ensemble_id and read_identity(files, config.data_directory) is None:
         rule = "must be given for a new server of an ensemble: any number, the same for all of them"
         raise ConfigError("ensemble_id", 0, rule)
+
+
+def _check_alone(state: ReplicatedState, directory: str) -> None:
+    """Whether the directory is that of a server that stands alone. A member of an ensemble must
+    not: what it acknowledges the others do not have, and they would have two histories of one
+    epoch. Raises DataDirectoryError."""
+    if state.members_are_joint or state.tree.nodes[CONFIG_PATH].data:
+        raise DataDirectoryError(
+            f"{directory} belongs to a member of an ensemble, and the setting servers is not given "
+            "(is --config missing?); to go on with one server alone, export the state and import it"
+        )
 
 
 def _nothing() -> None:

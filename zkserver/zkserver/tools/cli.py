@@ -178,16 +178,19 @@ def _zxid(text: str) -> int:
 
 
 def _retain(text: str) -> int:
-    value = int(text)
-    if value < 3:
-        raise ValueError(text)
-    return value
+    return _number(text, 3, sys.maxsize)
 
 
 def _server_id(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 255:
-        raise ValueError(text)
+    return _number(text, 1, 255)
+
+
+def _number(text: str, first: int, last: int) -> int:
+    import argparse
+
+    value = int(text) if text.isdecimal() else -1
+    if not first <= value <= last:
+        raise argparse.ArgumentTypeError(f"{text!r} must be in [{first}, {last}]")
     return value
 
 
@@ -252,10 +255,7 @@ def _take(options: argparse.Namespace, say: _Say) -> int:
 
 
 def _ensemble_id(text: str) -> int:
-    value = int(text)
-    if not 1 <= value < 1 << 64:
-        raise ValueError(text)
-    return value
+    return _number(text, 1, (1 << 64) - 1)
 
 
 def _import(options: argparse.Namespace, say: _Say) -> int:
@@ -270,8 +270,7 @@ def _import(options: argparse.Namespace, say: _Say) -> int:
         imported = _read_zookeeper(options, say)
     state = imported.state
     closed = drop_sessions(state) if options.drop_sessions else 0
-    if options.ensemble_id:
-        forget_members(state)
+    forget_members(state)
     rng = random.SystemRandom()
     identity = Identity(options.ensemble_id or rng.getrandbits(63) + 1, options.server_id)
     files = RealFiles()

@@ -157,9 +157,11 @@ def drop_sessions(state: ReplicatedState) -> int:
 
 
 def forget_members(state: ReplicatedState) -> None:
-    """Who belonged to the ensemble of the source is not told any more."""
+    """Who belonged to the ensemble of the source is not told any more: it is another one's state
+    now, or that of a server alone."""
     node = state.tree.nodes[CONFIG_PATH]
-    state.tree.set_data(CONFIG_PATH, b"", node.version, node.mzxid, node.mtime)
+    if node.data:
+        state.tree.set_data(CONFIG_PATH, b"", node.version, node.mzxid, node.mtime)
 
 
 def write_directory(
