@@ -59,23 +59,21 @@ def _credential(text: str) -> tuple[str, str]:
 
 def _version(text: str) -> int:
     """Of the members: hexadecimal with or without 0x, as they show it, and as zkCli takes it."""
-    try:
-        version = int(text, 16)
-    except ValueError:
-        version = -1
-    if version < 0:
-        raise argparse.ArgumentTypeError("must be a version of the members, hexadecimal")
-    return version
+    return _not_negative(text, 16, "must be a version of the members, hexadecimal")
 
 
 def _zxid(text: str) -> int:
+    return _not_negative(text, 0, "must be a zxid, decimal or 0x...")
+
+
+def _not_negative(text: str, base: int, rule: str) -> int:
     try:
-        zxid = int(text, 0)
+        number = int(text, base)
     except ValueError:
-        zxid = -1
-    if zxid < 0:
-        raise argparse.ArgumentTypeError("must be a zxid, decimal or 0x...")
-    return zxid
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(rule)
+    return number
 
 
 def _common() -> argparse.ArgumentParser:

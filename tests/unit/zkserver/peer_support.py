@@ -442,13 +442,15 @@ class Ensemble:
     @property
     def leader(self) -> Server:
         """The one server that serves as leader."""
-        (leader,) = [s for s in self.servers.values() if s.serving and s.serving[1] == s.server_id]
+        (leader,) = self._leaders()
         return leader
 
     def has_leader(self) -> bool:
         """Somebody leads, and serves."""
-        servers = self.servers.values()
-        return any(each.serving and each.serving[1] == each.server_id for each in servers)
+        return bool(self._leaders())
+
+    def _leaders(self) -> list[Server]:
+        return [s for s in self.servers.values() if s.serving and s.serving[1] == s.server_id]
 
     def serving(self) -> dict[int, tuple[int, int] | None]:
         return {each: server.serving for each, server in self.servers.items()}

@@ -14,6 +14,7 @@ import pytest
 
 from zkserver.core.members import Member
 from zkserver.core.membership import Membership, membership_of
+from zkserver.core.quorum import Quorums
 
 from .peer_support import Ensemble, zxid_of
 
@@ -58,10 +59,13 @@ class History:
 
     def _has_quorum(self, number: int, lengths: dict[int, int]) -> bool:
         """Whether what is to be committed is where its members have to have it."""
-        words = [record.split()[1] for record in LOG[: number + 1]]
-        said = [self.members[word] for word in words if word in self.members]
         have = {each for each, length in lengths.items() if length > number}
-        return said[-1].quorums.has_quorum(have)
+        return self.quorums_at(number + 1).has_quorum(have)
+
+    def quorums_at(self, length: int) -> Quorums:
+        """Who decides by a log of this length."""
+        words = [record.split()[1] for record in LOG[:length]]
+        return [self.members[word] for word in words if word in self.members][-1].quorums
 
     def ensemble(self) -> Ensemble:
         """Nobody is started."""
@@ -118,10 +122,7 @@ def electable(history: History) -> list[set[int]]:
     for count in IDS:
         for group in map(set, combinations(IDS, count)):
             length = max(history.lengths[each] for each in group)
-            words = [record.split()[1] for record in LOG[:length]]
-            quorums = [history.members[word] for word in words if word in history.members][
-                -1
-            ].quorums
+            quorums = history.quorums_at(length)
             best = {each for each in group if history.lengths[each] == length}
             if length >= history.committed and quorums.has_quorum(group) and best & quorums.voters:
                 found.append(group)
