@@ -164,7 +164,7 @@ def _begins(record: bytes, zxid: int) -> bool:
 
 
 def _check_notification(notification: Notification) -> None:
-    state, vote, election_round = notification
+    state, vote, election_round, _ = notification
     if vote.server_id == 0:
         # A server without a vote asks, in round 0 or in one that it has heard of.
         if vote.epoch or vote.zxid or state != PeerState.LOOKING:

@@ -157,6 +157,8 @@ class Notification(NamedTuple):
     vote: Vote
     """Of a server that is not LOOKING: its leader, with the epoch it leads in."""
     election_round: int
+    names_members: bool = False
+    """The sender's log names the members; False: it goes by its settings."""
 
 
 class FollowerInfo(NamedTuple):
@@ -424,7 +426,7 @@ PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
         ),
         (2002, Schema(PeerWelcome, _SERVER_ID, _VERSION)),
         (2003, Schema(PeerRefusal, INT16, string(MAX_REFUSAL_BYTES))),
-        (2004, Schema(Notification, _one_of(PeerState), _VOTE, _COUNT)),
+        (2004, Schema(Notification, _one_of(PeerState), _VOTE, _COUNT, BOOL)),
         (2005, Schema(FollowerInfo, _SERVER_ID, _EPOCH_OR_NONE, integer(0, 255))),
         (2006, Schema(LeaderInfo, _EPOCH)),
         (2007, Schema(AckEpoch, _EPOCH_OR_NONE, ZXID, BOOL)),

@@ -233,7 +233,7 @@ PEER_SAMPLES: list[quorum.PeerMessage] = [
     quorum.PeerHello(2, 0xE5, quorum.PeerPurpose.LEARNER, 0, "zk-2.a", 7001),
     quorum.PeerWelcome(1, 0),
     quorum.PeerRefusal(2, "another ensemble"),
-    quorum.Notification(quorum.PeerState.LOOKING, _VOTE, 5),
+    quorum.Notification(quorum.PeerState.LOOKING, _VOTE, 5, True),
     quorum.Notification(quorum.PeerState.LOOKING, quorum.Vote(0, 0, 0), 0),
     quorum.FollowerInfo(2, 2, 1),
     quorum.LeaderInfo(3),

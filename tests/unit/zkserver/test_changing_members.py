@@ -20,6 +20,8 @@ from .peer_support import Ensemble, zxid_of
 
 IDS = range(1, 7)
 LOG = [b"1.0 first", b"1.1 a", b"2.0 joint", b"2.1 final", b"2.2 b", b"3.0 again", b"3.1 last"]
+LATE_LOG = [b"0.1 none", *LOG]
+"""Whose log ends with its first record goes by its settings, as whoever has a new disk does."""
 LIMIT_MS = 60_000
 
 
@@ -31,7 +33,8 @@ def membership(voters: set[int], old: set[int] | None = None) -> Membership:
 class History:
     """Which servers vote when, and how much of the log each of them has."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, log: list[bytes]) -> None:
+        self.log = log
         self.rng = rng = random.Random(f"{seed} members")
         self.voters = [set(rng.sample(IDS, rng.randint(1, 4))) for _ in range(3)]
         first, second, third = self.voters
@@ -42,10 +45,11 @@ class History:
             b"again": membership(third, second),
             b"last": membership(third),
         }
-        self.top = rng.randint(2, len(LOG))
+        self.top = rng.randint(2, len(log))
         # A final change is logged once the joint one before it is committed.
-        least = {4: 3, 5: 3, 6: 4, 7: 6}.get(self.top, 1)
-        self.committed = rng.randint(least, self.top)
+        late = len(log) - len(LOG)
+        least = {4: 3, 5: 3, 6: 4, 7: 6}.get(self.top - late, 1)
+        self.committed = rng.randint(least + late if least > 1 else 1, self.top)
         self.lengths = self._lengths()
 
     def _lengths(self) -> dict[int, int]:
@@ -64,21 +68,21 @@ class History:
 
     def quorums_at(self, length: int) -> Quorums:
         """Who decides by a log of this length."""
-        words = [record.split()[1] for record in LOG[:length]]
+        words = [b"first", *(record.split()[1] for record in self.log[:length])]
         return [self.members[word] for word in words if word in self.members][-1].quorums
 
     def ensemble(self) -> Ensemble:
         """Nobody is started."""
         ensemble, first = Ensemble(len(IDS)), frozenset(self.voters[0])
         ensemble.members = self.members
-        ensemble.delivered = LOG[: self.committed]
+        ensemble.delivered = self.log[: self.committed]
         for each, length in self.lengths.items():
             server = ensemble[each]
             # Who is about to join is named by its own settings only.
             server.config = server.config._replace(voters=first | {each}, observers=frozenset())
-            epoch = zxid_of(LOG[length - 1]) >> 32
+            epoch = zxid_of(self.log[length - 1]) >> 32
             promised = epoch + self.rng.choice((0, 0, 0, 1, 2))
-            server.holds(*LOG[:length], accepted=promised, current=epoch)
+            server.holds(*self.log[:length], accepted=promised, current=epoch)
         return ensemble
 
 
@@ -104,10 +108,11 @@ def trouble(ensemble: Ensemble, rng: random.Random) -> None:
             ensemble[each].start()
 
 
+@pytest.mark.parametrize("log", [LOG, LATE_LOG], ids=["members", "settings"])
 @pytest.mark.parametrize("twenty", range(20))
-def test_however_far_each_log_goes_one_comes_to_lead(twenty: int) -> None:
+def test_however_far_each_log_goes_one_comes_to_lead(twenty: int, log: list[bytes]) -> None:
     for seed in range(20 * twenty, 20 * twenty + 20):
-        history = History(seed)
+        history = History(seed, log)
         ensemble = history.ensemble()
         trouble(ensemble, history.rng)
         end_ms = ensemble.now_ms + LIMIT_MS
@@ -129,11 +134,14 @@ def electable(history: History) -> list[set[int]]:
     return found
 
 
+@pytest.mark.parametrize("log", [LOG, LATE_LOG], ids=["members", "settings"])
 @pytest.mark.parametrize("twenty", range(20))
-def test_those_that_can_elect_one_do_whoever_else_is_gone_or_cut_off(twenty: int) -> None:
+def test_those_that_can_elect_one_do_whoever_else_is_gone_or_cut_off(
+    twenty: int, log: list[bytes]
+) -> None:
     """What they lack does not come back, and who is there beside them may be of no use."""
     for seed in range(20 * twenty, 20 * twenty + 20):
-        history, rng = History(seed), random.Random(f"{seed} stays")
+        history, rng = History(seed, log), random.Random(f"{seed} stays")
         groups = electable(history)
         if not groups:
             continue

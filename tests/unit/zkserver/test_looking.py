@@ -52,6 +52,11 @@ def told(role: Looking) -> dict[int, Notification]:
     return {each.server_id: each.notification for each in role.take_notifications()}
 
 
+def ours(named: Vote, in_round: int) -> Notification:
+    """What a server says that looks, and whose log names the members."""
+    return Notification(LOOKING, named, in_round, True)
+
+
 def hear(role: Looking, sender_id: int, state: PeerState, named: Vote, in_round: int = 1) -> None:
     role.on_notification(sender_id, Notification(state, named, in_round), 0)
 
@@ -217,6 +222,26 @@ def test_no_outsider_is_elected_where_only_settings_name_the_members() -> None:
     assert set(ensemble.leaders().values()) == {0}
 
 
+def test_where_settings_name_the_members_one_is_elected_whose_log_does() -> None:
+    """1 and 4 have logged that 4 is a member, too, and 1 has gone; 3 has got a new disk. What 2
+    tells of 4 says nothing of its log, and is believed once 4 has said so itself."""
+    ensemble = Ensemble({each: vote(each, 9 if each == 4 else 5) for each in (2, 4)})
+    ensemble.electors[2].config = config_of(2, {1, 2, 3, 4}, set())
+    ensemble.electors[4].config = config_of(4, {1, 2, 3, 4}, set())
+    ensemble.electors[3] = Elector(config_of(3, {1, 2, 3}, set()), vote(3, 0, epoch=0))
+    for each in (2, 4):
+        ensemble.electors[each].members = SOME_MEMBERS
+    for elector in ensemble.electors.values():
+        elector.hears_outsiders = True
+    ensemble.lossy.add((4, 3))
+    ensemble.start(2, 3, 4)
+    ensemble.advance(2 * LAST_MS)
+    assert set(ensemble.leaders().values()) == {0}
+    ensemble.lossy.clear()
+    ensemble.advance(LAST_MS + WAIT_MS)
+    assert ensemble.leaders() == {2: 4, 3: 4, 4: 4}
+
+
 def test_who_was_left_out_lends_its_vote_to_nobody_that_knows_less() -> None:
     """3 has slept through the change that left 2 and it out. It could not win: 2 would tell it."""
     ensemble = Ensemble({2: None, 3: vote(3, 8)})
@@ -248,7 +273,7 @@ def test_whom_we_have_voted_for_is_followed_when_it_leads(leader_id: int) -> Non
 def test_a_stranger_that_follows_says_whom_to_ask() -> None:
     role = looking(1)
     hear(role, 7, FOLLOWING, vote(8))
-    assert told(role) == {8: Notification(LOOKING, vote(1), 1)}
+    assert told(role) == {8: ours(vote(1), 1)}
     hear(role, 8, LEADING, vote(8, epoch=NEVER))
     assert role.decision() == Decision(8, vote(8, epoch=NEVER), 1)
 
@@ -256,7 +281,7 @@ def test_a_stranger_that_follows_says_whom_to_ask() -> None:
 def test_a_stranger_hears_of_every_change_of_our_vote() -> None:
     role = looking(1)
     hear(role, 7, LOOKING, vote(1))
-    assert told(role) == {7: Notification(LOOKING, vote(1), 1)}
+    assert told(role) == {7: ours(vote(1), 1)}
     hear(role, 3, LOOKING, vote(3))
     assert told(role).keys() == {2, 3, 7, 9}
 
@@ -268,13 +293,13 @@ def test_a_better_vote_is_adopted_and_told_to_all() -> None:
     role = looking(1, 5)
     hear(role, 3, LOOKING, vote(3))
     assert role.vote == vote(3)
-    assert told(role) == dict.fromkeys([2, 3, 4, 5, 9], Notification(LOOKING, vote(3), 1))
+    assert told(role) == dict.fromkeys([2, 3, 4, 5, 9], ours(vote(3), 1))
 
 
 def test_a_worse_vote_is_answered_and_an_equal_one_is_not() -> None:
     role = looking(2, 5)
     hear(role, 1, LOOKING, vote(1))
-    assert told(role) == {1: Notification(LOOKING, vote(2), 1)}
+    assert told(role) == {1: ours(vote(2), 1)}
     hear(role, 1, LOOKING, vote(2))
     assert told(role) == {}
 
@@ -286,7 +311,7 @@ def test_a_higher_round_begins_with_the_initial_vote() -> None:
     hear(role, 4, LOOKING, vote(5))
     hear(role, 1, LOOKING, vote(1), in_round=2)
     assert (role.vote, role.election_round) == (vote(2), 2)
-    assert told(role) == dict.fromkeys([1, 3, 4, 5, 9], Notification(LOOKING, vote(2), 2))
+    assert told(role) == dict.fromkeys([1, 3, 4, 5, 9], ours(vote(2), 2))
     hear(role, 3, LOOKING, vote(3), in_round=7)
     assert (role.vote, role.election_round) == (vote(3), 7)
 
@@ -302,7 +327,7 @@ def test_votes_of_the_round_before_are_forgotten() -> None:
 def test_a_lower_round_is_answered_and_not_counted() -> None:
     role = looking(1, election_round=4)
     hear(role, 2, LOOKING, vote(2), in_round=3)
-    assert role.vote == vote(1) and told(role) == {2: Notification(LOOKING, vote(1), 4)}
+    assert role.vote == vote(1) and told(role) == {2: ours(vote(1), 4)}
 
 
 def test_a_better_vote_takes_back_the_wait() -> None:
@@ -466,7 +491,7 @@ def test_the_vote_that_decides_is_still_told() -> None:
     hear(role, 2, LOOKING, vote(3))
     hear(role, 3, LOOKING, vote(3))
     assert role.decision() is not None
-    assert told(role)[3] == Notification(LOOKING, vote(3), 1)
+    assert told(role)[3] == ours(vote(3), 1)
 
 
 def test_a_listener_is_never_led_by_itself() -> None:
@@ -519,7 +544,7 @@ def test_what_cannot_be_is_ignored(case: tuple[int, PeerState, Vote, int]) -> No
 def test_observers_are_answered_and_never_counted() -> None:
     role = looking(1)
     hear(role, 9, LOOKING, NO_VOTE, in_round=50)
-    assert told(role) == {9: Notification(LOOKING, vote(1), 1)} and role.election_round == 1
+    assert told(role) == {9: ours(vote(1), 1)} and role.election_round == 1
     hear(role, 9, LOOKING, vote(1))
     hear(role, 9, OBSERVING, vote(1))
     assert role.vote == vote(1) and role.deadline_ms() == FIRST_MS
@@ -528,14 +553,14 @@ def test_observers_are_answered_and_never_counted() -> None:
 def test_a_better_vote_is_adopted_from_whoever_tells_it() -> None:
     role = looking(1)
     hear(role, 9, LOOKING, vote(3), in_round=50)
-    assert told(role) == dict.fromkeys([2, 3, 9], Notification(LOOKING, vote(3), 50))
+    assert told(role) == dict.fromkeys([2, 3, 9], ours(vote(3), 50))
     assert role.deadline_ms() == FIRST_MS
 
 
 def test_an_outsider_is_not_answered_where_it_gets_no_vote() -> None:
     """Or each would answer the other for ever."""
     role = looking(1)
-    said = Notification(LOOKING, vote(7, 9), 50)
+    said = ours(vote(7, 9), 50)
     for sender_id in (2, 9):
         role.on_notification(sender_id, said, 0)
     assert told(role) == {} and (role.vote, role.election_round) == (vote(1), 1)
@@ -577,13 +602,13 @@ def test_who_hears_outsiders_waits_for_them() -> None:
 def test_who_may_not_lead_takes_over_the_best_vote_and_never_one_for_itself() -> None:
     role = looking(9)
     hear(role, 1, LOOKING, vote(1), in_round=4)
-    assert told(role) == dict.fromkeys([1, 2, 3], Notification(LOOKING, vote(1), 4))
+    assert told(role) == dict.fromkeys([1, 2, 3], ours(vote(1), 4))
     hear(role, 2, LOOKING, vote(9, 50), in_round=4)
     assert told(role) == {} and role.vote == vote(1)
     hear(role, 3, LOOKING, vote(3), in_round=4)
     assert told(role).keys() == {1, 2, 3} and role.vote == vote(3)
     hear(role, 1, LOOKING, vote(1), in_round=4)
-    assert told(role) == {1: Notification(LOOKING, vote(3), 4)}
+    assert told(role) == {1: ours(vote(3), 4)}
 
 
 def test_only_those_that_look_are_answered_by_one_that_does_not() -> None:

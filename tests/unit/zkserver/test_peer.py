@@ -307,6 +307,7 @@ def test_who_was_elected_in_vain_again_while_it_did_not_stand_stands_in_the_elec
     assert (said.state, said.vote) == (PeerState.LOOKING, Vote(0, 0, 3))
     for each in (1, 2):
         ensemble[3].step(NotificationReceived(each, said))
+    ensemble.advance(DEFAULTS.finalize_wait_ms, quiet=False)
     assert ensemble[3].is_leading
 
 

@@ -26,8 +26,8 @@ hears; nobody counts it that does not know it as a voter. What we must not do:
   it may need others, and wait for them while we wait for it
 - vote for an outsider that has no more than we have, where we may lead, unless a voter does: it is
   not needed, and may be one that was removed and does not know it
-- vote for an outsider at all while no log says who the members are: those of the settings of two
-  servers may differ, and then two quorums need not have a server in common
+- vote for an outsider where neither its log nor ours names the members: the settings of two servers
+  may differ, and then two quorums need not have a server in common
 Source: ZooKeeper `FastLeaderElection` (reference A.2), where only known voters are heard.
 """
 
@@ -87,8 +87,9 @@ class Looking:
         assert own_vote.server_id == config.server_id, (own_vote, config.server_id)
         assert election_round > 0, election_round
         self._config = config
-        self._hears_outsiders = bool(membership.members) and (hears_outsiders or not may_lead)
+        self._hears_outsiders = hears_outsiders or not may_lead
         """Whoever may not lead always does: it has nobody better to vote for."""
+        self._names_members = bool(membership.members)
         self._quorums = membership.quorums
         self._others = membership.ids - {config.server_id}
         self._accepted_epoch = accepted_epoch
@@ -151,7 +152,9 @@ class Looking:
 
     def take_notifications(self) -> list[Notify]:
         """What is to be sent since the last call, also after the decision: at most one for each."""
-        notification = Notification(PeerState.LOOKING, self.vote, self.election_round)
+        notification = Notification(
+            PeerState.LOOKING, self.vote, self.election_round, self._names_members
+        )
         notifications = [Notify(server_id, notification) for server_id in sorted(self._untold)]
         self._untold.clear()
         return notifications
@@ -166,7 +169,7 @@ class Looking:
         return self._decision
 
     def _is_possible(self, sender_id: int, notification: Notification) -> bool:
-        state, vote, election_round = notification
+        state, vote, election_round, _ = notification
         if sender_id == self._config.server_id:
             return False
         if vote == NO_VOTE:
@@ -183,23 +186,23 @@ class Looking:
 
         Following it needs no quorum's word: discovery decides (A.4).
         """
-        state, vote, _ = notification
+        state, vote, _, _ = notification
         return state == PeerState.LEADING and vote.epoch >= max(1, self._accepted_epoch)
 
     def _has_our_vote(self, notification: Notification) -> bool:
         """It leads in this round, and we have voted for it: its log may name us where ours names
         others, so that it waits for us and we would wait for them."""
-        return notification == (PeerState.LEADING, self.vote, self.election_round)
+        return notification[:3] == (PeerState.LEADING, self.vote, self.election_round)
 
     def _on_looking(self, sender_id: int, notification: Notification, now_ms: int) -> None:
         """Another server looks for a leader, too; in NO_VOTE it has none to tell."""
         self._forget(sender_id)
         self._meet(sender_id)
-        _, vote, election_round = notification
+        _, vote, election_round, names_members = notification
         if vote == NO_VOTE or election_round < self.election_round:
             self._answer(sender_id)
             return
-        if not self._may_vote_for(sender_id, vote):
+        if not self._may_vote_for(sender_id, vote, names_members):
             return
         if election_round > self.election_round:
             self.election_round = election_round
@@ -226,7 +229,7 @@ class Looking:
         if word is not None and self._is_named_by_quorum(notification):
             self._decide(word.vote, word.election_round)
 
-    def _may_vote_for(self, sender_id: int, vote: Vote) -> bool:
+    def _may_vote_for(self, sender_id: int, vote: Vote, names_members: bool) -> bool:
         """See the top of this file; whoever may lead has a better vote than one that knows less."""
         voters, own = self._quorums.voters, self._own_vote
         known, own_known = (vote.epoch, vote.zxid), (own.epoch, own.zxid)
@@ -237,7 +240,11 @@ class Looking:
         if self._may_lead and known <= own_known and sender_id not in voters:
             return False
         self.met_outsiders = True
-        return self._hears_outsiders
+        if not self._hears_outsiders:
+            return False
+        # What a voter tells of an outsider's vote says nothing of that one's log.
+        is_named = names_members and sender_id == vote.server_id
+        return self._names_members or is_named or vote == self.vote
 
     def _meet(self, server_id: int) -> None:
         """One that our log may not name is told our vote, too, from now on."""
@@ -255,7 +262,7 @@ class Looking:
 
         ZooKeeper `checkLeader`: those that follow a dead leader must not elect it again.
         """
-        _, vote, election_round = notification
+        _, vote, election_round, _ = notification
         if vote.server_id == self._config.server_id:
             return notification if election_round == self.election_round else None
         word = self._settled.get(vote.server_id)
@@ -265,7 +272,7 @@ class Looking:
 
     def _is_named_by_quorum(self, notification: Notification) -> bool:
         """Whether a quorum names this leader: in this round, or of those that have one already."""
-        _, vote, election_round = notification
+        _, vote, election_round, _ = notification
         if election_round == self.election_round:
             follow = self._having(vote)
             if vote.server_id in follow:  # It leads, and whoever else it needs may be us.

@@ -344,7 +344,7 @@ class Peer:
         if not isinstance(role, Follower) or role.epoch or sender_id != role.leader_id:
             return
         assert self._elected is not None, "a follower without an election"
-        state, vote, election_round = notification
+        state, vote, election_round, _ = notification
         is_newer = election_round >= self._elected.election_round
         if state == PeerState.LOOKING and is_newer and vote.server_id != sender_id:
             raise GaveUp(f"server {sender_id}, which we have elected, votes for {vote.server_id}")
@@ -365,7 +365,8 @@ class Peer:
         vote = self._elected.vote
         if role.is_established:
             vote = vote._replace(epoch=role.epoch)  # so that late joiners see one vote (A.2)
-        return Notification(self.role, vote, self._elected.election_round)
+        names_members = bool(self.membership.members)
+        return Notification(self.role, vote, self._elected.election_round, names_members)
 
     def _on_link_opened(self, link: Any, server_id: int) -> None:
         role = self._role
