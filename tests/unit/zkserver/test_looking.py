@@ -324,6 +324,30 @@ def test_votes_of_the_round_before_are_forgotten() -> None:
     assert role.decision() is None
 
 
+def test_whom_we_vote_for_is_forgotten_by_all_once_it_does_not_stand_any_more() -> None:
+    """2 hears 1 only, and would go on with the vote that it has from it."""
+    role, other = looking(1), looking(2)
+    for each in (role, other):
+        hear(each, 3 if each is role else 1, LOOKING, vote(3, 9))
+        each.take_notifications()
+    hear(role, 2, LOOKING, NO_VOTE, in_round=0)
+    assert role.vote == vote(3, 9), "it is not the one that does not stand"
+    hear(role, 3, LOOKING, NO_VOTE, in_round=0)
+    said = told(role)
+    assert said == dict.fromkeys([2, 3, 9], ours(vote(1), 2))
+    other.on_notification(1, said[2], 0)
+    assert told(other)[1] == ours(vote(2), 2)
+
+
+def test_who_may_not_lead_itself_asks_again_when_its_candidate_stands_back() -> None:
+    role = looking(9)
+    hear(role, 3, LOOKING, vote(3, 9), in_round=4)
+    hear(role, 3, LOOKING, NO_VOTE, in_round=0)
+    assert told(role) == dict.fromkeys([1, 2, 3], ours(NO_VOTE, 0))
+    hear(role, 2, LOOKING, vote(2), in_round=4)
+    assert role.vote == vote(2) and role.decision() is None
+
+
 def test_a_lower_round_is_answered_and_not_counted() -> None:
     role = looking(1, election_round=4)
     hear(role, 2, LOOKING, vote(2), in_round=3)

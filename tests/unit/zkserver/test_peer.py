@@ -311,11 +311,46 @@ def test_who_was_elected_in_vain_again_while_it_did_not_stand_stands_in_the_elec
     assert ensemble[3].is_leading
 
 
-def test_an_election_lasts_while_nobody_speaks_of_outsiders_or_has_elected_this_one() -> None:
-    ensemble = Ensemble()
+def test_an_election_lasts_while_a_quorum_is_heard_that_elects_nobody_else() -> None:
+    """Two of those five are not enough to begin with, whoever speaks; three are."""
+    ensemble = Ensemble(5)
     ensemble[3].start()
-    ensemble.advance(100 * DEFAULTS.patience_ms, quiet=False)
+    for _ in range(10):
+        for each in (1, 2):
+            vote = Notification(PeerState.LOOKING, Vote(0, 0, each), 1)
+            ensemble[3].step(NotificationReceived(each, vote))
+        ensemble.advance(10 * DEFAULTS.patience_ms, quiet=False)
     assert {each.election_round for each in ensemble[3].notified} == {1}
+
+
+def test_who_hears_no_quorum_stands_in_every_second_election() -> None:
+    """Others may hear it that it does not hear, and vote for it though it cannot win."""
+    ensemble = Ensemble(5)
+    ensemble[3].start()
+    stood = []
+    for _ in range(20):
+        vote = Notification(PeerState.LOOKING, Vote(0, 0, 1), 1)
+        ensemble[3].step(NotificationReceived(1, vote))
+        ensemble.advance(DEFAULTS.patience_ms // 2, quiet=False)
+        stands = ensemble[3].notified[-1].vote == Vote(0, 0, 3)
+        if not stood or stood[-1] != stands:
+            stood.append(stands)
+    assert len(stood) > 4 and stood[0]
+
+
+@pytest.mark.parametrize("alone_ms", range(0, 12_000, 400))
+def test_the_best_server_stands_when_a_quorum_comes_however_long_it_was_alone(
+    alone_ms: int,
+) -> None:
+    ensemble = Ensemble()
+    log = [b"1.0 a", b"1.1 b"]
+    ensemble.delivered = log
+    ensemble[3].holds(*log, accepted=1, current=1).start()
+    ensemble[1].holds(*log[:1], accepted=1, current=1)
+    ensemble.advance(alone_ms)
+    ensemble[1].start()
+    ensemble.advance(DEFAULTS.finalize_wait_ms)
+    assert ensemble[3].is_leading
 
 
 def test_after_long_without_a_leader_every_second_election_is_about_outsiders_too() -> None:
@@ -325,13 +360,15 @@ def test_after_long_without_a_leader_every_second_election_is_about_outsiders_to
     ensemble.members = {b"first": membership_of([Member(each, "a", each) for each in range(1, 6)])}
     ensemble[3].holds(b"1.0 first", accepted=1, current=1).start()
     outsider = Vote(1, make_zxid(1, 9), 6)
-    voted = []
-    for election_round in range(1, 10, 2):
-        said = Notification(PeerState.LOOKING, outsider, election_round)
-        ensemble[3].step(NotificationReceived(2, said))
-        voted.append(ensemble[3].notified[-1].vote == outsider)
-        ensemble.advance(2 * DEFAULTS.patience_ms, quiet=False)
-    assert voted == [False, True, False, True, False]
+    voted: dict[int, bool] = {}
+    for _ in range(50):
+        election_round = ensemble[3].notified[-1].election_round
+        for each, named in ((4, Vote(0, 0, 4)), (2, outsider)):
+            said = Notification(PeerState.LOOKING, named, election_round)
+            ensemble[3].step(NotificationReceived(each, said))
+        voted[election_round] = ensemble[3].notified[-1].vote == outsider
+        ensemble.advance(DEFAULTS.patience_ms // 4, quiet=False)
+    assert list(voted.values())[:5] == [False, True, False, True, False]
 
 
 def test_a_follower_whose_leader_votes_for_another_one_looks_again_at_once() -> None:

@@ -9,6 +9,7 @@ never a record.
     looking --- every voter has our vote, and no outsiders are heard ----------------> decided
     looking --- a quorum names an established leader, and so does that leader -------> decided
     looking --- whom we have voted for leads, or one in an epoch that is new to us --> decided
+    looking --- whom we have voted for does not stand any more ----------------------> a new round
     decided     for good: whoever looks again makes a new `Looking` with a higher round
 
 Everybody tells its vote whenever it changes, and again after a silence that doubles. In a round
@@ -103,6 +104,8 @@ class Looking:
         """Newest vote of each server in this round, ours included; `Quorums` picks the voters."""
         self._settled: dict[int, Notification] = {}
         """Newest word of each server that looks no more, of whatever round."""
+        self._heard: set[int] = {config.server_id}
+        """Whose word has come, and we."""
         self.met_outsiders = False
         """Somebody has told a vote for a server that our log does not name."""
         self._decision: Decision | None = None
@@ -125,6 +128,7 @@ class Looking:
         """Another server has said who should lead; what cannot be is ignored."""
         if self._decision is not None or not self._is_possible(sender_id, notification):
             return
+        self._heard.add(sender_id)
         if notification.state != PeerState.LOOKING:
             self._on_settled(sender_id, notification)
         else:
@@ -164,6 +168,11 @@ class Looking:
         """There are some, and this server was ready to vote for them."""
         return self._hears_outsiders and self.met_outsiders
 
+    @property
+    def hears_quorum(self) -> bool:
+        """Of those that our log names; without it we are not elected, whatever the others do."""
+        return self._quorums.has_quorum(self._heard)
+
     def decision(self) -> Decision | None:
         """Who leads; stays what it is once it is there."""
         return self._decision
@@ -199,6 +208,9 @@ class Looking:
         self._forget(sender_id)
         self._meet(sender_id)
         _, vote, election_round, names_members = notification
+        if vote == NO_VOTE and sender_id == self.vote.server_id:
+            self._withdraw(now_ms)
+            return
         if vote == NO_VOTE or election_round < self.election_round:
             self._answer(sender_id)
             return
@@ -298,6 +310,17 @@ class Looking:
         self._resend_ms = now_ms + self._silence_ms
         self._round_votes[self._config.server_id] = vote
         self._untold |= self._others
+
+    def _withdraw(self, now_ms: int) -> None:
+        """Whom we vote for does not stand any more. A new round, so that all forget it: votes of a
+        round only get better."""
+        self._round_votes.clear()
+        if self._may_lead:
+            self.election_round += 1
+            self._adopt(self._initial_vote, now_ms)
+        else:
+            self.vote, self.election_round, self._finalize_ms = NO_VOTE, 0, None
+            self._untold |= self._others
 
     def _answer(self, server_id: int) -> None:
         if self.vote != NO_VOTE:

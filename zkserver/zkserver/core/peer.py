@@ -14,8 +14,9 @@ The best vote may be for one that cannot win, and others may elect it again and 
 servers that are gone, as its log names other members, or that it does not reach. Or the best is one
 that our log does not name, and that needs our vote. So an election in which that may be is begun
 anew after a while, which is random as Raft's election timeouts are. From then on every second one
-is about such outsiders, too; and whom others have elected in vain does not stand in the next one.
-Where all logs name the same members, who hears one of them hears all, and nobody else is there,
+is about such outsiders, too; and who was elected by others in vain, or has heard no quorum of those
+that its log names, does not stand in the next one: the latter only until it hears one. Where all
+logs name the same members, who hears one of them hears all, nobody else is there and a quorum is,
 nothing of this happens.
 """
 
@@ -122,6 +123,8 @@ class Peer:
         """When it looks whether to begin its election anew."""
         self._stands = True
         """Whether it may be elected in this election."""
+        self._is_lonely = False
+        """It does not stand because it heard no quorum; the next one that it hears changes that."""
         self._heard_outsiders = False
         """Whether its last election was about servers that its log does not name."""
         self._called_ms = 0
@@ -331,6 +334,8 @@ class Peer:
         role = self._role
         if isinstance(role, Looking):
             role.on_notification(sender_id, notification, self._now_ms)
+            if self._is_lonely and role.decision() is None and role.hears_quorum:
+                self._look_anew(role)
         elif isinstance(role, Leader | Follower):
             self._expect_it_leads(sender_id, notification)
             ours = self._settled_notification(role)
@@ -442,6 +447,7 @@ class Peer:
         self._election_round += 1
         self._renew_later()
         self._stands = stands
+        self._is_lonely = False
         role = self._role = Looking(
             config,
             self.membership,
@@ -464,15 +470,21 @@ class Peer:
         if not isinstance(role, Looking) or role.decision() is not None or now_ms < self._renew_ms:
             return
         is_called = bool(self._callers) and now_ms - self._called_ms >= _CALLED_IN_VAIN_MS
-        if self._stands and not is_called and not role.met_outsiders:
+        is_lonely = not role.hears_quorum
+        if self._stands and not is_called and not is_lonely and not role.met_outsiders:
             self._renew_later()
             return
         if is_called:
             for link in list(self._callers):
                 self._close_caller(link, "this server was not elected by those that it knows")
+        stands = not self._stands or not (is_called or is_lonely)
+        self._look_anew(role, stands=stands)
+        self._is_lonely = not stands and not is_called
+
+    def _look_anew(self, role: Looking, *, stands: bool = True) -> None:
         self._election_round = max(self._election_round, role.election_round)
         self._heard_outsiders = role.has_heard_outsiders
-        self._look(stands=not is_called or not self._stands)
+        self._look(stands=stands)
 
     def _follow_decision(self) -> None:
         role = self._role
