@@ -187,9 +187,10 @@ class Hand:
         self.writer = writer
 
     @classmethod
-    async def dial(cls, server: Server, first: bytes = b"") -> Hand:
-        """Connect to a server, and say something at once."""
-        reader, writer = await asyncio.open_connection(HOST, server.links.port)
+    async def dial(cls, server: Server, first: bytes = b"", *, source: str = "") -> Hand:
+        """Connect to a server, from a certain address if need be, and say something at once."""
+        local = (source, 0) if source else None
+        reader, writer = await asyncio.open_connection(HOST, server.links.port, local_addr=local)
         hand = cls(reader, writer)
         hand.say(first)
         return hand

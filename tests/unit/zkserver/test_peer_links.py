@@ -17,6 +17,7 @@ from duolog_protocol.quorum_messages import (
     Commit,
     FollowerInfo,
     LeaderInfo,
+    PeerPurpose,
     PeerRefusal,
     Ping,
     Pong,
@@ -365,6 +366,32 @@ async def test_the_second_connection_of_a_server_replaces_its_first() -> None:
         await second.hang_up()
         await until(lambda: not server.links._accepted)
         assert not server.links._calls
+
+
+@pytest.mark.parametrize("purpose", [ELECTION, LEARNER])
+async def test_an_id_that_calls_from_two_addresses_is_told_of(purpose: PeerPurpose) -> None:
+    """Its configuration was copied to another machine: what both say of themselves is the same."""
+    async with ensemble() as (server, _):
+        callers = []
+        for source in ("127.0.0.1", "127.0.0.1", "127.0.0.2"):
+            assert not server.log.records
+            callers.append(await Hand.dial(server, hello(2, purpose, port=7), source=source))
+            await callers[-1].welcomed()
+        [(level, event, told)] = server.log.records
+        assert (level, event, told["server"]) == ("warning", "id_taken_twice", 2)
+        assert told["reason"].startswith("calls from 127.0.0.2 while one from 127.0.0.1 is open: ")
+        for each in callers:
+            await each.hang_up()
+
+
+async def test_a_server_that_calls_from_elsewhere_once_it_is_gone_has_moved() -> None:
+    async with ensemble() as (server, _):
+        for source in ("127.0.0.1", "127.0.0.2"):
+            caller = await Hand.dial(server, hello(2, ELECTION), source=source)
+            await caller.welcomed()
+            await caller.hang_up()
+            await until(lambda: not server.links._accepted)
+        assert not server.log.records
 
 
 async def test_an_election_is_told_at_the_new_address_of_a_server() -> None:

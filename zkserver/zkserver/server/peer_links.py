@@ -437,12 +437,23 @@ class PeerLinks:
         caller = PeerCaller(hello.server_id, PeerPurpose(hello.purpose))
         link.welcome(caller, answer)
         calls = self._calls.setdefault(caller, [])
+        self._look_for_twin(link, hello.server_id, calls)
         calls.append(link)
         if len(calls) > MAX_CALLS[caller.purpose]:
             self._replace(calls.pop(0))
         if caller.purpose is PeerPurpose.LEARNER and not link.closed:
             self._open[link] = None
             self._owner.link_opened(link, 0)
+
+    def _look_for_twin(self, link: AcceptedLink, server_id: int, calls: list[AcceptedLink]) -> None:
+        """Two servers with one id, as a copied configuration makes them, would end each other's
+        calls for ever. What they say of themselves is the same; where they call from is not."""
+        host = _host(link)
+        others = [_host(each) for each in calls if not each.closed and _host(each) != host]
+        if others:
+            text = f"calls from {host} while one from {others[-1]} is open: one of the two has the"
+            twice = RemoteProtocolError(f"{text} wrong server_id, or the server has just moved")
+            self._complaints.say("id_taken_twice", server_id, twice, peer=link.peer)
 
     def _replace(self, link: AcceptedLink) -> None:
         """Its server has dialled again."""
@@ -464,6 +475,11 @@ class PeerLinks:
             if not calls:
                 del self._calls[caller]
             self._on_lost(link)
+
+
+def _host(link: AcceptedLink) -> str:
+    """Where it was dialled from, without the port."""
+    return link.peer.rpartition(":")[0]
 
 
 def _stop_waiting(speaker: _Speaker) -> None:
