@@ -37,7 +37,7 @@ from duolog_protocol.errors import (
 )
 from duolog_protocol.frames import MAX_HEADER_BYTES
 from duolog_protocol.types import EventType, KeeperState
-from duolog_runtime.connection import ClientLink, connect
+from duolog_runtime.connection import ClientLink, connect, in_words
 from duolog_runtime.version import VERSION
 
 from .clock import Clock
@@ -110,6 +110,8 @@ class SessionKeeper:
         self._link_ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
+        self._not_reached: dict[tuple[str, int], str] = {}
+        """Why not, of the servers tried since there was a connection; the last reason of each."""
 
     async def start(self, timeout: float | None = None) -> None:
         """Connect and open (or attach to) the session.
@@ -195,7 +197,9 @@ class SessionKeeper:
                         if not reads:
                             raise
         except TimeoutError:
-            raise RequestTimeoutError(f"{api.name} was not answered in {timeout} s") from None
+            raise RequestTimeoutError(
+                f"{api.name} was not answered in {timeout} s{self._why()}"
+            ) from None
 
     async def _send(
         self,
@@ -269,7 +273,14 @@ class SessionKeeper:
             waiting.cancel()
         self.check_alive()
         if not done:
-            raise RequestTimeoutError(f"no zkserver accepted the session in {timeout} s")
+            raise RequestTimeoutError(
+                f"no zkserver accepted the session in {timeout} s{self._why()}"
+            )
+
+    def _why(self) -> str:
+        """Which servers were tried and why there is no connection, to follow what it has led to."""
+        tried = [f"{host}:{port}: {why}" for (host, port), why in self._not_reached.items()]
+        return f" ({'; '.join(tried)})" if tried else ""
 
     def check_alive(self) -> None:
         if self._failure is not None:
@@ -312,6 +323,7 @@ class SessionKeeper:
         """Try one server. Raises SessionExpiredError when only one given session would do."""
         session = self.session
         host, port = session.next_address()
+        self._not_reached.setdefault((host, port), "no answer yet")
         ended = self._link_ended = asyncio.Event()  # the last link may yet report its own end
         try:
             async with asyncio.timeout(session.connect_timeout_ms() / 1000):
@@ -335,8 +347,10 @@ class SessionKeeper:
             return False
         except AuthFailedError:
             raise
-        except (TransportError, TimeoutError, RemoteProtocolError, ZkError):
+        except (TransportError, TimeoutError, RemoteProtocolError, ZkError) as error:
+            self._not_reached[host, port] = _reason(error)
             return False  # among them a server that is behind what we have seen: the next one
+        self._not_reached.clear()
         self._usable.set()
         if session.on_usable():
             self._tell(SessionState.CONNECTED)
@@ -507,6 +521,12 @@ async def _within(seconds: float, work: Coroutine[Any, Any, Any]) -> bool:
     except (Error, TimeoutError):
         return False
     return True
+
+
+def _reason(error: BaseException) -> str:
+    """Why a server was not reached, without its address."""
+    cause = error.__cause__
+    return in_words(cause) if isinstance(cause, OSError) else str(error) or "no answer in time"
 
 
 async def _plain(work: Any) -> Response | Error:

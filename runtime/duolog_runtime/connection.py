@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from duolog_protocol.apis import AnyApi, error_message
 from duolog_protocol.codec import Piece
@@ -30,9 +32,6 @@ from duolog_protocol.connection import (
 )
 from duolog_protocol.errors import ConnectionLostError, Error, RemoteProtocolError
 from duolog_protocol.stream_decoder import READ_BYTES
-
-if TYPE_CHECKING:
-    import ssl
 
 WRITE_HIGH_BYTES: Final = 1024 * 1024
 WRITE_LOW_BYTES: Final = 256 * 1024
@@ -487,5 +486,15 @@ async def connect(
     try:
         _, link = await loop.create_connection(factory, host, port, ssl=ssl_context)
     except OSError as error:
-        raise ConnectionLostError(f"cannot connect to {host}:{port}: {error}") from error
+        raise ConnectionLostError(f"cannot connect to {host}:{port}: {in_words(error)}") from error
     return link
+
+
+def in_words(error: OSError) -> str:
+    """Why there is no connection, in the system's words: asyncio's do not say that it was refused.
+
+    A resolver's number, or that of OpenSSL, is none of the system's.
+    """
+    if not error.errno or isinstance(error, socket.gaierror | ssl.SSLError):
+        return error.strerror or str(error) or type(error).__name__
+    return os.strerror(error.errno).lower()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,7 @@ from duolog_protocol.errors import (
     SessionExpiredError,
 )
 from duolog_protocol.types import EventType, KeeperState
+from duolog_runtime.connection import ClientLink
 from tests.support import until
 
 from .zk_support import FaultyConnect, Zk, fault_at, no_faults
@@ -176,6 +180,47 @@ async def test_a_client_that_reaches_nobody_says_so() -> None:
     zk = ZkClient("127.0.0.1:1")
     with pytest.raises(RequestTimeoutError, match="accepted"):
         await zk.start(0.05)
+
+
+async def test_who_waits_in_vain_hears_why_of_every_server() -> None:
+    reasons = [
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"),
+        socket.gaierror(socket.EAI_NONAME, "no such name"),
+    ]
+    all_tried = asyncio.Event()
+
+    async def fail(*_: Any, **__: Any) -> ClientLink:
+        if not reasons:
+            all_tried.set()
+            await asyncio.Event().wait()
+        raise ConnectionLostError("cannot connect") from reasons.pop(0)
+
+    zk = ZkClient("a:1,b:1,c:1", connect=fail)
+    async with asyncio.timeout(30):
+        starting = asyncio.create_task(zk.start(60))
+        await all_tried.wait()
+        with pytest.raises(RequestTimeoutError, match="accepted") as start:
+            await zk._keeper._until_usable(0)
+        with pytest.raises(RequestTimeoutError, match="Exists") as call:
+            await zk.exists("/", timeout=0)
+        for told in (str(start.value), str(call.value)):
+            servers = [each.split(":1: ") for each in told[:-1].partition(" (")[2].split("; ")]
+            assert sorted(server for server, _ in servers) == ["a", "b", "c"]
+            whys = [why for _, why in servers]
+            assert whys == ["connection refused", "no such name", "no answer yet"]
+        starting.cancel()
+        await asyncio.wait({starting})
+
+
+async def test_what_kept_servers_away_is_forgotten_with_the_next_connection() -> None:
+    async with asyncio.timeout(30), Zk() as server:
+        zk = await server.client()
+        await server.kill(server.zk)
+        await zk.wait_for(SessionState.SUSPENDED)
+        await until(lambda: "connection refused" in zk._keeper._why())
+        await server.start_zk()
+        await zk.wait_for(SessionState.CONNECTED)
+        assert zk._keeper._why() == ""
 
 
 async def test_states_are_told_until_the_end() -> None:

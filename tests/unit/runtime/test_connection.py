@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import ssl
 import weakref
 from collections.abc import Iterator
 from typing import Any, cast
@@ -21,7 +23,7 @@ from duolog_protocol.errors import (
 )
 from duolog_protocol.frames import Frame
 from duolog_runtime import connection
-from duolog_runtime.connection import ClientLink, ServerLink, connect
+from duolog_runtime.connection import ClientLink, ServerLink, connect, in_words
 from tests.support import until
 
 
@@ -302,6 +304,22 @@ async def test_what_is_held_leaves_with_what_is_written_next_or_when_its_owner_s
     link.hold([b"late"])
     link.flush()
     assert transport.written[-1] == b"g"
+
+
+async def test_a_refusal_is_told_in_the_same_words_by_every_loop() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(ConnectionLostError) as raised:
+            await connect("127.0.0.1", port, max_frame_bytes=1, on_push=print, on_closed=print)
+    assert str(raised.value) == f"cannot connect to 127.0.0.1:{port}: connection refused"
+
+
+def test_numbers_that_are_none_of_the_systems_are_not_taken_for_them() -> None:
+    assert in_words(socket.gaierror(socket.EAI_NONAME, "no such name")) == "no such name"
+    assert in_words(ssl.SSLCertVerificationError(1, "wrong name")) == "wrong name"
+    assert in_words(OSError("Multiple exceptions: ...")) == "Multiple exceptions: ..."
+    assert in_words(ConnectionResetError()) == "ConnectionResetError"
 
 
 async def test_a_read_whose_answer_is_held_does_not_push_it_out() -> None:
