@@ -317,7 +317,8 @@ class Consumer:
         """The next records of these partitions (of all without any), by partition.
 
         Waits up to `timeout_ms` for the first one. Raises every error that is not retriable, once
-        what lies before it was handed out.
+        what lies before it was handed out. An interrupt (KeyboardInterrupt) in a deserializer comes
+        through at once: what this call has taken before it is lost unless the caller seeks back.
         """
         states = [self._state(each) for each in partitions] or None
         limit = min(max_records or NO_LIMIT, self._max_poll_records)
@@ -385,7 +386,7 @@ class Consumer:
             if state.has_records and state.position is not None:
                 try:
                     records = state.take(limit, self._decoder)
-                except BaseException:
+                except Exception:
                     self._fetcher.wake()
                     if found:
                         break  # handed out first; the error comes again with the next call

@@ -279,6 +279,23 @@ async def test_deserializers_of_the_caller_and_their_errors(cluster: FakeCluster
         assert (await each.getone(timeout=20)).value == 4
 
 
+async def test_an_interrupt_in_a_deserializer_comes_through_at_once(cluster: FakeCluster) -> None:
+    """An error there waits until what was found before it is handed out."""
+    logs = cluster.add_topic("t", 2)
+    fill(logs[0], b"1")
+    fill(logs[1], b"interrupt")
+
+    def deserialize(data: bytes) -> bytes:
+        if data == b"interrupt":
+            raise KeyboardInterrupt
+        return data
+
+    async with consumer(cluster, "t", value_deserializer=deserialize) as each:
+        await until(lambda: [s.has_records for s in each._assigned.values()] == [True, True])
+        with pytest.raises(KeyboardInterrupt):
+            await each.getmany()
+
+
 async def test_a_leader_that_moves_is_followed(cluster: FakeCluster) -> None:
     [log] = cluster.add_topic("t")
     fill(log, b"a")
