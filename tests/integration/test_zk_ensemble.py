@@ -100,6 +100,22 @@ async def test_a_member_does_not_go_on_alone(tmp_path: Path) -> None:
             await alone.stop()
 
 
+async def test_a_member_does_not_go_on_alone_before_all_were_there(tmp_path: Path) -> None:
+    """Its log does not name the members yet: its directory tells."""
+    ensemble = ZkEnsemble(str(tmp_path))
+    async with asyncio.timeout(SECONDS):
+        try:
+            await asyncio.gather(*(each.start() for each in ensemble.servers[:2]))
+            async with ZkClient(ensemble.server(2).address) as zk:
+                await zk.create("/kept", b"1")
+                assert (await zk.get("/zookeeper/config"))[0] == b""
+        finally:
+            await ensemble.close()
+        alone = zkserver(ensemble.directories[1], 0, ["--server-id", "2"])
+        with pytest.raises(DaemonFailedError, match="servers is not given"):
+            await alone.start()
+
+
 async def test_observers_follow_and_ports_come_one_after_the_other(tmp_path: Path) -> None:
     port = free_ports(1)[0]
     ensemble = ZkEnsemble(str(tmp_path), 1, observers=1, port=port)

@@ -116,6 +116,7 @@ class Node:
             core_config.server_id,
             Random(rng.getrandbits(64)),
             ensemble_id=config.ensemble_id,
+            is_member=bool(members),
             log_options=LogOptions(config.log_file_bytes, config.preallocate_bytes),
         )
         try:
@@ -150,7 +151,7 @@ class Node:
                 )
             self._engine.recover()
             if not members:
-                _check_alone(self._engine.core.state, config.data_directory)
+                _check_alone(self._data, self._engine.core.state)
         except BaseException:
             self._data.close()
             raise
@@ -478,13 +479,13 @@ def _check_place(config: ServerConfig, server_id: int, files: Files) -> None:
         raise ConfigError("ensemble_id", 0, rule)
 
 
-def _check_alone(state: ReplicatedState, directory: str) -> None:
+def _check_alone(data: DataDirectory, state: ReplicatedState) -> None:
     """Whether the directory is that of a server that stands alone. A member of an ensemble must
     not: what it acknowledges the others do not have, and they would have two histories of one
     epoch. Raises DataDirectoryError."""
-    if state.members_are_joint or state.tree.nodes[CONFIG_PATH].data:
+    if data.was_member or state.members_are_joint or state.tree.nodes[CONFIG_PATH].data:
         raise DataDirectoryError(
-            f"{directory} belongs to a member of an ensemble, and the setting servers is not given "
+            f"{data.path} belongs to a member of an ensemble, and the setting servers is not given "
             "(is --config missing?); to go on with one server alone, export the state and import it"
         )
 

@@ -27,24 +27,41 @@ EPOCH_MAGIC: Final = b"DUOZKEPO"
 IDENTITY: Final = "identity"
 ACCEPTED_EPOCH: Final = "accepted_epoch"
 CURRENT_EPOCH: Final = "current_epoch"
+_OF_MEMBER: Final = 1
+"""The number in the file `identity` of a server that has belonged to an ensemble."""
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_identity(files: Files, directory: str) -> Identity | None:
     """The identity of a directory, None where the file is missing."""
+    found = _read_identity_file(files, directory)
+    return None if found is None else found[0]
+
+
+def was_member(files: Files, directory: str) -> bool:
+    """Whether it is known that the directory's server has belonged to an ensemble: what it holds
+    may be part of a history that others go on with."""
+    found = _read_identity_file(files, directory)
+    return found is not None and found[1] == _OF_MEMBER
+
+
+def write_identity(
+    files: Files, directory: str, identity: Identity, *, is_member: bool = False
+) -> None:
+    """Make the directory this server's. Written last: it says that all else is in place."""
+    header = encode_header(IDENTITY_MAGIC, identity, _OF_MEMBER if is_member else 0)
+    write_small_file(files, directory, IDENTITY, header)
+
+
+def _read_identity_file(files: Files, directory: str) -> tuple[Identity, int] | None:
     path = f"{directory}/{IDENTITY}"
     if not files.exists(path):
         return None
     file = files.open(path)
     try:
-        return read_header(file, IDENTITY_MAGIC, None)[0]
+        return read_header(file, IDENTITY_MAGIC, None)[:2]
     finally:
         file.close()
-
-
-def write_identity(files: Files, directory: str, identity: Identity) -> None:
-    """Make the directory this server's. Written last: it says that all else is in place."""
-    write_small_file(files, directory, IDENTITY, encode_header(IDENTITY_MAGIC, identity, 0))
 
 
 class EpochFiles:
