@@ -324,15 +324,17 @@ def test_votes_of_the_round_before_are_forgotten() -> None:
     assert role.decision() is None
 
 
-def test_whom_we_vote_for_is_forgotten_by_all_once_it_does_not_stand_any_more() -> None:
+@pytest.mark.parametrize("last", [NO_VOTE, vote(2, 8), vote(3, 8)])
+def test_whom_we_vote_for_is_forgotten_by_all_once_it_does_not_stand_any_more(last: Vote) -> None:
     """2 hears 1 only, and would go on with the vote that it has from it."""
     role, other = looking(1), looking(2)
     for each in (role, other):
         hear(each, 3 if each is role else 1, LOOKING, vote(3, 9))
         each.take_notifications()
-    hear(role, 2, LOOKING, NO_VOTE, in_round=0)
+    hear(role, 2, LOOKING, last)
     assert role.vote == vote(3, 9), "it is not the one that does not stand"
-    hear(role, 3, LOOKING, NO_VOTE, in_round=0)
+    role.take_notifications()
+    hear(role, 3, LOOKING, last)
     said = told(role)
     assert said == dict.fromkeys([2, 3, 9], ours(vote(1), 2))
     other.on_notification(1, said[2], 0)

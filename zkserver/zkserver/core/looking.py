@@ -9,7 +9,7 @@ never a record.
     looking --- every voter has our vote, and no outsiders are heard ----------------> decided
     looking --- a quorum names an established leader, and so does that leader -------> decided
     looking --- whom we have voted for leads, or one in an epoch that is new to us --> decided
-    looking --- whom we have voted for does not stand any more ----------------------> a new round
+    looking --- whom we have voted for votes for a worse one: it does not stand -----> a new round
     decided     for good: whoever looks again makes a new `Looking` with a higher round
 
 Everybody tells its vote whenever it changes, and again after a silence that doubles. In a round
@@ -208,9 +208,8 @@ class Looking:
         self._forget(sender_id)
         self._meet(sender_id)
         _, vote, election_round, names_members = notification
-        if vote == NO_VOTE and sender_id == self.vote.server_id:
+        if sender_id == self.vote.server_id and vote < self.vote:
             self._withdraw(now_ms)
-            return
         if vote == NO_VOTE or election_round < self.election_round:
             self._answer(sender_id)
             return
@@ -312,8 +311,8 @@ class Looking:
         self._untold |= self._others
 
     def _withdraw(self, now_ms: int) -> None:
-        """Whom we vote for does not stand any more. A new round, so that all forget it: votes of a
-        round only get better."""
+        """Whom we vote for does not stand any more, or has less than it had: who stands votes for
+        nobody worse. A new round, so that all forget it: votes of a round only get better."""
         self._round_votes.clear()
         if self._may_lead:
             self.election_round += 1
