@@ -13,7 +13,7 @@ from duolog_protocol.errors import ConfigError
 from duolog_runtime.config import is_loopback, require
 
 from .core.distinguished_name import is_name
-from .core.members import Member, parse_members, require_ids
+from .core.members import Member, parse_members, require_possible
 
 _MIB = 1024 * 1024
 FOUR_LETTER_WORDS: Final = (
@@ -228,7 +228,7 @@ class ServerConfig:
     def _check_servers(self) -> None:
         try:
             members = self.members
-            require_ids(members)
+            require_possible(members)
         except ValueError as error:
             raise ConfigError("servers", ",".join(self.servers), str(error)) from error
         has_tls = self.peer_tls_certificate_file != ""

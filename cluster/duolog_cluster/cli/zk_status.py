@@ -29,7 +29,6 @@ from .zk_verbs import show
 CONFIG_PATH: Final = "/zookeeper/config"
 _PAUSE_SECONDS: Final = 0.2
 """Before all are asked again."""
-_ANY_ADDRESS: Final = ("", "0.0.0.0", "::")
 _VOTING_ROLES: Final = ("leader", "follower", "standalone")
 
 Address = tuple[str, int]
@@ -140,7 +139,7 @@ async def look(given: Sequence[Address], options: argparse.Namespace) -> Ensembl
     places = {each: await _places(each) for each in given}
     wanted: list[tuple[Address, Member | None]] = []
     for member in found.members if found is not None else ():
-        address = _client_address(member)
+        address = member.client_address
         place = await _places(address)
         known = [each for each in places if place & places[each]]
         for each in known:
@@ -150,12 +149,6 @@ async def look(given: Sequence[Address], options: argparse.Namespace) -> Ensembl
     states = await asyncio.gather(*(state_of(*each, options.timeout) for each, _ in wanted))
     servers = [Server(state, member) for state, (_, member) in zip(states, wanted, strict=True)]
     return Ensemble(servers, found)
-
-
-def _client_address(member: Member) -> Address:
-    """Where clients reach a member; port 0: nobody has told."""
-    host = member.host if member.client_host in _ANY_ADDRESS else member.client_host
-    return host, member.client_port
 
 
 async def _places(address: Address) -> set[tuple[Any, ...]]:

@@ -8,7 +8,14 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.txns import TxnKind, encode_txn
 from duolog_protocol.types import make_zxid
-from zkserver.core.members import Member, config_data, parse_config, parse_member, parse_members
+from zkserver.core.members import (
+    Member,
+    config_data,
+    parse_config,
+    parse_member,
+    parse_members,
+    require_possible,
+)
 from zkserver.core.membership import Membership, Memberships, membership_of
 from zkserver.core.prepare import Rejected
 from zkserver.core.reconfiguration import require_quorum, wanted_members
@@ -60,6 +67,24 @@ def test_what_is_no_member_is_refused(text: str) -> None:
 def test_members_that_cannot_be_an_ensemble_are_refused(texts: list[str], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         parse_members(texts)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        *(["1=a:1;2181", "2=a:2;2181"], ["1=a:1;2181", "2=b:1;a:2181"]),
+        *(["1=a:1;0.0.0.0:2181", "2=a:2;[::]:2181"], ["1=a:1", "2=b:1;c:1", "3=c:1;1"]),
+    ],
+)
+def test_clients_cannot_reach_two_members_at_one_address(texts: list[str]) -> None:
+    with pytest.raises(
+        ValueError, match=r"servers \d and \d have one address for clients: [ac]:\d"
+    ):
+        require_possible(parse_members(texts))
+
+
+def test_each_machine_may_have_its_clients_at_the_same_port() -> None:
+    require_possible(parse_members(["1=a:1;0.0.0.0:2181", "2=b:1;0.0.0.0:2181", "3=c:1", "4=d:1"]))
 
 
 def test_the_config_node_tells_members_and_version() -> None:
@@ -192,5 +217,7 @@ def test_a_quorum_of_the_new_participants_must_be_here() -> None:
     with pytest.raises(Rejected) as refused:
         require_quorum(members, {1, 4})
     assert refused.value.code == ZkErrorCode.NEW_CONFIG_NO_QUORUM
-    with pytest.raises(Rejected):
-        require_quorum(wanted("999=a:1", None), {1, 2, 3})
+    for joining in ("999=a:1", "4=10.0.0.4:2888;10.0.0.1:2181"):
+        with pytest.raises(Rejected) as refused:
+            require_quorum(wanted(joining, None), {1, 2, 3})
+        assert refused.value.code == ZkErrorCode.BAD_ARGUMENTS

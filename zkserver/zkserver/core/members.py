@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 from duolog_protocol.quorum_messages import MAX_HOST_BYTES, PORT_LAST, SERVER_ID_LAST
 
 MAX_MEMBERS: Final = 32
+_ANY_HOST: Final = ("", "0.0.0.0", "::")
+"""Client hosts that stand for all addresses of the server."""
 _HOST: Final = r"\[[0-9A-Fa-f:.%]+\]|[^\s:;,\[\]=]+"
 _MEMBER: Final = re.compile(
     rf"(?:server\.)?(?P<id>\d{{1,9}})=(?P<host>{_HOST}):(?P<port>\d{{1,5}})(?::(?P<election>\d{{1,5}}))?"
@@ -36,6 +38,12 @@ class Member(NamedTuple):
     """0: not told."""
     election_port: int = 0
     """Of no use here: shown again as it was told. 0: not told."""
+
+    @property
+    def client_address(self) -> tuple[str, int]:
+        """(host, port) where clients reach it; port 0: not told."""
+        host = self.host if self.client_host in _ANY_HOST else self.client_host
+        return host, self.client_port
 
     def __str__(self) -> str:
         """A line of `/zookeeper/config`."""
@@ -84,11 +92,17 @@ def parse_members(texts: Iterable[str]) -> tuple[Member, ...]:
     return tuple(members)
 
 
-def require_ids(members: Iterable[Member]) -> None:
-    """Whether all ids can be those of servers. Raises ValueError."""
+def require_possible(members: Iterable[Member]) -> None:
+    """Whether all ids can be those of servers, and clients reach each where no other one is.
+    Raises ValueError."""
+    places: dict[tuple[str, int], int] = {}
     for each in members:
         if not 1 <= each.server_id <= SERVER_ID_LAST:
             raise ValueError(f"{str(each)!r}: the id must be in [1, {SERVER_ID_LAST}]")
+        host, port = place = each.client_address
+        if port and places.setdefault(place, each.server_id) != each.server_id:
+            text = f"servers {places[place]} and {each.server_id} have one address for clients"
+            raise ValueError(f"{text}: {_bracketed(host)}:{port}")
 
 
 def config_data(members: Iterable[Member], version: int) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from duolog_protocol.error_codes import ZkErrorCode
 
-from .members import Member, parse_config, parse_member, parse_members, require_ids
+from .members import Member, parse_config, parse_member, parse_members, require_possible
 from .prepare import Rejected
 from .quorum import Quorums
 
@@ -44,7 +44,7 @@ def require_quorum(wanted: Iterable[Member], synced: Set[int]) -> None:
     """
     members = tuple(wanted)
     try:
-        require_ids(members)
+        require_possible(members)
     except ValueError as error:
         raise Rejected(ZkErrorCode.BAD_ARGUMENTS, str(error)) from error
     voters = frozenset(each.server_id for each in members if each.is_voter)
