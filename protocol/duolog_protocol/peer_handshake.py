@@ -29,7 +29,7 @@ def answer_hello(
 ) -> PeerWelcome | PeerRefusal:
     """What the server that was dialled says; `others` are the other servers of its ensemble."""
     if hello.ensemble_id != ensemble_id:
-        text = f"server {server_id} is of another ensemble than {hello.ensemble_id:#x}"
+        text = f"server {server_id} is of another ensemble than {hello.ensemble_id}"
         return PeerRefusal(RefusalReason.WRONG_ENSEMBLE, text)
     if hello.server_id == server_id:
         text = f"the server that was dialled has id {server_id} itself"

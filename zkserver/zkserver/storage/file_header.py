@@ -31,6 +31,10 @@ class Identity(NamedTuple):
     """Drawn once, at random, when the first server's directory is made; u64, not 0."""
     server_id: int
 
+    def __str__(self) -> str:
+        """In decimal, as the settings have them."""
+        return f"server {self.server_id} of ensemble {self.ensemble_id}"
+
 
 def encode_header(
     magic: bytes, identity: Identity, number: int, marker: bytes = NO_MARKER
@@ -64,12 +68,8 @@ def decode_header(
         raise CorruptRecordError(path, 0, "the checksum of the header is wrong")
     found = Identity(ensemble_id, server_id)
     if identity is not None and found != identity:
-        raise DataDirectoryError(f"{path} belongs to {_named(found)}, this is {_named(identity)}")
+        raise DataDirectoryError(f"{path} belongs to {found}, this is {identity}")
     return found, number, marker
-
-
-def _named(identity: Identity) -> str:
-    return f"server {identity.server_id} of ensemble {identity.ensemble_id:016x}"
 
 
 def read_header(file: File, magic: bytes, identity: Identity | None) -> tuple[Identity, int, bytes]:

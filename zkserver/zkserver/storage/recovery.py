@@ -306,11 +306,8 @@ class DataDirectory:
             self._initialize(identity, rng, is_member)
             return identity
         if found.server_id != server_id or ensemble_id not in (0, found.ensemble_id):
-            wanted = f" of ensemble {ensemble_id:016x}" if ensemble_id else ""
-            raise DataDirectoryError(
-                f"{self.path} belongs to server {found.server_id} of ensemble "
-                f"{found.ensemble_id:016x}, this is server {server_id}{wanted}"
-            )
+            wanted = Identity(ensemble_id or found.ensemble_id, server_id)
+            raise DataDirectoryError(f"{self.path} belongs to {found}, this is {wanted}")
         if is_member and not was_member(self.files, self.path):
             write_identity(self.files, self.path, found, is_member=True)
         return found

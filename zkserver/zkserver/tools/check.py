@@ -125,8 +125,7 @@ class _Check:
         if self._identity is None:
             self._damaged(IDENTITY, "the file is missing", RESTORE)
         else:
-            owner = self._identity
-            self._ok(IDENTITY, f"server {owner.server_id} of ensemble {owner.ensemble_id:016x}")
+            self._ok(IDENTITY, str(self._identity))
 
     def _check_epoch(self, name: str) -> int | None:
         path = f"{self._directory}/{name}"
