@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
 
-from duolog_cluster.sim.disk import DiskFaults, PowerLoss, SimDisk
+from duolog_cluster.sim.disk import CrashPoint, DiskFaults, PowerLoss, SimDisk
 from duolog_protocol.errors import DiskFullError, LogOfflineError
 from duolog_protocol.types import ZXID_EPOCH_LAST
-from zkserver.storage.epoch_files import EpochFiles
+from zkserver.storage.epoch_files import EpochFiles, read_identity, write_identity
 from zkserver.storage.file_header import Identity
 
 IDENTITY = Identity(7, 1)
@@ -21,6 +22,14 @@ def make_disk(seed: int = 0) -> tuple[SimDisk, EpochFiles]:
     disk.sync_dir("/")
     EpochFiles.create(disk, "/zk", IDENTITY)
     return disk, EpochFiles(disk, "/zk", IDENTITY)
+
+
+def fails_sometimes(rng: random.Random, rate: float) -> CrashPoint:
+    def fail(_when: str, _kind: str, _path: str) -> None:
+        if rng.random() < rate:
+            raise PowerLoss
+
+    return fail
 
 
 def epochs(files: EpochFiles) -> tuple[int, int]:
@@ -36,6 +45,35 @@ def test_a_promise_is_durable_and_changes_nothing_else() -> None:
     disk, files = make_disk()
     files.accept(3)
     assert epochs(files) == (3, 0) == read_again(disk)
+
+
+def test_who_has_promised_an_epoch_to_others_was_a_member_for_good() -> None:
+    disk, files = make_disk()
+    write_identity(disk, "/zk", IDENTITY)
+    files.advance(1)
+    assert not files.was_member
+    files.promise(3)
+    files.promise(4)
+    assert files.was_member and epochs(files) == (4, 1) == read_again(disk)
+    assert EpochFiles(disk, "/zk", IDENTITY).was_member
+    assert read_identity(disk, "/zk") == IDENTITY
+
+
+def test_no_promise_to_others_is_durable_without_that_note() -> None:
+    for seed in range(200):
+        rng = random.Random(seed)
+        disk, files = make_disk(seed)
+        write_identity(disk, "/zk", IDENTITY)
+        disk.crash_points = fails_sometimes(rng, 0.2)
+        disk.faults = DiskFaults(full_after_bytes=disk.used_bytes + rng.choice((0, 50, 1_000)))
+        with contextlib.suppress(PowerLoss, DiskFullError):
+            files.promise(3)
+            assert files.was_member
+        disk.crash_points = None
+        disk.crash()
+        assert read_identity(disk, "/zk") == IDENTITY
+        found = EpochFiles(disk, "/zk", IDENTITY)
+        assert found.was_member or found.accepted_epoch == 0
 
 
 def test_what_is_adopted_was_promised() -> None:
@@ -104,12 +142,7 @@ def test_a_crash_at_any_moment_leaves_epochs_that_are_in_order_and_not_lower() -
         rng = random.Random(seed)
         disk, files = make_disk(seed)
         told = (0, 0)
-
-        def fail(_when: str, _kind: str, _path: str, rng: random.Random = rng) -> None:
-            if rng.random() < 0.05:
-                raise PowerLoss
-
-        disk.crash_points = fail
+        disk.crash_points = fails_sometimes(rng, 0.05)
         try:
             for epoch in range(1, 9):
                 files.accept(epoch)

@@ -341,11 +341,20 @@ def test_whom_we_vote_for_is_forgotten_by_all_once_it_does_not_stand_any_more(la
     assert told(other)[1] == ours(vote(2), 2)
 
 
+@pytest.mark.parametrize("last", [NO_VOTE, vote(2)])
+def test_what_a_candidate_said_before_it_stood_does_not_count_against_it(last: Vote) -> None:
+    """2 has told us of it; what it says itself has taken longer."""
+    role = looking(1)
+    hear(role, 2, LOOKING, vote(3, 9), in_round=4)
+    hear(role, 3, LOOKING, last, in_round=3)
+    assert (role.vote, role.election_round) == (vote(3, 9), 4)
+
+
 def test_who_may_not_lead_itself_asks_again_when_its_candidate_stands_back() -> None:
     role = looking(9)
     hear(role, 3, LOOKING, vote(3, 9), in_round=4)
-    hear(role, 3, LOOKING, NO_VOTE, in_round=0)
-    assert told(role) == dict.fromkeys([1, 2, 3], ours(NO_VOTE, 0))
+    hear(role, 3, LOOKING, NO_VOTE, in_round=5)
+    assert told(role) == dict.fromkeys([1, 2, 3], ours(NO_VOTE, 5))
     hear(role, 2, LOOKING, vote(2), in_round=4)
     assert role.vote == vote(2) and role.decision() is None
 
@@ -525,7 +534,7 @@ def test_a_listener_is_never_led_by_itself() -> None:
     membership = Membership(config.voters, config.observers)
     role = Looking(config, membership, NEVER, vote(1), 4, 0, may_lead=False)
     role.start()
-    assert told(role) == dict.fromkeys([2, 3], Notification(LOOKING, NO_VOTE, 0))
+    assert told(role) == dict.fromkeys([2, 3], Notification(LOOKING, NO_VOTE, 4))
     for state in (LOOKING, FOLLOWING):
         for each in (2, 3):
             hear(role, each, state, vote(1, 50))

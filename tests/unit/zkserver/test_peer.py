@@ -353,6 +353,21 @@ def test_the_best_server_stands_when_a_quorum_comes_however_long_it_was_alone(
     assert ensemble[3].is_leading
 
 
+def test_who_was_alone_does_not_take_back_a_vote_by_which_one_may_be_elected() -> None:
+    """Its vote makes all four agree on 4, which then waits for it in that round."""
+    ensemble = Ensemble(4)
+    ensemble[1].start()
+    while ensemble[1].notified[-1].vote.server_id:
+        ensemble.advance(20, quiet=False)
+    named = Vote(0, 0, 4)
+    for each in (3, 2):
+        ensemble[1].step(NotificationReceived(each, Notification(PeerState.LOOKING, named, 9)))
+    assert ensemble[1].notified[-1].vote == named
+    leads = Notification(PeerState.LEADING, named, 9)
+    ensemble[1].step(NotificationReceived(4, leads))
+    assert ensemble[1].peer.leader_id == 4
+
+
 def test_after_long_without_a_leader_every_second_election_is_about_outsiders_too() -> None:
     """6 is none of the voters in this log; without the vote of 3 it may never be elected. With it
     3 may wait for it for ever, if 6 needs servers that are gone."""

@@ -144,19 +144,6 @@ def test_a_directory_of_another_server_or_ensemble_is_refused_by_name() -> None:
         DataDirectory(files, DIRECTORY, 1, random.Random(1), ensemble_id=7)
 
 
-def test_a_directory_knows_for_good_that_its_server_has_belonged_to_an_ensemble() -> None:
-    files, records = snapshotted()
-    for is_member, was_member in ((False, False), (True, True), (False, True)):
-        data = DataDirectory(files, DIRECTORY, 1, random.Random(1), is_member=is_member)
-        assert data.was_member == was_member
-        assert list(data.records()) == records[60:]
-        data.close()
-    fresh = MemoryFiles()
-    DataDirectory(fresh, DIRECTORY, 1, random.Random(1), is_member=True).close()
-    data = DataDirectory(fresh, DIRECTORY, 1, random.Random(1))
-    assert data.was_member
-
-
 @pytest.mark.parametrize("name", [IDENTITY, ACCEPTED_EPOCH, CURRENT_EPOCH])
 def test_any_damage_to_the_small_files_is_refused(name: str) -> None:
     files, _ = snapshotted()

@@ -100,6 +100,8 @@ class Looking:
         self.vote = self._initial_vote
         """The best one of this round, as far as we know."""
         self.election_round = election_round if self._may_lead else 0
+        self._newest_round = election_round
+        """The highest that was begun here or heard of: in it this server votes for nobody."""
         self._round_votes: dict[int, Vote] = {}
         """Newest vote of each server in this round, ours included; `Quorums` picks the voters."""
         self._settled: dict[int, Notification] = {}
@@ -129,6 +131,7 @@ class Looking:
         if self._decision is not None or not self._is_possible(sender_id, notification):
             return
         self._heard.add(sender_id)
+        self._newest_round = max(self._newest_round, notification.election_round)
         if notification.state != PeerState.LOOKING:
             self._on_settled(sender_id, notification)
         else:
@@ -156,8 +159,9 @@ class Looking:
 
     def take_notifications(self) -> list[Notify]:
         """What is to be sent since the last call, also after the decision: at most one for each."""
+        election_round = self._newest_round if self.vote == NO_VOTE else self.election_round
         notification = Notification(
-            PeerState.LOOKING, self.vote, self.election_round, self._names_members
+            PeerState.LOOKING, self.vote, election_round, self._names_members
         )
         notifications = [Notify(server_id, notification) for server_id in sorted(self._untold)]
         self._untold.clear()
@@ -208,7 +212,8 @@ class Looking:
         self._forget(sender_id)
         self._meet(sender_id)
         _, vote, election_round, names_members = notification
-        if sender_id == self.vote.server_id and vote < self.vote:
+        is_of_now = election_round >= self.election_round
+        if is_of_now and sender_id == self.vote.server_id and vote < self.vote:
             self._withdraw(now_ms)
         if vote == NO_VOTE or election_round < self.election_round:
             self._answer(sender_id)

@@ -335,7 +335,7 @@ class Peer:
         if isinstance(role, Looking):
             role.on_notification(sender_id, notification, self._now_ms)
             if self._is_lonely and role.decision() is None and role.hears_quorum:
-                self._look_anew(role)
+                self._stand_again(role)
         elif isinstance(role, Leader | Follower):
             self._expect_it_leads(sender_id, notification)
             ours = self._settled_notification(role)
@@ -480,6 +480,12 @@ class Peer:
         stands = not self._stands or not (is_called or is_lonely)
         self._look_anew(role, stands=stands)
         self._is_lonely = not stands and not is_called
+
+    def _stand_again(self, role: Looking) -> None:
+        """A quorum is heard. Who has voted for a voter since may have decided the election by it,
+        and would leave the one that it has elected: that one need not know of the new round."""
+        if not self.membership.has_voter(role.vote.server_id):
+            self._look_anew(role)
 
     def _look_anew(self, role: Looking, *, stands: bool = True) -> None:
         self._election_round = max(self._election_round, role.election_round)

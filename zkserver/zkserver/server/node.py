@@ -116,7 +116,6 @@ class Node:
             core_config.server_id,
             Random(rng.getrandbits(64)),
             ensemble_id=config.ensemble_id,
-            is_member=bool(members),
             log_options=LogOptions(config.log_file_bytes, config.preallocate_bytes),
         )
         try:
@@ -483,7 +482,7 @@ def _check_alone(data: DataDirectory, state: ReplicatedState) -> None:
     """Whether the directory is that of a server that stands alone. A member of an ensemble must
     not: what it acknowledges the others do not have, and they would have two histories of one
     epoch. Raises DataDirectoryError."""
-    if data.was_member or state.members_are_joint or state.tree.nodes[CONFIG_PATH].data:
+    if data.epochs.was_member or state.members_are_joint or state.tree.nodes[CONFIG_PATH].data:
         raise DataDirectoryError(
             f"{data.path} belongs to a member of an ensemble, and the setting servers is not given "
             "(is --config missing?); to go on with one server alone, export the state and import it"

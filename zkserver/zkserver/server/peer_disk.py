@@ -343,7 +343,7 @@ class PeerDisk:
         event: PeerEvent
         match job:
             case AcceptEpoch(epoch=epoch):
-                work, event = partial(self._data.epochs.accept, epoch), EpochAccepted(epoch)
+                work, event = partial(self._data.epochs.promise, epoch), EpochAccepted(epoch)
             case AdoptEpoch(epoch=epoch):
                 work, event = partial(self._data.epochs.adopt, epoch), EpochAdopted(epoch)
             case TruncateLog(zxid=zxid):

@@ -9,6 +9,8 @@ cut off before it had all of its leader's history only <= accepted_epoch.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from duolog_protocol.errors import (
@@ -34,15 +36,7 @@ NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 def read_identity(files: Files, directory: str) -> Identity | None:
     """The identity of a directory, None where the file is missing."""
-    found = _read_identity_file(files, directory)
-    return None if found is None else found[0]
-
-
-def was_member(files: Files, directory: str) -> bool:
-    """Whether it is known that the directory's server has belonged to an ensemble: what it holds
-    may be part of a history that others go on with."""
-    found = _read_identity_file(files, directory)
-    return found is not None and found[1] == _OF_MEMBER
+    return _read_identity_file(files, directory)[0]
 
 
 def write_identity(
@@ -53,15 +47,16 @@ def write_identity(
     write_small_file(files, directory, IDENTITY, header)
 
 
-def _read_identity_file(files: Files, directory: str) -> tuple[Identity, int] | None:
+def _read_identity_file(files: Files, directory: str) -> tuple[Identity | None, int]:
     path = f"{directory}/{IDENTITY}"
     if not files.exists(path):
-        return None
+        return None, 0
     file = files.open(path)
     try:
-        return read_header(file, IDENTITY_MAGIC, None)[:2]
+        identity, number, _ = read_header(file, IDENTITY_MAGIC, None)
     finally:
         file.close()
+    return identity, number
 
 
 class EpochFiles:
@@ -76,6 +71,8 @@ class EpochFiles:
         """The highest epoch promised."""
         self.current_epoch = self._read(CURRENT_EPOCH)
         """The epoch whose history this server has adopted (<= accepted_epoch)."""
+        self.was_member = _read_identity_file(files, directory)[1] == _OF_MEMBER
+        """It has promised an epoch to others, or they to it: a history that they go on with."""
         if self.accepted_epoch < self.current_epoch:
             raise DataDirectoryError(
                 f"{directory}: accepted_epoch {self.accepted_epoch} is below current_epoch "
@@ -91,6 +88,17 @@ class EpochFiles:
     def next_epoch(self) -> int:
         """The epoch that a start opens."""
         return self.accepted_epoch + 1
+
+    def promise(self, epoch: int) -> None:
+        """Accept an epoch as a member of an ensemble, which is noted first, for good.
+
+        Durable when it returns. Raises as `accept`; the note may have been made.
+        """
+        if not self.was_member:
+            place = self._files, self._directory, self._identity
+            self._try(IDENTITY, partial(write_identity, *place, is_member=True))
+            self.was_member = True
+        self.accept(epoch)
 
     def accept(self, epoch: int) -> None:
         """Promise an epoch: durable when it returns.
@@ -136,8 +144,11 @@ class EpochFiles:
 
     def _write(self, name: str, epoch: int) -> None:
         data = encode_header(EPOCH_MAGIC, self._identity, epoch)
+        self._try(name, partial(write_small_file, self._files, self._directory, name, data))
+
+    def _try(self, name: str, write: Callable[[], None]) -> None:
         try:
-            write_small_file(self._files, self._directory, name, data)
+            write()
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise DiskFullError(f"no space to write {self._directory}/{name}") from error

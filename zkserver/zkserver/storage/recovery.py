@@ -22,7 +22,7 @@ from duolog_protocol.errors import (
 from duolog_protocol.types import epoch_of
 from duolog_runtime.files import File, Files, make_directory
 
-from .epoch_files import EpochFiles, read_identity, was_member, write_identity
+from .epoch_files import EpochFiles, read_identity, write_identity
 from .file_header import HEADER_BYTES, Identity
 from .snapshot import (
     SnapshotWriter,
@@ -56,13 +56,11 @@ class DataDirectory:
         rng: Random,
         *,
         ensemble_id: int = 0,
-        is_member: bool = False,
         log_options: LogOptions | None = None,
     ) -> None:
         """Open the directory, making it where it is new.
 
-        `ensemble_id` 0 takes the one that is there, or draws one. `is_member`: of an ensemble,
-        which is noted in the directory for good.
+        `ensemble_id` 0 takes the one that is there, or draws one.
 
         Raises DirectoryLockedError, DataDirectoryError, CorruptRecordError, OSError.
         """
@@ -72,9 +70,7 @@ class DataDirectory:
         self._lock: File | None = files.lock(f"{self.path}/{LOCK}")
         try:
             self._refuse_after_failed_sync()
-            self.identity = self._own(server_id, ensemble_id, rng, is_member)
-            self.was_member: Final = was_member(files, self.path)
-            """Its server has belonged to an ensemble: it must not go on alone."""
+            self.identity = self._own(server_id, ensemble_id, rng)
             self._remove_temporary()
             # A killed process may have renamed what a power loss would still take back: what is
             # read from here on is relied on.
@@ -299,20 +295,18 @@ class DataDirectory:
         if lock is not None:
             lock.close()
 
-    def _own(self, server_id: int, ensemble_id: int, rng: Random, is_member: bool) -> Identity:
+    def _own(self, server_id: int, ensemble_id: int, rng: Random) -> Identity:
         found = read_identity(self.files, self.path)
         if found is None:
             identity = Identity(ensemble_id or rng.getrandbits(63) + 1, server_id)
-            self._initialize(identity, rng, is_member)
+            self._initialize(identity, rng)
             return identity
         if found.server_id != server_id or ensemble_id not in (0, found.ensemble_id):
             wanted = Identity(ensemble_id or found.ensemble_id, server_id)
             raise DataDirectoryError(f"{self.path} belongs to {found}, this is {wanted}")
-        if is_member and not was_member(self.files, self.path):
-            write_identity(self.files, self.path, found, is_member=True)
         return found
 
-    def _initialize(self, identity: Identity, rng: Random, is_member: bool) -> None:
+    def _initialize(self, identity: Identity, rng: Random) -> None:
         """Make a fresh directory. A crash on the way leaves one that is made again."""
         if snapshot_files(self.files, self.path):
             raise DataDirectoryError(
@@ -330,7 +324,7 @@ class DataDirectory:
             self.files.unlink(path)
         TxnLog.create(self.files, self.path, identity, rng, 0)
         EpochFiles.create(self.files, self.path, identity)
-        write_identity(self.files, self.path, identity, is_member=is_member)
+        write_identity(self.files, self.path, identity)
 
     def _remove_temporary(self) -> None:
         """What a crash left half made was never announced."""
