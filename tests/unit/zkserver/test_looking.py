@@ -462,6 +462,30 @@ def test_votes_of_this_round_do_not_count_with_words_of_another() -> None:
     assert role.decision() is None
 
 
+def test_who_waits_for_us_since_the_round_before_counts_with_the_votes_of_this_one() -> None:
+    """It will not look again as long as it waits, and we need both."""
+    role = looking(3, 5, zxid=9, election_round=4)
+    hear(role, 1, FOLLOWING, vote(3, 9), in_round=3)
+    hear(role, 4, FOLLOWING, vote(3, 8), in_round=3)
+    assert role.deadline_ms() == FIRST_MS
+    hear(role, 2, LOOKING, vote(3, 9), in_round=5)
+    role.on_timer(WAIT_MS)
+    assert role.decision() == Decision(3, vote(3, 9), 5)
+
+
+def test_who_does_not_stand_is_made_known_to_those_that_vote_for_it() -> None:
+    """5 votes for it, which its log does not name; so 5 was not told that it stands back."""
+    config = config_of(1, {1, 2, 3}, set())
+    membership = Membership(config.voters, config.observers, members=SOME_MEMBERS)
+    role = Looking(config, membership, NEVER, vote(1), 4, 0, may_lead=False)
+    role.start()
+    assert told(role).keys() == {2, 3}
+    for _ in range(2):
+        hear(role, 2, LOOKING, vote(1, 9), in_round=8)
+        hear(role, 5, LOOKING, vote(1, 9), in_round=8)
+    assert told(role) == {5: ours(NO_VOTE, 8)}
+
+
 def test_followers_of_another_round_do_not_count_with_votes_of_this_one() -> None:
     role = looking(3)
     hear(role, 1, FOLLOWING, vote(3), in_round=8)

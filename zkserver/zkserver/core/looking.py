@@ -132,7 +132,10 @@ class Looking:
             return
         self._heard.add(sender_id)
         self._newest_round = max(self._newest_round, notification.election_round)
-        if notification.state != PeerState.LOOKING:
+        if notification.vote.server_id == self._config.server_id and not self._may_lead:
+            # Said of us when we stood, or our log was another one. It hears of us from now on.
+            self._meet(sender_id)
+        elif notification.state != PeerState.LOOKING:
             self._on_settled(sender_id, notification)
         else:
             self._on_looking(sender_id, notification, now_ms)
@@ -189,8 +192,6 @@ class Looking:
             return state == PeerState.LOOKING
         if election_round <= 0:
             return False
-        if vote.server_id == self._config.server_id and not self._may_lead:
-            return False  # Said of us when our log was another one.
         is_of_itself = vote.server_id == sender_id
         return state == PeerState.LOOKING or (state == PeerState.LEADING) == is_of_itself
 
@@ -303,8 +304,14 @@ class Looking:
         )
 
     def _having(self, vote: Vote) -> set[int]:
-        """Servers with this vote in this round."""
-        return {server_id for server_id, each in self._round_votes.items() if each == vote}
+        """Servers with this vote in this round; if it is for us, also those that have decided on it
+        in one before, and wait for us to lead."""
+        found = {server_id for server_id, each in self._round_votes.items() if each == vote}
+        if vote.server_id == self._config.server_id:
+            for server_id, word in self._settled.items():
+                if word.vote == vote and word.election_round < self.election_round:
+                    found.add(server_id)
+        return found
 
     def _adopt(self, vote: Vote, now_ms: int) -> None:
         """This is our vote from now on; tell everybody."""
