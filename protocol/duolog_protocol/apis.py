@@ -162,10 +162,12 @@ def encode_error(
     return assemble(array_header(4), correlation_id, values, [])
 
 
-def encode_event(event_key: int, context: int, schema: Schema[Any], message: Any) -> list[Piece]:
-    """The pieces of an unsolicited frame."""
+def encode_event(
+    event_key: int, context: int, schema: Schema[Any], message: Any, version: int = 0
+) -> list[Piece]:
+    """The pieces of an unsolicited frame; `version`: of the message."""
     pieces: list[Piece] = []
-    values = schema.encode(message, 0, pieces)
+    values = schema.encode(message, version, pieces)
     before = array_header(3 + len(values))
     return assemble(before, EVENT_CORRELATION_ID, [event_key, context, *values], pieces)
 

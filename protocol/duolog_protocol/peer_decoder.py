@@ -72,7 +72,7 @@ class PeerDecoder(StreamDecoder[Received]):
     error the decoder must not be used again; what the same bytes had completed is lost.
     """
 
-    __slots__ = ("_may_say", "_purpose", "stage")
+    __slots__ = ("_may_say", "_purpose", "stage", "version")
 
     def __init__(
         self, dialled_for: PeerPurpose | None = None, scratch: memoryview | None = None
@@ -80,18 +80,22 @@ class PeerDecoder(StreamDecoder[Received]):
         """`dialled_for` where we have dialled; None where we were."""
         super().__init__(MAX_SMALL_FRAME_BYTES, scratch)
         self.stage = PeerStage.SHAKING
+        self.version = 0
+        """Of the messages, as the welcome says; a handshake is the same in all of them."""
         self._purpose = dialled_for
         self._may_say = _HELLO if dialled_for is None else _ANSWER
 
-    def open(self, purpose: PeerPurpose) -> None:
-        """We were dialled, and welcome the other: take what the purpose lets it say."""
+    def open(self, purpose: PeerPurpose, version: int) -> None:
+        """We were dialled, and welcome the other: take what the purpose lets it say, in the version
+        that our welcome says."""
         assert self._purpose is None, "an answer opens what we have dialled"
         assert self.stage is PeerStage.SHAKING, self.stage
         self._purpose = purpose
-        self._open(_MAY_SAY[purpose, False])
+        self._open(_MAY_SAY[purpose, False], version)
 
-    def _open(self, may_say: frozenset[type]) -> None:
+    def _open(self, may_say: frozenset[type], version: int) -> None:
         self.stage = PeerStage.OPEN
+        self.version = version
         self._may_say = may_say
         if self._purpose is PeerPurpose.LEARNER:
             self.max_frame_bytes = MAX_PEER_FRAME_BYTES
@@ -111,7 +115,9 @@ class PeerDecoder(StreamDecoder[Received]):
         return [self._decode(found)]
 
     def _decode(self, frame: Frame) -> Received:
-        message, context = decode_message(frame, known_peer=self.stage is PeerStage.OPEN)
+        message, context = decode_message(
+            frame, self.version, known_peer=self.stage is PeerStage.OPEN
+        )
         if type(message) not in self._may_say:
             names = ", ".join(sorted(each.__name__ for each in self._may_say)) or "nothing"
             raise RemoteProtocolError(f"{type(message).__name__} came where {names} may come")
@@ -122,7 +128,7 @@ class PeerDecoder(StreamDecoder[Received]):
     def _shake(self, message: PeerMessage) -> None:
         if isinstance(message, PeerWelcome):
             assert self._purpose is not None, "welcomed by whom we have not dialled"
-            self._open(_MAY_SAY[self._purpose, True])
+            self._open(_MAY_SAY[self._purpose, True], message.version)
             return
         self._may_say = frozenset()  # It waits for our answer, or for the end.
         if isinstance(message, PeerRefusal):

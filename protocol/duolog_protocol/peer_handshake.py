@@ -25,9 +25,14 @@ from .quorum_messages import (
 
 
 def answer_hello(
-    hello: PeerHello, server_id: int, ensemble_id: int, others: Collection[int]
+    hello: PeerHello,
+    server_id: int,
+    ensemble_id: int,
+    others: Collection[int],
+    version: int = PEER_VERSION,
 ) -> PeerWelcome | PeerRefusal:
-    """What the server that was dialled says; `others` are the other servers of its ensemble."""
+    """What the server that was dialled says; `others` are the other servers of its ensemble,
+    `version` is the highest that it speaks."""
     if hello.ensemble_id != ensemble_id:
         text = f"server {server_id} is of another ensemble than {hello.ensemble_id}"
         return PeerRefusal(RefusalReason.WRONG_ENSEMBLE, text)
@@ -37,7 +42,7 @@ def answer_hello(
     if hello.server_id not in others:
         text = f"server {server_id} knows no server {hello.server_id} in its ensemble"
         return PeerRefusal(RefusalReason.NOT_A_MEMBER, text)
-    return PeerWelcome(server_id, min(hello.version, PEER_VERSION))
+    return PeerWelcome(server_id, min(hello.version, version))
 
 
 def refuse_stranger(error: RemoteProtocolError) -> PeerRefusal:
@@ -46,11 +51,13 @@ def refuse_stranger(error: RemoteProtocolError) -> PeerRefusal:
     return PeerRefusal(RefusalReason.NOT_A_HELLO, text)
 
 
-def check_answer(answer: PeerWelcome | PeerRefusal, dialled_id: int) -> None:
+def check_answer(
+    answer: PeerWelcome | PeerRefusal, dialled_id: int, offered: int = PEER_VERSION
+) -> None:
     """The server that dialled has its answer.
 
     Raises PeerRefusedError; RemoteProtocolError where another server than `dialled_id` answers, or
-    one that speaks a version that was not offered.
+    one that speaks a higher version than was `offered`.
     """
     if isinstance(answer, PeerRefusal):
         raise PeerRefusedError(dialled_id, answer.reason, answer.message)
@@ -58,7 +65,7 @@ def check_answer(answer: PeerWelcome | PeerRefusal, dialled_id: int) -> None:
         raise RemoteProtocolError(
             f"dialled server {dialled_id}, and server {answer.server_id} answered"
         )
-    if answer.version > PEER_VERSION:
+    if answer.version > offered:
         raise RemoteProtocolError(
-            f"server {dialled_id} speaks version {answer.version}, offered was {PEER_VERSION}"
+            f"server {dialled_id} speaks version {answer.version}, offered was {offered}"
         )

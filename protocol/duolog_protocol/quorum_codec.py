@@ -59,15 +59,16 @@ CONTEXT_LAST: Final = (1 << 63) - 1
 _ZXID_BYTES: Final = 8
 
 
-def encode_message(message: PeerMessage, context: int) -> list[Piece]:
+def encode_message(message: PeerMessage, context: int, version: int = PEER_VERSION) -> list[Piece]:
     """The pieces of a message, to be written one after another.
 
-    One frame, but for a Proposal of many or long records: several, which say the same. Raises
+    In the `version` that both ends have agreed on: fields since a later one are not written. One
+    frame, but for a Proposal of many or long records: several, which say the same. Raises
     LocalProtocolError for a record that no Proposal can have.
     """
     assert 0 <= context <= CONTEXT_LAST, context
     if type(message) is not Proposal or _fits_a_frame(message):
-        return _encode(message, context)
+        return _encode(message, context, version)
     pieces: list[Piece] = []
     for part in proposals_of(message.records):
         size = len(part.records[0])
@@ -75,7 +76,7 @@ def encode_message(message: PeerMessage, context: int) -> list[Piece]:
             raise LocalProtocolError(
                 f"a record of {size} bytes is over the limit of {MAX_PROPOSAL_BYTES} bytes"
             )
-        pieces += _encode(part, context)
+        pieces += _encode(part, context, version)
     return pieces
 
 
@@ -105,10 +106,13 @@ def proposals_of(records: Iterable[bytes]) -> Iterator[Proposal]:
         yield Proposal(last_zxid - len(part) + 1, last_zxid, tuple(part))
 
 
-def decode_message(frame: Frame, *, known_peer: bool = True) -> tuple[PeerMessage, int]:
+def decode_message(
+    frame: Frame, version: int = PEER_VERSION, *, known_peer: bool = True
+) -> tuple[PeerMessage, int]:
     """The message of a frame, and its context. Raises DecodeError.
 
-    A header of a peer that is not known yet is decoded with small limits.
+    It is in the `version` that both ends have agreed on; fields since a later one have their
+    defaults. A header of a peer that is not known yet is decoded with small limits.
     """
     buffer, start, end, _ = frame
     limit = MAX_ARRAY_COUNT if known_peer else MAX_ARRAY_COUNT_UNKNOWN_PEER
@@ -123,7 +127,7 @@ def decode_message(frame: Frame, *, known_peer: bool = True) -> tuple[PeerMessag
         raise DecodeError(f"message {key!r} is not known between servers")
     if type(context) is not int or not 0 <= context <= CONTEXT_LAST:
         raise DecodeError(f"context {context!r} is not a zxid")
-    message: Any = known.schema.decode(values[3:], PEER_VERSION, cursor_of(frame))
+    message: Any = known.schema.decode(values[3:], version, cursor_of(frame))
     if type(message) is Proposal:
         _check_proposal(message)
     elif type(message) is Notification:
@@ -131,9 +135,9 @@ def decode_message(frame: Frame, *, known_peer: bool = True) -> tuple[PeerMessag
     return message, context
 
 
-def _encode(message: PeerMessage, context: int) -> list[Piece]:
+def _encode(message: PeerMessage, context: int, version: int) -> list[Piece]:
     key, schema = PEER_MESSAGES[type(message)]
-    return encode_event(key, context, schema, message)
+    return encode_event(key, context, schema, message, version)
 
 
 def _fits_a_frame(proposal: Proposal) -> bool:

@@ -36,6 +36,7 @@ from .codec import (
     data,
     integer,
     long_list,
+    since,
     string,
     structure,
 )
@@ -43,8 +44,12 @@ from .txns import MAX_TXN_BYTES
 from .types import ZXID_EPOCH_LAST
 from .zk_messages import MAX_FRAME_BYTES
 
-PEER_VERSION: Final = 0
-"""The version of these messages that this code speaks."""
+PEER_VERSION: Final = 1
+"""The highest version of these messages that this code speaks.
+
+0  the first one
+1  Notification: names_members
+"""
 SERVER_ID_LAST: Final = 255
 MAX_PROPOSAL_RECORDS: Final = 1_000
 MAX_PROPOSAL_BYTES: Final = MAX_TXN_BYTES + 64 * 1024
@@ -158,7 +163,8 @@ class Notification(NamedTuple):
     """Of a server that is not LOOKING: its leader, with the epoch it leads in."""
     election_round: int
     names_members: bool = False
-    """The sender's log names the members; False: it goes by its settings."""
+    """The sender's log names the members; False: it goes by its settings, or cannot say (below
+    version 1): that one's word for an outsider is only taken by whose own log names members."""
 
 
 class FollowerInfo(NamedTuple):
@@ -426,7 +432,13 @@ PEER_MESSAGES: Final[dict[type[Any], PeerMessageType]] = {
         ),
         (2002, Schema(PeerWelcome, _SERVER_ID, _VERSION)),
         (2003, Schema(PeerRefusal, INT16, string(MAX_REFUSAL_BYTES))),
-        (2004, Schema(Notification, _one_of(PeerState), _VOTE, _COUNT, BOOL)),
+        (
+            2004,
+            Schema(
+                *(Notification, _one_of(PeerState), _VOTE, _COUNT),
+                since(1, BOOL, False),
+            ),
+        ),
         (2005, Schema(FollowerInfo, _SERVER_ID, _EPOCH_OR_NONE, integer(0, 255))),
         (2006, Schema(LeaderInfo, _EPOCH)),
         (2007, Schema(AckEpoch, _EPOCH_OR_NONE, ZXID, BOOL)),

@@ -15,8 +15,13 @@ from duolog_cluster.sim.network import Link
 from duolog_cluster.sim.process_parts import SimClock, SimExecutor
 from duolog_protocol.codec import Piece
 from duolog_protocol.frames import frame_at
-from duolog_protocol.quorum_codec import MAX_PEER_FRAME_BYTES, decode_message, encode_message
-from duolog_protocol.quorum_messages import Notification, PeerMessage
+from duolog_protocol.quorum_codec import (
+    MAX_PEER_FRAME_BYTES,
+    MAX_SMALL_FRAME_BYTES,
+    decode_message,
+    encode_message,
+)
+from duolog_protocol.quorum_messages import PEER_VERSION, Notification, PeerMessage
 from duolog_protocol.txns import LEVEL_LAST
 from duolog_runtime.logs import RecordingLogger
 from zkserver.core.config import CoreConfig
@@ -56,6 +61,11 @@ class Machine:
         wall_offset_ms = rng.choice((0, 0, -86_400_000, 3_600_000))
         self.clock = SimClock(world.scheduler, wall_offset_ms, rng.choice((1.0, 1.0, 0.97, 1.03)))
         self.snapshots_received = 0
+
+    @property
+    def peer_version(self) -> int:
+        """The highest version of the messages between servers that it speaks."""
+        return PEER_VERSION if self.config.level == LEVEL_LAST else 0
 
     def upgrade(self) -> bool:
         """From the next start on it is of the newest version; whether it was not."""
@@ -237,7 +247,13 @@ class Life:
 
     def notify(self, server_id: int, notification: Notification) -> None:
         """See Links."""
-        self.world.network.send_datagram(self.server_id, server_id, notification)
+        other = self.world.machines[server_id - 1]
+        version = min(self.machine.peer_version, other.peer_version)
+        sent = b"".join(encode_message(notification, 0, version))
+        frame = frame_at(sent, 0, MAX_SMALL_FRAME_BYTES)
+        assert frame is not None, sent
+        heard, _ = decode_message(frame, version)
+        self.world.network.send_datagram(self.server_id, server_id, heard)
 
     def tell(self, link: Link, message: PeerMessage, context: int = 0) -> None:
         """See Links."""

@@ -20,6 +20,7 @@ from duolog_protocol.quorum_codec import (
 )
 from duolog_protocol.quorum_messages import (
     MAX_CHUNK_BYTES,
+    PEER_VERSION,
     Ack,
     Commit,
     HandshakeMessage,
@@ -32,18 +33,20 @@ from duolog_protocol.quorum_messages import (
     PeerMessage,
     PeerPurpose,
     PeerRefusal,
+    PeerState,
     PeerWelcome,
     Ping,
     Pong,
     Proposal,
     SnapshotBegin,
     SnapshotChunk,
+    Vote,
 )
 from tests.unit.protocol.samples import PEER_SAMPLES
 
 ELECTION, LEARNER = PeerPurpose.ELECTION, PeerPurpose.LEARNER
-HELLO = PeerHello(2, 0xE5, LEARNER, 0)
-WELCOME = PeerWelcome(1, 0)
+HELLO = PeerHello(2, 0xE5, LEARNER, PEER_VERSION)
+WELCOME = PeerWelcome(1, PEER_VERSION)
 
 
 def sent(*messages: PeerMessage) -> bytes:
@@ -58,7 +61,7 @@ def welcomed(purpose: PeerPurpose) -> PeerDecoder:
     """The end of a server that was dialled, and has welcomed the other."""
     decoder = PeerDecoder()
     decoder.feed(sent(HELLO))
-    decoder.open(purpose)
+    decoder.open(purpose, PEER_VERSION)
     return decoder
 
 
@@ -73,7 +76,7 @@ def test_a_hello_opens_nothing_until_it_is_welcome() -> None:
     decoder = PeerDecoder()
     assert names(decoder.feed(sent(HELLO))) == [HELLO]
     assert decoder.stage is PeerStage.SHAKING
-    decoder.open(LEARNER)
+    decoder.open(LEARNER, PEER_VERSION)
     assert decoder.stage is PeerStage.OPEN
     assert names(decoder.feed(sent(Ack(1), Pong(1)))) == [Ack(1), Pong(1)]
 
@@ -85,6 +88,20 @@ def test_more_may_follow_a_welcome_at_once() -> None:
     messages = [WELCOME, Ping(1), proposal, Commit(9)]
     assert names(decoder.feed(sent(*messages))) == messages
     assert (decoder.stage, decoder.pending_bytes) == (PeerStage.OPEN, 0)
+
+
+def test_the_welcome_says_in_which_version_all_that_follows_is() -> None:
+    word = Notification(PeerState.LOOKING, Vote(1, 2, 3), 4, names_members=True)
+    for version in range(PEER_VERSION + 1):
+        said = b"".join(encode_message(word, 0, version))
+        heard = word if version else word._replace(names_members=False)
+        decoder = PeerDecoder(ELECTION)
+        welcome = PeerWelcome(1, version)
+        assert names(decoder.feed(sent(welcome) + said)) == [welcome, heard]
+        decoder = PeerDecoder()
+        decoder.feed(sent(HELLO))
+        decoder.open(ELECTION, version)
+        assert names(decoder.feed(said)) == [heard]
 
 
 def test_nothing_follows_a_hello_before_its_welcome() -> None:

@@ -40,6 +40,12 @@ def test_a_newer_server_is_answered_in_our_version() -> None:
     assert answer(HELLO._replace(version=32767)) == PeerWelcome(1, PEER_VERSION)
 
 
+def test_an_older_server_is_answered_in_its_own() -> None:
+    assert answer(HELLO._replace(version=0)) == PeerWelcome(1, 0)
+    with pytest.raises(RemoteProtocolError, match="speaks version 1, offered was 0"):
+        check_answer(PeerWelcome(1, 1), 1, offered=0)
+
+
 @pytest.mark.parametrize(
     ("hello", "reason"),
     [
@@ -74,7 +80,7 @@ def test_a_stranger_is_told_as_much_as_fits() -> None:
 def test_another_server_than_was_dialled_is_no_welcome() -> None:
     with pytest.raises(RemoteProtocolError, match="dialled server 3, and server 1 answered"):
         check_answer(PeerWelcome(1, PEER_VERSION), 3)
-    with pytest.raises(RemoteProtocolError, match="speaks version 1"):
+    with pytest.raises(RemoteProtocolError, match=f"speaks version {PEER_VERSION + 1}"):
         check_answer(PeerWelcome(1, PEER_VERSION + 1), 1)
 
 

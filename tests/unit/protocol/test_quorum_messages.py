@@ -30,6 +30,7 @@ from duolog_protocol.quorum_messages import (
     MAX_REFUSAL_BYTES,
     PEER_MESSAGES,
     PEER_MESSAGES_BY_KEY,
+    PEER_VERSION,
     HandshakeMessage,
     LeaderMessage,
     LeaderService,
@@ -95,6 +96,28 @@ def test_every_message_survives_the_wire(message: PeerMessage, context: int) -> 
     decoded, found = decode_message(frame_of(encode_message(message, context)))
     assert (decoded, found) == (message, context)
     assert type(decoded) is type(message)
+
+
+@pytest.mark.parametrize("message", PEER_SAMPLES, ids=lambda each: type(each).__name__)
+def test_every_message_can_be_said_in_every_version(message: PeerMessage) -> None:
+    for version in range(PEER_VERSION + 1):
+        decoded, _ = decode_message(frame_of(encode_message(message, 0, version)), version)
+        schema = PEER_MESSAGES[type(message)].schema
+        count = schema.count(version)
+        assert decoded[:count] == message[:count]
+        assert decoded[count:] == tuple(field.default for field in schema.fields[count:])
+        if isinstance(message, HandshakeMessage):
+            assert count == len(message), "what comes before the versions are known never changes"
+
+
+def test_a_notification_of_the_first_version_cannot_say_who_names_the_members() -> None:
+    word = Notification(PeerState.LOOKING, Vote(1, 2, 3), 4, names_members=True)
+    first = frame_of(encode_message(word, 0, 0))
+    assert decode_message(first, 0)[0] == word._replace(names_members=False)
+    with pytest.raises(DecodeError, match="version 1 has 4 fields, got 3"):
+        decode_message(first, 1)
+    with pytest.raises(DecodeError, match="version 0 has 3 fields, got 4"):
+        decode_message(frame_of(encode_message(word, 0, 1)), 0)
 
 
 def test_there_is_a_sample_a_number_and_a_side_for_every_message() -> None:

@@ -14,7 +14,13 @@ from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
 from duolog_protocol.peer_decoder import PeerDecoder
 from duolog_protocol.quorum_codec import encode_message
-from duolog_protocol.quorum_messages import Answers, PeerHello, PeerMessage, PeerPurpose
+from duolog_protocol.quorum_messages import (
+    PEER_VERSION,
+    Answers,
+    PeerHello,
+    PeerMessage,
+    PeerPurpose,
+)
 from tests.jute_support import Reply, Session, connect_request, encode, frames_of
 from zkserver.core.config import CoreConfig
 from zkserver.core.connection import Connection
@@ -65,7 +71,7 @@ class Pair:
         self._due: deque[tuple[EnsembleCore, Any]] = deque()
         self._decoder = PeerDecoder()
         self._decoder.feed(b"".join(encode_message(PeerHello(2, 1, PeerPurpose.LEARNER, 0), 0)))
-        self._decoder.open(PeerPurpose.LEARNER)
+        self._decoder.open(PeerPurpose.LEARNER, PEER_VERSION)
         self.leader, self.learner = self.cores
         self._perform(self.leader.lead(1, self.now_ms, WALL_MS))
         self.learner.follow(self.now_ms)

@@ -102,9 +102,9 @@ async def test_what_goes_to_several_learners_is_encoded_once(
         encodings: list[Any] = []
         original = peer_links.encode_message
 
-        def encode(message: Any, context: int) -> Any:
+        def encode(message: Any, *form: int) -> Any:
             encodings.append(message)
-            return original(message, context)
+            return original(message, *form)
 
         monkeypatch.setattr(peer_links, "encode_message", encode)
         message, equal = proposal(1, 50), proposal(1, 50)
@@ -419,6 +419,50 @@ async def test_a_server_that_nobody_knows_is_heard_and_answered_by_its_own_conne
         await until(lambda: joining.heard == [(1, vote(2))])
         one.call("notify", 8, vote(3))  # that has not even called: nothing happens
         await joining.close()
+
+
+async def test_what_an_older_server_does_not_know_is_not_said_to_it() -> None:
+    """A rolling upgrade: each two speak the lower of their versions, whoever has dialled."""
+    async with ensemble(2) as (one, two):
+        older, joining = Server(3, version=0), Server(9)
+        servers = [one, two, older]
+        for each in (older, joining):
+            await each.links.start()
+        introduce(servers)
+        joining.call("set_members", {3: (HOST, older.links.port), 9: (HOST, joining.links.port)})
+        word = vote(1)._replace(names_members=True)
+        for each in servers:
+            for other in servers:
+                if other is not each:
+                    each.call("notify", other.server_id, word)
+        joining.call("notify", 3, word)
+        await until(lambda: [len(each.heard) for each in servers] == [2, 2, 3])
+        older.call("notify", 9, word)  # over the connection of the other
+        await until(lambda: bool(joining.heard))
+        assert sorted(one.heard) == [(2, word), (3, vote(1))]
+        assert sorted(two.heard) == [(1, word), (3, vote(1))]
+        assert sorted(older.heard) == [(1, vote(1)), (2, vote(1)), (9, vote(1))]
+        assert joining.heard == [(3, vote(1))]
+        assert not any(each.log.records for each in (*servers, joining))
+        for each in (older, joining):
+            await each.close()
+
+
+@pytest.mark.parametrize("leader_version", [0, 1])
+async def test_a_learner_and_a_leader_of_two_versions_speak_the_lower_one(
+    leader_version: int,
+) -> None:
+    leader, learner = Server(1, version=leader_version), Server(2, version=1 - leader_version)
+    for each in (leader, learner):
+        await each.links.start()
+    introduce([leader, learner])
+    await connect(learner, leader)
+    assert (leader.link.version, learner.link.version) == (0, 0)
+    learner.call("tell", learner.link, FollowerInfo(2, 0, 1))
+    leader.call("tell", leader.link, LeaderInfo(1))
+    await until(lambda: bool(leader.received and learner.received))
+    for each in (leader, learner):
+        await each.close()
 
 
 async def test_what_is_not_even_received_ends_a_link_of_elections() -> None:

@@ -86,6 +86,11 @@ class DialledLink(Link):
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def version(self) -> int:
+        """Of the messages, as both ends have agreed."""
+        return self._decoder.version
+
     def dial(self, host: str, port: int, timeout_ms: int) -> None:
         """Begin; connecting and the other's answer together may take so long."""
         self._timer = self._loop.call_later(timeout_ms / 1000, self._on_late, timeout_ms)
@@ -171,7 +176,7 @@ class DialledLink(Link):
         try:
             received = self._decoder.buffer_updated(nbytes)
             if received and not self.is_open:
-                check_answer(_answer(received), self.server_id)
+                check_answer(_answer(received), self.server_id, self._hello.version)
         except Error as error:
             if self.is_open:
                 self.abort(error)
@@ -213,7 +218,7 @@ class DialledLink(Link):
 class AcceptedLink(ServerLink):
     """A link that somebody has dialled. `context` is its `PeerCaller`, None for a stranger."""
 
-    __slots__ = ("_is_over",)
+    __slots__ = ("_is_over", "version")
 
     context: PeerCaller | None
 
@@ -240,6 +245,8 @@ class AcceptedLink(ServerLink):
             take_native=partial(PeerDecoder, None),
         )
         self._is_over = False
+        self.version = 0
+        """Of the messages, as both ends have agreed."""
 
     @property
     def is_secure(self) -> bool:
@@ -256,7 +263,8 @@ class AcceptedLink(ServerLink):
         decoder = self.endpoint.decoder
         assert isinstance(decoder, PeerDecoder), decoder
         self.write(encode_message(answer, 0))
-        decoder.open(caller.purpose)
+        self.version = answer.version
+        decoder.open(caller.purpose, answer.version)
         self.context = caller
 
     def turn_away(self, refusal: PeerRefusal) -> None:

@@ -116,9 +116,11 @@ class PeerLinks:
         dial_timeout_ms: int,
         max_unsent_bytes: int,
         tls: PeerTls | None = None,
+        version: int = PEER_VERSION,
     ) -> None:
         """`addresses`: server id -> (host, port), our own among them. With `tls` nothing else is
-        spoken, and only to servers with a certificate of its authority."""
+        spoken, and only to servers with a certificate of its authority. `version` is the highest
+        that is spoken; lower only where an older server is played."""
         self._loop = loop
         self._server_id = server_id
         self._ensemble_id = ensemble_id
@@ -131,6 +133,7 @@ class PeerLinks:
         self._dial_timeout_ms = dial_timeout_ms
         self._max_unsent_bytes = max_unsent_bytes
         self._tls = tls
+        self._version = version
         self._complaints = PeerComplaints(clock, log)
         self._scratch = new_scratch()
         self._server: asyncio.Server | None = None
@@ -147,8 +150,9 @@ class PeerLinks:
         self._speakers: dict[int, _Speaker] = {}
         self._open: dict[PeerLink, None] = {}
         """Links between learner and leader that the owner knows."""
-        self._encoded: tuple[PeerMessage | None, int, list[Piece]] = (None, 0, [])
-        """The last message, its context and its bytes: it often goes to several servers."""
+        self._encoded: tuple[PeerMessage | None, int, int, list[Piece]] = (None, 0, 0, [])
+        """The last message, its context, its version and its bytes: it often goes to several
+        servers."""
         self._closed = False
 
     async def start(self) -> None:
@@ -194,14 +198,14 @@ class PeerLinks:
         if server_id not in self._addresses:  # it is about to join: by its own connection
             calls = self._calls.get(PeerCaller(server_id, PeerPurpose.ELECTION))
             if calls:
-                calls[-1].write(encode_message(notification, 0))
+                _say(calls[-1], notification)
             return
         speaker = self._speakers.get(server_id)
         if speaker is None:
             speaker = self._speakers[server_id] = _Speaker(server_id)
         link = speaker.link
         if link is not None and link.is_open:
-            link.write(encode_message(notification, 0))
+            _say(link, notification)
             return
         speaker.waiting = notification
         if link is None and speaker.timer is None:
@@ -233,7 +237,7 @@ class PeerLinks:
         link.drop_unreceived(self._dial_timeout_ms)
         waiting, speaker.waiting = speaker.waiting, None
         if waiting is not None:
-            link.write(encode_message(waiting, 0))
+            _say(link, waiting)
 
     def _on_not_reached(self, speaker: _Speaker, link: DialledLink, error: BaseException) -> None:
         self._dialled.discard(link)
@@ -298,7 +302,7 @@ class PeerLinks:
         link = DialledLink(
             self._loop,
             server_id,
-            PeerHello(self._server_id, self._ensemble_id, purpose, PEER_VERSION, *self._own),
+            PeerHello(self._server_id, self._ensemble_id, purpose, self._version, *self._own),
             on_open=on_open,
             on_failed=failed,
             on_messages=on_messages,
@@ -332,10 +336,11 @@ class PeerLinks:
         """
         if link not in self._open:
             return
-        last, last_context, pieces = self._encoded
-        if last is not message or last_context != context:
-            pieces = encode_message(message, context)
-            self._encoded = (message, context, pieces)
+        version = link.version
+        last, last_context, last_version, pieces = self._encoded
+        if last is not message or last_context != context or last_version != version:
+            pieces = encode_message(message, context, version)
+            self._encoded = (message, context, version, pieces)
         link.write(pieces)
 
     def close_link(self, link: PeerLink, reason: str) -> None:
@@ -425,7 +430,9 @@ class PeerLinks:
             text = f"server {self._server_id} takes only TLS: peer_tls_certificate_file is not set"
             answer = PeerRefusal(RefusalReason.NO_TLS, f"{text} at the caller")
         else:
-            answer = answer_hello(hello, self._server_id, self._ensemble_id, _EVERYBODY)
+            answer = answer_hello(
+                hello, self._server_id, self._ensemble_id, _EVERYBODY, self._version
+            )
         if isinstance(answer, PeerRefusal):
             known_id = hello.server_id if hello.server_id in self._addresses else 0
             self._refused(link, known_id, RemoteProtocolError(answer.message))
@@ -475,6 +482,10 @@ class PeerLinks:
             if not calls:
                 del self._calls[caller]
             self._on_lost(link)
+
+
+def _say(link: PeerLink, notification: Notification) -> None:
+    link.write(encode_message(notification, 0, link.version))
 
 
 def _host(link: AcceptedLink) -> str:
