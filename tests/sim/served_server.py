@@ -50,8 +50,10 @@ def up_to(zxid: int, records: Iterable[bytes]) -> Iterator[bytes]:
 class Machine:
     """A disk, and the process that runs now."""
 
-    def __init__(self, world: ServedWorld, config: PeerConfig) -> None:
+    def __init__(self, world: ServedWorld, config: PeerConfig, peer_version: int) -> None:
+        """`peer_version`: the highest version of the messages between servers that it speaks."""
         self.world = world
+        self.peer_version = peer_version
         self.config = config
         self.server_id = config.server_id
         self.disk = SimDisk(random.Random(f"{world.seed} disk {config.server_id}"))
@@ -62,14 +64,10 @@ class Machine:
         self.clock = SimClock(world.scheduler, wall_offset_ms, rng.choice((1.0, 1.0, 0.97, 1.03)))
         self.snapshots_received = 0
 
-    @property
-    def peer_version(self) -> int:
-        """The highest version of the messages between servers that it speaks."""
-        return PEER_VERSION if self.config.level == LEVEL_LAST else 0
-
     def upgrade(self) -> bool:
         """From the next start on it is of the newest version; whether it was not."""
-        was_old = self.config.level < LEVEL_LAST
+        was_old = self.config.level < LEVEL_LAST or self.peer_version < PEER_VERSION
+        self.peer_version = PEER_VERSION
         self.config = self.config._replace(level=LEVEL_LAST)
         return was_old
 

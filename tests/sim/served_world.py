@@ -29,6 +29,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.errors import DiskFullError
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
+from duolog_protocol.quorum_messages import PEER_VERSION
 from duolog_protocol.txns import LEVEL_LAST, TxnKind, decode_txn, is_of_the_ensemble, zxid_of
 from duolog_protocol.types import ZXID_COUNTER_LAST
 from tests.oracle.workload import Workload
@@ -113,11 +114,14 @@ class ServedWorld(HistoryWorld):
         self.reconfigures = rng.choice(self.reconfigure_rates)
         level = rng.choice((0, LEVEL_LAST, LEVEL_LAST))
         """0: the servers are of an older version at first; each start may be of the newer one."""
+        versions = (0,) if level < LEVEL_LAST else (0, PEER_VERSION, PEER_VERSION)
         spare = self.spares if self.reconfigures else 0
         members = [_member(number, number in voters) for number in sorted(voters | observers)]
         self.members_shown = config_data(members, 0)
         self.machines = [
-            Machine(self, PeerConfig(server_id, voters, observers, level=level))
+            Machine(
+                self, PeerConfig(server_id, voters, observers, level=level), rng.choice(versions)
+            )
             for server_id in range(1, len(members) + spare + 1)
         ]
 

@@ -334,6 +334,8 @@ class Ensemble:
         self.links: list[Link] = []
         self.gossiped: list[tuple[int, int, Notification]] = []
         self.cuts: set[frozenset[int]] = set()
+        self.older: set[int] = set()
+        """Whose notifications, said and heard, are of version 0."""
         self.delivered: list[bytes] = []
         """The longest sequence that any server has applied."""
         self.members: dict[bytes, Membership] = {}
@@ -368,7 +370,9 @@ class Ensemble:
             gossiped, self.gossiped = self.gossiped, []
             if not gossiped:
                 return
-            for sender_id, receiver_id, notification in gossiped:
+            for sender_id, receiver_id, said in gossiped:
+                is_older = not self.older.isdisjoint((sender_id, receiver_id))
+                notification = said._replace(names_members=False) if is_older else said
                 if self[receiver_id].alive and frozenset((sender_id, receiver_id)) not in self.cuts:
                     self[receiver_id].step(NotificationReceived(sender_id, notification))
         raise AssertionError("they never stop talking")
