@@ -24,6 +24,7 @@ from .quorum_codec import (
     decode_message,
 )
 from .quorum_messages import (
+    HANDSHAKE_VERSION,
     LeaderMessage,
     LeaderService,
     LearnerMessage,
@@ -80,8 +81,8 @@ class PeerDecoder(StreamDecoder[Received]):
         """`dialled_for` where we have dialled; None where we were."""
         super().__init__(MAX_SMALL_FRAME_BYTES, scratch)
         self.stage = PeerStage.SHAKING
-        self.version = 0
-        """Of the messages, as the welcome says; a handshake is the same in all of them."""
+        self.version = HANDSHAKE_VERSION
+        """Of what comes next; as the welcome says, once there is one."""
         self._purpose = dialled_for
         self._may_say = _HELLO if dialled_for is None else _ANSWER
 

@@ -16,7 +16,6 @@ from collections.abc import Collection
 from .errors import PeerRefusedError, RemoteProtocolError
 from .quorum_messages import (
     MAX_REFUSAL_BYTES,
-    PEER_VERSION,
     PeerHello,
     PeerRefusal,
     PeerWelcome,
@@ -29,7 +28,7 @@ def answer_hello(
     server_id: int,
     ensemble_id: int,
     others: Collection[int],
-    version: int = PEER_VERSION,
+    version: int,
 ) -> PeerWelcome | PeerRefusal:
     """What the server that was dialled says; `others` are the other servers of its ensemble,
     `version` is the highest that it speaks."""
@@ -51,9 +50,7 @@ def refuse_stranger(error: RemoteProtocolError) -> PeerRefusal:
     return PeerRefusal(RefusalReason.NOT_A_HELLO, text)
 
 
-def check_answer(
-    answer: PeerWelcome | PeerRefusal, dialled_id: int, offered: int = PEER_VERSION
-) -> None:
+def check_answer(answer: PeerWelcome | PeerRefusal, dialled_id: int, offered: int) -> None:
     """The server that dialled has its answer.
 
     Raises PeerRefusedError; RemoteProtocolError where another server than `dialled_id` answers, or

@@ -35,7 +35,6 @@ from .quorum_messages import (
     MAX_PROPOSAL_RECORDS,
     PEER_MESSAGES,
     PEER_MESSAGES_BY_KEY,
-    PEER_VERSION,
     Notification,
     PeerMessage,
     PeerState,
@@ -59,7 +58,7 @@ CONTEXT_LAST: Final = (1 << 63) - 1
 _ZXID_BYTES: Final = 8
 
 
-def encode_message(message: PeerMessage, context: int, version: int = PEER_VERSION) -> list[Piece]:
+def encode_message(message: PeerMessage, context: int, version: int) -> list[Piece]:
     """The pieces of a message, to be written one after another.
 
     In the `version` that both ends have agreed on: fields since a later one are not written. One
@@ -107,7 +106,7 @@ def proposals_of(records: Iterable[bytes]) -> Iterator[Proposal]:
 
 
 def decode_message(
-    frame: Frame, version: int = PEER_VERSION, *, known_peer: bool = True
+    frame: Frame, version: int, *, known_peer: bool = True
 ) -> tuple[PeerMessage, int]:
     """The message of a frame, and its context. Raises DecodeError.
 

@@ -50,6 +50,8 @@ PEER_VERSION: Final = 1
 0  the first one
 1  Notification: names_members
 """
+HANDSHAKE_VERSION: Final = 0
+"""Of what is said before both know what they speak; it is the same in all versions."""
 SERVER_ID_LAST: Final = 255
 MAX_PROPOSAL_RECORDS: Final = 1_000
 MAX_PROPOSAL_BYTES: Final = MAX_TXN_BYTES + 64 * 1024

@@ -66,10 +66,15 @@ class Machine:
 
     def upgrade(self) -> bool:
         """From the next start on it is of the newest version; whether it was not."""
-        was_old = self.config.level < LEVEL_LAST or self.peer_version < PEER_VERSION
+        is_level_old = self.config.level < LEVEL_LAST
+        are_messages_old = self.peer_version < PEER_VERSION
+        if is_level_old:
+            self.world.mark("upgrade")
+        if are_messages_old:
+            self.world.mark("newer messages")
         self.peer_version = PEER_VERSION
         self.config = self.config._replace(level=LEVEL_LAST)
-        return was_old
+        return is_level_old or are_messages_old
 
     def boot(self) -> None:
         """Start the process."""
@@ -87,12 +92,14 @@ class Life:
         self.world = machine.world
         self.server_id = machine.server_id
         self.clock = machine.clock
+        self.peer_version = machine.peer_version
         self.is_over = False
         self.is_paused = False
         self.log = RecordingLogger()
         self._inbox: list[Callable[[], None]] = []
         """What came while it was paused."""
-        self._known: set[Link] = set()
+        self._known: dict[Link, int] = {}
+        """Open links, and the version that is spoken there."""
         self._timer_us = 0
         self._rng = random.Random(f"{self.world.seed} life {self.server_id} {machine.life_count}")
         self.replica: Replica
@@ -200,7 +207,7 @@ class Life:
         """See Endpoint."""
 
         def take() -> None:
-            self._known.add(link)
+            self._known[link] = self._version_with(link.peer_address)
             self.replica.link_opened(link, link.peer_address if dialled else 0)
 
         self.run(take)
@@ -214,11 +221,12 @@ class Life:
         self.run(lambda: self._take_bytes(link, message))
 
     def _take_bytes(self, link: Link, message: bytes) -> None:
-        if link not in self._known:
+        version = self._known.get(link)
+        if version is None:
             return
         position, received = 0, []
         while (frame := frame_at(message, position, MAX_PEER_FRAME_BYTES)) is not None:
-            received.append(decode_message(frame))
+            received.append(decode_message(frame, version))
             position = frame[3]
         assert position == len(message), "half a frame"
         self.replica.messages_received(link, received)
@@ -228,7 +236,7 @@ class Life:
 
         def take() -> None:
             if link in self._known:
-                self._known.discard(link)
+                del self._known[link]
                 self.replica.link_lost(link)
 
         self.run(take)
@@ -236,6 +244,10 @@ class Life:
     def datagram_received(self, source: int, message: Notification) -> None:
         """See Endpoint."""
         self.run(lambda: self.replica.notification_received(source, message))
+
+    def _version_with(self, server_id: int) -> int:
+        """What two servers speak with each other."""
+        return min(self.peer_version, self.world.machines[server_id - 1].peer_version)
 
     # ---- the replica's links --------------------------------------------------------------------
 
@@ -245,8 +257,7 @@ class Life:
 
     def notify(self, server_id: int, notification: Notification) -> None:
         """See Links."""
-        other = self.world.machines[server_id - 1]
-        version = min(self.machine.peer_version, other.peer_version)
+        version = self._version_with(server_id)
         sent = b"".join(encode_message(notification, 0, version))
         frame = frame_at(sent, 0, MAX_SMALL_FRAME_BYTES)
         assert frame is not None, sent
@@ -256,12 +267,12 @@ class Life:
     def tell(self, link: Link, message: PeerMessage, context: int = 0) -> None:
         """See Links."""
         if link in self._known:
-            link.send(b"".join(encode_message(message, context)))
+            link.send(b"".join(encode_message(message, context, self._known[link])))
 
     def close_link(self, link: Link, reason: str) -> None:
         """See Links."""
         if link in self._known:
-            self._known.discard(link)
+            del self._known[link]
             link.close()
 
     def set_members(self, addresses: Mapping[int, tuple[str, int]]) -> None:

@@ -139,7 +139,7 @@ class ServedWorld(HistoryWorld):
         while self._left_out + sum(len(each.tape.calls) for each in self.clients) < operations:
             turns += 1
             if turns > MOST_TURNS:
-                self._mark("nobody was served for long")
+                self.mark("nobody was served for long")
                 break
             # Of its own: what a script leaves out of one turn changes no draw of another.
             self.rng = random.Random(f"{self.seed} turn {turns}")
@@ -252,7 +252,8 @@ class ServedWorld(HistoryWorld):
         found.update(repr((self.scheduler.now_us, sorted(self.marks.items()), writes)).encode())
         return found.hexdigest()
 
-    def _mark(self, name: str) -> None:
+    def mark(self, name: str) -> None:
+        """A situation was reached that is worth counting."""
         self.marks[name] = self.marks.get(name, 0) + 1
 
     # ---- reconfigurations -----------------------------------------------------------------------
@@ -281,7 +282,7 @@ class ServedWorld(HistoryWorld):
             return
         request = zk.ReconfigRequest(joining, leaving, None, -1)
         asking = Received(connection, [(zk.RECONFIG.key, 1, request)], life.clock.wall_ms())
-        self._mark("reconfiguration asked for")
+        self.mark("reconfiguration asked for")
         life.run(lambda: life.replica.step(asking))
 
     # ---- trouble --------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ class ServedWorld(HistoryWorld):
                 count = rng.choice((1, 3, 20))
                 text = f"the disk of {machine.server_id} is full after {after} writes, for {count}"
                 if self.happens(text):
-                    self._mark("full disk")
+                    self.mark("full disk")
                     faults.full_at_write = machine.disk.write_count + after
                     faults.full_for_writes = count
             case "crash":
@@ -313,7 +314,7 @@ class ServedWorld(HistoryWorld):
                         f"server {life.server_id} stands still for {duration_us // 1_000} ms"
                     )
                 ):
-                    self._mark("pause")
+                    self.mark("pause")
                     life.is_paused = True
                     self.scheduler.after(duration_us, life.resume)
             case "cut":
@@ -321,7 +322,7 @@ class ServedWorld(HistoryWorld):
                 text = f"server {machine.server_id} is cut off for {duration_us // 1_000} ms"
                 if not self.happens(text):
                     return
-                self._mark("cut")
+                self.mark("cut")
                 others = [each.server_id for each in self.machines if each is not machine]
                 ways = [(machine.server_id, each) for each in others]
                 ways += [(target, source) for source, target in ways]
@@ -338,7 +339,7 @@ class ServedWorld(HistoryWorld):
         life = machine.life
         if life is None:
             return
-        self._mark("crash")
+        self.mark("crash")
         power_lost = self.rng.random() < 0.5
         life.end(power_lost=power_lost)
         self.drop_clients(life)
@@ -359,7 +360,7 @@ class ServedWorld(HistoryWorld):
         except (OSError, DiskFullError) as error:
             if isinstance(error, OSError) and error.errno != errno.ENOSPC:
                 raise
-            self._mark("no space to start")
+            self.mark("no space to start")
             assert machine.life is not None
             machine.life.is_over = True
             machine.life = None
@@ -373,7 +374,6 @@ class ServedWorld(HistoryWorld):
         for machine in self.machines:
             machine.disk.faults = DiskFaults()
             if machine.life is not None and machine.upgrade():
-                self._mark("upgrade")
                 self._crash(machine)
             if machine.life is None:
                 machine.upgrade()

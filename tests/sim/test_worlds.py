@@ -45,7 +45,10 @@ MUST_REACH = {
         "synced while proposals were in flight",
         "two leaders alive",
     },
-    "served-five": {"crash", "cut", "final", "joint", "pause", "snapshot came", "upgrade"},
+    "served-five": {
+        *("crash", "cut", "final", "joint", "pause"),
+        *("newer messages", "snapshot came", "upgrade"),
+    },
     "served": {
         "attached",
         "crash",
@@ -53,6 +56,7 @@ MUST_REACH = {
         "expired",
         "final",
         "joint",
+        "newer messages",
         "opened",
         "pause",
         "snapshot came",

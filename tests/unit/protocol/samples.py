@@ -230,8 +230,8 @@ ALL_APIS: list[AnyApi] = list((zk.ZK_APIS | kb.BROKER_APIS).values())
 _ZXID = (3 << 32) + 7
 _VOTE = quorum.Vote(2, (2 << 32) + 9, 1)
 PEER_SAMPLES: list[quorum.PeerMessage] = [
-    quorum.PeerHello(2, 0xE5, quorum.PeerPurpose.LEARNER, 0, "zk-2.a", 7001),
-    quorum.PeerWelcome(1, 0),
+    quorum.PeerHello(2, 0xE5, quorum.PeerPurpose.LEARNER, 1, "zk-2.a", 7001),
+    quorum.PeerWelcome(1, 1),
     quorum.PeerRefusal(2, "another ensemble"),
     quorum.Notification(quorum.PeerState.LOOKING, _VOTE, 5, True),
     quorum.Notification(quorum.PeerState.LOOKING, quorum.Vote(0, 0, 0), 0),

@@ -20,6 +20,7 @@ from duolog_protocol.quorum_codec import (
 from duolog_protocol.quorum_messages import (
     MAX_PROPOSAL_BYTES,
     PEER_MESSAGES,
+    PEER_VERSION,
     HandshakeMessage,
 )
 from tests.unit.protocol.samples import ALL_APIS, PEER_SAMPLES, REQUESTS, RESPONSES
@@ -32,6 +33,7 @@ WIRE = ROOT / "protocol/WIRE.md"
 def all_bytes() -> dict[str, bytes]:
     """Name of the sample -> its frame."""
     found = {"preamble": PREAMBLE}
+    of_older: dict[str, bytes] = {}
     for api in ALL_APIS:
         for index, request in enumerate(REQUESTS[api.key]):
             frame = b"".join(api.encode_request(1, request, 0))
@@ -48,8 +50,13 @@ def all_bytes() -> dict[str, bytes]:
         name = f"{type(message).__name__} {PEER_MESSAGES[type(message)].key} peer"
         index = sum(each.startswith(name) for each in found)
         context = 0 if isinstance(message, HandshakeMessage) else 1 << 32
-        found[f"{name} {index}"] = b"".join(encode_message(message, context))
-    return found
+        newest = b"".join(encode_message(message, context, PEER_VERSION))
+        found[f"{name} {index}"] = newest
+        for version in range(PEER_VERSION):
+            older = b"".join(encode_message(message, context, version))
+            if older != newest:
+                of_older[f"{name} {index} version {version}"] = older
+    return found | of_older
 
 
 def test_no_message_has_changed() -> None:

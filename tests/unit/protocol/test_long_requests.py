@@ -73,4 +73,4 @@ def test_all_identities_that_a_client_may_have_fit(count: int) -> None:
         Requests(1 << 60, 1 << 60, identities, bytes(9_999)),
         LongRequest(1 << 60, 1 << 60, identities, zk.DELETE.key, bytes(99_999)),
     ):
-        assert decode_message(frame_of(encode_message(message, 1 << 60)))[0] == message
+        assert decode_message(frame_of(encode_message(message, 1 << 60, 0)), 0)[0] == message

@@ -50,7 +50,7 @@ WELCOME = PeerWelcome(1, PEER_VERSION)
 
 
 def sent(*messages: PeerMessage) -> bytes:
-    return b"".join(b"".join(encode_message(each, 0)) for each in messages)
+    return b"".join(b"".join(encode_message(each, 0, PEER_VERSION)) for each in messages)
 
 
 def names(received: list[tuple[PeerMessage, int]]) -> list[PeerMessage]:

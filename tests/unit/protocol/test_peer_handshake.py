@@ -9,6 +9,7 @@ from duolog_protocol.peer_decoder import PeerDecoder
 from duolog_protocol.peer_handshake import answer_hello, check_answer, refuse_stranger
 from duolog_protocol.quorum_codec import encode_message
 from duolog_protocol.quorum_messages import (
+    HANDSHAKE_VERSION,
     MAX_REFUSAL_BYTES,
     PEER_VERSION,
     PeerHello,
@@ -23,8 +24,9 @@ HELLO = PeerHello(2, 0xE5, PeerPurpose.ELECTION, PEER_VERSION)
 
 def answer(hello: PeerHello) -> PeerWelcome | PeerRefusal:
     """Of server 1 of the ensemble 0xe5, which has servers 1 to 3; as the other end reads it."""
-    said = answer_hello(hello, 1, 0xE5, (2, 3))
-    ((read, _),) = PeerDecoder(hello.purpose).feed(b"".join(encode_message(said, 0)))
+    said = answer_hello(hello, 1, 0xE5, (2, 3), PEER_VERSION)
+    frame = b"".join(encode_message(said, 0, HANDSHAKE_VERSION))
+    ((read, _),) = PeerDecoder(hello.purpose).feed(frame)
     assert read == said
     return said
 
@@ -33,7 +35,7 @@ def test_a_server_of_the_ensemble_is_welcome() -> None:
     for server_id in (2, 3):
         said = answer(HELLO._replace(server_id=server_id))
         assert said == PeerWelcome(1, PEER_VERSION)
-        check_answer(said, 1)
+        check_answer(said, 1, PEER_VERSION)
 
 
 def test_a_newer_server_is_answered_in_our_version() -> None:
@@ -59,7 +61,7 @@ def test_everybody_else_is_told_why_not(hello: PeerHello, reason: RefusalReason)
     said = answer(hello)
     assert isinstance(said, PeerRefusal) and said.reason == reason
     with pytest.raises(PeerRefusedError, match=said.message) as caught:
-        check_answer(said, 1)
+        check_answer(said, 1, PEER_VERSION)
     assert (caught.value.server_id, caught.value.reason) == (1, reason)
 
 
@@ -74,19 +76,19 @@ def test_a_stranger_is_told_as_much_as_fits() -> None:
         assert said.reason == RefusalReason.NOT_A_HELLO
         assert text.startswith(said.message)
         assert len(said.message.encode()) >= min(len(text), MAX_REFUSAL_BYTES - 1)
-        PeerDecoder(PeerPurpose.LEARNER).feed(b"".join(encode_message(said, 0)))
+        PeerDecoder(PeerPurpose.LEARNER).feed(b"".join(encode_message(said, 0, HANDSHAKE_VERSION)))
 
 
 def test_another_server_than_was_dialled_is_no_welcome() -> None:
     with pytest.raises(RemoteProtocolError, match="dialled server 3, and server 1 answered"):
-        check_answer(PeerWelcome(1, PEER_VERSION), 3)
+        check_answer(PeerWelcome(1, PEER_VERSION), 3, PEER_VERSION)
     with pytest.raises(RemoteProtocolError, match=f"speaks version {PEER_VERSION + 1}"):
-        check_answer(PeerWelcome(1, PEER_VERSION + 1), 1)
+        check_answer(PeerWelcome(1, PEER_VERSION + 1), 1, PEER_VERSION)
 
 
 def test_a_refusal_for_a_reason_of_tomorrow_can_be_read() -> None:
-    frame = b"".join(encode_message(PeerRefusal(77, "not on Sundays"), 0))
+    frame = b"".join(encode_message(PeerRefusal(77, "not on Sundays"), 0, HANDSHAKE_VERSION))
     ((said, _),) = PeerDecoder(PeerPurpose.ELECTION).feed(frame)
     assert isinstance(said, PeerRefusal)
     with pytest.raises(PeerRefusedError, match="reason 77: not on Sundays"):
-        check_answer(said, 1)
+        check_answer(said, 1, PEER_VERSION)

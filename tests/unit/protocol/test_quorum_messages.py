@@ -74,6 +74,16 @@ def key_of(name: str) -> int:
     return key
 
 
+def encode(message: PeerMessage, context: int = 0, version: int = PEER_VERSION) -> list[Piece]:
+    return encode_message(message, context, version)
+
+
+def decode(
+    frame: Frame, version: int = PEER_VERSION, *, known_peer: bool = True
+) -> tuple[PeerMessage, int]:
+    return decode_message(frame, version, known_peer=known_peer)
+
+
 def record(zxid: int, size: int = 8) -> bytes:
     return zxid.to_bytes(8, "big") + bytes(size - 8)
 
@@ -93,7 +103,7 @@ def proposal_frame(first: Any, last: Any, *records: bytes) -> Frame:
 @pytest.mark.parametrize("message", PEER_SAMPLES, ids=lambda each: type(each).__name__)
 @pytest.mark.parametrize("context", [0, EPOCH_START + 1, ZXID_LAST])
 def test_every_message_survives_the_wire(message: PeerMessage, context: int) -> None:
-    decoded, found = decode_message(frame_of(encode_message(message, context)))
+    decoded, found = decode(frame_of(encode(message, context)))
     assert (decoded, found) == (message, context)
     assert type(decoded) is type(message)
 
@@ -101,7 +111,7 @@ def test_every_message_survives_the_wire(message: PeerMessage, context: int) -> 
 @pytest.mark.parametrize("message", PEER_SAMPLES, ids=lambda each: type(each).__name__)
 def test_every_message_can_be_said_in_every_version(message: PeerMessage) -> None:
     for version in range(PEER_VERSION + 1):
-        decoded, _ = decode_message(frame_of(encode_message(message, 0, version)), version)
+        decoded, _ = decode(frame_of(encode(message, 0, version)), version)
         schema = PEER_MESSAGES[type(message)].schema
         count = schema.count(version)
         assert decoded[:count] == message[:count]
@@ -112,12 +122,12 @@ def test_every_message_can_be_said_in_every_version(message: PeerMessage) -> Non
 
 def test_a_notification_of_the_first_version_cannot_say_who_names_the_members() -> None:
     word = Notification(PeerState.LOOKING, Vote(1, 2, 3), 4, names_members=True)
-    first = frame_of(encode_message(word, 0, 0))
-    assert decode_message(first, 0)[0] == word._replace(names_members=False)
+    first = frame_of(encode(word, 0, 0))
+    assert decode(first, 0)[0] == word._replace(names_members=False)
     with pytest.raises(DecodeError, match="version 1 has 4 fields, got 3"):
-        decode_message(first, 1)
+        decode(first, 1)
     with pytest.raises(DecodeError, match="version 0 has 3 fields, got 4"):
-        decode_message(frame_of(encode_message(word, 0, 1)), 0)
+        decode(frame_of(encode(word, 0, 1)), 0)
 
 
 def test_there_is_a_sample_a_number_and_a_side_for_every_message() -> None:
@@ -138,7 +148,7 @@ def test_enums_come_back_as_members() -> None:
     for state in PeerState:
         vote = Vote(1, 2, 3) if state else Vote(0, 0, 0)
         message = Notification(state, vote, 1)
-        (decoded, _) = decode_message(frame_of(encode_message(message, 0)))
+        (decoded, _) = decode(frame_of(encode(message, 0)))
         assert isinstance(decoded, Notification) and decoded.state is state
         assert type(decoded.vote) is Vote
 
@@ -151,9 +161,9 @@ def test_small_messages_fit_a_small_frame(known_peer: bool) -> None:
         *[each for each in PEER_SAMPLES if not isinstance(each, Proposal | LongRequest)],
     ]
     for message in longest:
-        frame = frame_of(encode_message(message, ZXID_LAST))
+        frame = frame_of(encode(message, ZXID_LAST))
         assert frame[3] <= MAX_SMALL_FRAME_BYTES
-        assert decode_message(frame, known_peer=known_peer)[0] == message
+        assert decode(frame, known_peer=known_peer)[0] == message
 
 
 # ---- bounds -------------------------------------------------------------------------------------
@@ -233,24 +243,24 @@ LIMITS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
 def test_fields_are_taken_up_to_their_limit_and_refused_beyond(
     name: str, legal: tuple[Any, ...], illegal: tuple[Any, ...]
 ) -> None:
-    decoded, _ = decode_message(raw(0, key_of(name), 0, *legal))
+    decoded, _ = decode(raw(0, key_of(name), 0, *legal))
     assert tuple(decoded) == legal
     with pytest.raises(DecodeError):
-        decode_message(raw(0, key_of(name), 0, *illegal))
+        decode(raw(0, key_of(name), 0, *illegal))
 
 
 @pytest.mark.parametrize("name", [cls.__name__ for cls in PEER_MESSAGES])
 def test_a_field_too_few_or_too_many_is_refused(name: str) -> None:
     (message, *_) = [each for each in PEER_SAMPLES if type(each).__name__ == name]
-    buffer, start, end, whole = frame_of(encode_message(message, 0))
+    buffer, start, end, whole = frame_of(encode(message, 0))
     values = msgpack.unpackb(buffer[start:end])
     rest = bytes(buffer[end:whole])
     with pytest.raises(DecodeError, match=name):
-        decode_message(raw(*values, 0, records=rest))
+        decode(raw(*values, 0, records=rest))
     with pytest.raises(DecodeError):
-        decode_message(raw(*values[:-1], records=rest))
+        decode(raw(*values[:-1], records=rest))
     with pytest.raises(DecodeError, match="after the last field"):
-        decode_message(raw(*values, records=rest + b"\0"))
+        decode(raw(*values, records=rest + b"\0"))
 
 
 # ---- the envelope -------------------------------------------------------------------------------
@@ -278,20 +288,20 @@ def test_a_field_too_few_or_too_many_is_refused(name: str) -> None:
 )
 def test_an_envelope_of_anybody_else_is_refused(header: tuple[Any, ...], what: str) -> None:
     with pytest.raises(DecodeError, match=what):
-        decode_message(raw(*header))
+        decode(raw(*header))
 
 
 @pytest.mark.parametrize("header", [b"\xc0", b"\x00", b"\x80", b"\x93\x00", b"\xff", b"\x90\x90"])
 def test_a_header_that_is_no_array_is_refused(header: bytes) -> None:
     with pytest.raises(DecodeError):
-        decode_message((header, 0, len(header), len(header)))
+        decode((header, 0, len(header), len(header)))
 
 
 def test_an_unknown_peer_gets_small_limits() -> None:
-    frame = frame_of(encode_message(Proposal(0, 64, run(0, 65)), 0))
-    assert decode_message(frame)[0] == Proposal(0, 64, run(0, 65))
+    frame = frame_of(encode(Proposal(0, 64, run(0, 65)), 0))
+    assert decode(frame)[0] == Proposal(0, 64, run(0, 65))
     with pytest.raises(DecodeError):
-        decode_message(frame, known_peer=False)
+        decode(frame, known_peer=False)
 
 
 # ---- proposals ----------------------------------------------------------------------------------
@@ -326,22 +336,22 @@ def test_an_unknown_peer_gets_small_limits() -> None:
 )
 def test_a_proposal_that_contradicts_itself_is_refused(frame: Frame) -> None:
     with pytest.raises(DecodeError):
-        decode_message(frame)
+        decode(frame)
 
 
 def test_a_proposal_may_be_the_first_or_the_last_there_is() -> None:
     for first, count in ((0, 1), (0xFFFFFFFE, 2), (ZXID_LAST - 1, 2)):
         message = Proposal(first, first + count - 1, run(first, count))
-        assert decode_message(frame_of(encode_message(message, 0)))[0] == message
+        assert decode(frame_of(encode(message, 0)))[0] == message
 
 
 def test_a_proposal_has_at_most_so_many_records() -> None:
     records = run(EPOCH_START, MAX_PROPOSAL_RECORDS + 1)
     last = EPOCH_START + MAX_PROPOSAL_RECORDS - 1
     full = Proposal(EPOCH_START, last, records[:-1])
-    assert decode_message(frame_of(encode_message(full, 0)))[0] == full
+    assert decode(frame_of(encode(full, 0)))[0] == full
     with pytest.raises(DecodeError, match="at most 1000"):
-        decode_message(proposal_frame(EPOCH_START, last + 1, *records))
+        decode(proposal_frame(EPOCH_START, last + 1, *records))
 
 
 def test_the_longest_transaction_that_can_be_accepted_can_be_replicated() -> None:
@@ -351,18 +361,18 @@ def test_the_longest_transaction_that_can_be_accepted_can_be_replicated() -> Non
         CoreConfig(max_txn_bytes=MAX_TXN_BYTES + 1)
     assert MAX_PROPOSAL_BYTES + 4 * MAX_PROPOSAL_RECORDS <= MAX_GROUP_BYTES
     longest = Proposal(1, 1, (record(1, MAX_PROPOSAL_BYTES),))
-    frame = frame_of(encode_message(longest, ZXID_LAST))
-    assert decode_message(frame)[0] == longest
+    frame = frame_of(encode(longest, ZXID_LAST))
+    assert decode(frame)[0] == longest
 
 
 def test_a_proposal_has_at_most_so_many_bytes() -> None:
     one_more = record(1, MAX_PROPOSAL_BYTES + 1)
     with pytest.raises(LocalProtocolError, match="over the limit"):
-        encode_message(Proposal(1, 1, (one_more,)), 0)
+        encode(Proposal(1, 1, (one_more,)), 0)
     with pytest.raises(DecodeError, match="attachment length"):
-        decode_message(proposal_frame(1, 1, one_more))
+        decode(proposal_frame(1, 1, one_more))
     with pytest.raises(DecodeError, match="over the limit"):
-        decode_message(proposal_frame(1, 2, one_more[:-8], record(2, 8) + b"\0"))
+        decode(proposal_frame(1, 2, one_more[:-8], record(2, 8) + b"\0"))
 
 
 def test_a_long_proposal_is_sent_as_several_that_say_the_same() -> None:
@@ -374,7 +384,7 @@ def test_a_long_proposal_is_sent_as_several_that_say_the_same() -> None:
             for i in range(count)
         )
         whole = Proposal(EPOCH_START, EPOCH_START + count - 1, records)
-        parts: list[Any] = [decode_message(each)[0] for each in frames_of(encode_message(whole, 9))]
+        parts: list[Any] = [decode(each)[0] for each in frames_of(encode(whole, 9))]
         assert tuple(each for part in parts for each in part.records) == records
         fits = count <= 1000 and sum(map(len, records)) <= SENT_PROPOSAL_BYTES
         assert fits == (parts == [whole])
@@ -402,11 +412,11 @@ def test_a_history_is_cut_where_a_proposal_must_end() -> None:
 
 
 def test_messages_byte_by_byte_and_cut_at_every_length() -> None:
-    stream = b"".join(b"".join(encode_message(each, 5)) for each in PEER_SAMPLES)
+    stream = b"".join(b"".join(encode(each, 5)) for each in PEER_SAMPLES)
     for cuts in ([*range(1, len(stream))], *[[cut] for cut in range(1, len(stream))]):
         decoder = FrameDecoder(MAX_SMALL_FRAME_BYTES)
         found = [
-            decode_message(frame)
+            decode(frame)
             for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)
             for frame in decoder.feed(stream[start:end])
         ]
@@ -415,18 +425,18 @@ def test_messages_byte_by_byte_and_cut_at_every_length() -> None:
 
 def test_a_message_cut_short_is_refused_at_every_length() -> None:
     for message in PEER_SAMPLES:
-        buffer, start, end, whole = frame_of(encode_message(message, 5))
+        buffer, start, end, whole = frame_of(encode(message, 5))
         for header_end in range(start, end):
             with pytest.raises(DecodeError):
-                decode_message((buffer, start, header_end, header_end))
+                decode((buffer, start, header_end, header_end))
         for cut in range(end, whole):
             with pytest.raises(DecodeError):
-                decode_message((buffer, start, end, cut))
+                decode((buffer, start, end, cut))
 
 
 def test_mutated_messages_are_decoded_or_refused_but_never_worse() -> None:
     rng = random.Random(8)
-    frames = [frame_of(encode_message(each, EPOCH_START)) for each in PEER_SAMPLES]
+    frames = [frame_of(encode(each, EPOCH_START)) for each in PEER_SAMPLES]
     decoded = refused = 0
     for _ in range(20_000):
         buffer, start, middle, end = rng.choice(frames)
@@ -436,25 +446,25 @@ def test_mutated_messages_are_decoded_or_refused_but_never_worse() -> None:
         header_end = rng.choice([middle - start] * 9 + [rng.randrange(len(mutated) + 1)])
         frame = (bytes(mutated), 0, header_end, len(mutated))
         try:
-            message, context = decode_message(frame, known_peer=rng.random() < 0.9)
+            message, context = decode(frame, known_peer=rng.random() < 0.9)
         except DecodeError:
             refused += 1
             continue
         decoded += 1
-        again = frame_of(encode_message(message, context))
-        assert decode_message(again) == (message, context)
+        again = frame_of(encode(message, context))
+        assert decode(again) == (message, context)
     assert decoded > 1_000 and refused > 5_000, (decoded, refused)
 
 
 def test_mutated_streams_raise_nothing_but_remote_protocol_errors() -> None:
     rng = random.Random(9)
-    frames = [b"".join(encode_message(each, EPOCH_START)) for each in PEER_SAMPLES]
+    frames = [b"".join(encode(each, EPOCH_START)) for each in PEER_SAMPLES]
     for _ in range(3_000):
         stream = bytearray(b"".join(rng.sample(frames, 3)))
         for _ in range(rng.randint(0, 4)):
             stream[rng.randrange(len(stream))] = rng.randrange(256)
         try:
             for frame in FrameDecoder(MAX_SMALL_FRAME_BYTES).feed(bytes(stream)):
-                decode_message(frame)
+                decode(frame)
         except RemoteProtocolError:
             pass

@@ -70,7 +70,8 @@ class Pair:
         """What the leader has told."""
         self._due: deque[tuple[EnsembleCore, Any]] = deque()
         self._decoder = PeerDecoder()
-        self._decoder.feed(b"".join(encode_message(PeerHello(2, 1, PeerPurpose.LEARNER, 0), 0)))
+        hello = PeerHello(2, 1, PeerPurpose.LEARNER, PEER_VERSION)
+        self._decoder.feed(b"".join(encode_message(hello, 0, PEER_VERSION)))
         self._decoder.open(PeerPurpose.LEARNER, PEER_VERSION)
         self.leader, self.learner = self.cores
         self._perform(self.leader.lead(1, self.now_ms, WALL_MS))
@@ -112,7 +113,7 @@ class Pair:
             self.step(self.leader, self._heard(message))
 
     def _heard(self, message: PeerMessage) -> RequestsForwarded:
-        ((heard, _),) = self._decoder.feed(b"".join(encode_message(message, 0)))
+        ((heard, _),) = self._decoder.feed(b"".join(encode_message(message, 0, PEER_VERSION)))
         assert heard == message
         return RequestsForwarded(LINK, heard, WALL_MS)  # type: ignore[arg-type]
 

@@ -46,7 +46,7 @@ def hello(
 
 def encoded(message: PeerMessage) -> bytes:
     """A message's bytes."""
-    pieces: list[Piece] = encode_message(message, 0)
+    pieces: list[Piece] = encode_message(message, 0, PEER_VERSION)
     return b"".join(pieces)
 
 

@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 
+from duolog_protocol.codec import INT64, Schema, since
 from duolog_protocol.errors import ConfigError
 from duolog_protocol.preamble import PREAMBLE
 from duolog_protocol.quorum_messages import (
+    PEER_MESSAGES,
+    PEER_MESSAGES_BY_KEY,
     Ack,
     Commit,
     FollowerInfo,
     LeaderInfo,
+    PeerMessageType,
     PeerPurpose,
     PeerRefusal,
     Ping,
@@ -458,11 +462,32 @@ async def test_a_learner_and_a_leader_of_two_versions_speak_the_lower_one(
     introduce([leader, learner])
     await connect(learner, leader)
     assert (leader.link.version, learner.link.version) == (0, 0)
-    learner.call("tell", learner.link, FollowerInfo(2, 0, 1))
-    leader.call("tell", leader.link, LeaderInfo(1))
-    await until(lambda: bool(leader.received and learner.received))
     for each in (leader, learner):
         await each.close()
+
+
+async def test_a_leader_tells_each_learner_in_the_version_of_its_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What if pings had a field since version 1?"""
+    key, _ = PEER_MESSAGES[Ping]
+    newer = PeerMessageType(key, Schema(Ping, since(1, INT64, 77)))
+    monkeypatch.setitem(PEER_MESSAGES, Ping, newer)
+    monkeypatch.setitem(PEER_MESSAGES_BY_KEY, key, newer)
+    async with ensemble(2) as (leader, learner):
+        older = Server(3, version=0)
+        await older.links.start()
+        introduce([leader, learner, older])
+        await connect(learner, leader)
+        await connect(older, leader)
+        for _ in range(2):
+            ping = Ping(5)
+            for link, _ in leader.opened:
+                leader.call("tell", link, ping)
+        await until(lambda: len(learner.received) == len(older.received) == 2)
+        assert learner.messages == [Ping(5), Ping(5)]
+        assert older.messages == [Ping(77), Ping(77)]
+        await older.close()
 
 
 async def test_what_is_not_even_received_ends_a_link_of_elections() -> None:

@@ -24,7 +24,13 @@ from duolog_protocol.peer_decoder import PeerDecoder, PeerStage, Received
 from duolog_protocol.peer_handshake import check_answer, refuse_stranger
 from duolog_protocol.preamble import PREAMBLE
 from duolog_protocol.quorum_codec import encode_message
-from duolog_protocol.quorum_messages import PeerHello, PeerPurpose, PeerRefusal, PeerWelcome
+from duolog_protocol.quorum_messages import (
+    HANDSHAKE_VERSION,
+    PeerHello,
+    PeerPurpose,
+    PeerRefusal,
+    PeerWelcome,
+)
 from duolog_runtime.connection import Link, ServerLink
 from duolog_runtime.tls import TlsLayer
 from duolog_runtime.tls_context import PeerTls
@@ -163,7 +169,7 @@ class DialledLink(Link):
 
     def _say_hello(self) -> None:
         self._has_said_hello = True
-        self.write_now([PREAMBLE, *encode_message(self._hello, 0)])
+        self.write_now([PREAMBLE, *encode_message(self._hello, 0, HANDSHAKE_VERSION)])
 
     def get_buffer(self, sizehint: int) -> memoryview | bytearray:
         """Called by the loop."""
@@ -245,7 +251,7 @@ class AcceptedLink(ServerLink):
             take_native=partial(PeerDecoder, None),
         )
         self._is_over = False
-        self.version = 0
+        self.version = HANDSHAKE_VERSION
         """Of the messages, as both ends have agreed."""
 
     @property
@@ -262,20 +268,20 @@ class AcceptedLink(ServerLink):
         """The stranger has said hello: it is a caller from now on."""
         decoder = self.endpoint.decoder
         assert isinstance(decoder, PeerDecoder), decoder
-        self.write(encode_message(answer, 0))
+        self.write(encode_message(answer, 0, HANDSHAKE_VERSION))
         self.version = answer.version
         decoder.open(caller.purpose, answer.version)
         self.context = caller
 
     def turn_away(self, refusal: PeerRefusal) -> None:
         """The stranger is not welcome, and hears why."""
-        self.write(encode_message(refusal, 0))
+        self.write(encode_message(refusal, 0, HANDSHAKE_VERSION))
         self.close(RemoteProtocolError(refusal.message))
 
     def refuse(self, error: RemoteProtocolError) -> None:
         """What came makes no sense. A stranger that speaks as our servers do hears that."""
         if self.context is None and self.endpoint.state is ServerState.OPEN:
-            self.write(encode_message(refuse_stranger(error), 0))
+            self.write(encode_message(refuse_stranger(error), 0, HANDSHAKE_VERSION))
             self.close(error)
         else:
             self.abort(error)
