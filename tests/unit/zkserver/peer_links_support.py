@@ -165,6 +165,17 @@ async def ensemble(count: int = 2, **options: Any) -> AsyncIterator[list[Server]
         assert not problems, problems
 
 
+@asynccontextmanager
+async def server(server_id: int, **options: Any) -> AsyncIterator[Server]:
+    """One more, that is not introduced yet."""
+    one = Server(server_id, **options)
+    await one.links.start()
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
 def introduce(servers: list[Server]) -> None:
     """Tell all of them where all of them are."""
     addresses = {each.server_id: (HOST, each.links.port) for each in servers}

@@ -42,6 +42,7 @@ from tests.unit.zkserver.peer_links_support import (
     ensemble,
     hello,
     introduce,
+    server,
     vote,
 )
 from zkserver.server import peer_link, peer_links
@@ -427,11 +428,8 @@ async def test_a_server_that_nobody_knows_is_heard_and_answered_by_its_own_conne
 
 async def test_what_an_older_server_does_not_know_is_not_said_to_it() -> None:
     """A rolling upgrade: each two speak the lower of their versions, whoever has dialled."""
-    async with ensemble(2) as (one, two):
-        older, joining = Server(3, version=0), Server(9)
+    async with ensemble(2) as (one, two), server(3, version=0) as older, server(9) as joining:
         servers = [one, two, older]
-        for each in (older, joining):
-            await each.links.start()
         introduce(servers)
         joining.call("set_members", {3: (HOST, older.links.port), 9: (HOST, joining.links.port)})
         word = vote(1)._replace(names_members=True)
@@ -448,22 +446,19 @@ async def test_what_an_older_server_does_not_know_is_not_said_to_it() -> None:
         assert sorted(older.heard) == [(1, vote(1)), (2, vote(1)), (9, vote(1))]
         assert joining.heard == [(3, vote(1))]
         assert not any(each.log.records for each in (*servers, joining))
-        for each in (older, joining):
-            await each.close()
 
 
 @pytest.mark.parametrize("leader_version", [0, 1])
 async def test_a_learner_and_a_leader_of_two_versions_speak_the_lower_one(
     leader_version: int,
 ) -> None:
-    leader, learner = Server(1, version=leader_version), Server(2, version=1 - leader_version)
-    for each in (leader, learner):
-        await each.links.start()
-    introduce([leader, learner])
-    await connect(learner, leader)
-    assert (leader.link.version, learner.link.version) == (0, 0)
-    for each in (leader, learner):
-        await each.close()
+    async with (
+        server(1, version=leader_version) as leader,
+        server(2, version=1 - leader_version) as learner,
+    ):
+        introduce([leader, learner])
+        await connect(learner, leader)
+        assert (leader.link.version, learner.link.version) == (0, 0)
 
 
 async def test_a_leader_tells_each_learner_in_the_version_of_its_link(
@@ -474,9 +469,7 @@ async def test_a_leader_tells_each_learner_in_the_version_of_its_link(
     newer = PeerMessageType(key, Schema(Ping, since(1, INT64, 77)))
     monkeypatch.setitem(PEER_MESSAGES, Ping, newer)
     monkeypatch.setitem(PEER_MESSAGES_BY_KEY, key, newer)
-    async with ensemble(2) as (leader, learner):
-        older = Server(3, version=0)
-        await older.links.start()
+    async with ensemble(2) as (leader, learner), server(3, version=0) as older:
         introduce([leader, learner, older])
         await connect(learner, leader)
         await connect(older, leader)
@@ -487,7 +480,6 @@ async def test_a_leader_tells_each_learner_in_the_version_of_its_link(
         await until(lambda: len(learner.received) == len(older.received) == 2)
         assert learner.messages == [Ping(5), Ping(5)]
         assert older.messages == [Ping(77), Ping(77)]
-        await older.close()
 
 
 async def test_what_is_not_even_received_ends_a_link_of_elections() -> None:
