@@ -9,6 +9,7 @@ is healed, one log is read, and `checkers.zk_history` compares all that anybody 
     SameCommit   no two servers commit two records at one zxid
     SameLog      every server's log holds the same
     SameTree     every server's tree is the same
+    OneOwner     a session's client whose connection is open is not told that it has moved
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from duolog_cluster.sim.network import Network
 from duolog_cluster.sim.process_parts import DiskPace
 from duolog_cluster.sim.scheduler import Scheduler
 from duolog_protocol import zk_messages as zk
+from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.errors import DiskFullError
 from duolog_protocol.jute_codec import JuteCodec
 from duolog_protocol.jute_decoder import JuteDecoder
@@ -155,7 +157,11 @@ class ServedWorld(HistoryWorld):
         self._compare_servers()
         for name, count in self.reached().items():
             self.marks[name] = self.marks.get(name, 0) + count
-        report = check_history(self.history())
+        history = self.history()
+        moved = [call for call in history.calls if call.error == ZkErrorCode.SESSION_MOVED]
+        if moved:
+            raise Violation(f"OneOwner: {moved[0]} and {len(moved) - 1} more")
+        report = check_history(history)
         if report.violations:
             raise Violation("\n".join(map(str, report.violations[:5])))
 

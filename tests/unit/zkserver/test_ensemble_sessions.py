@@ -106,6 +106,45 @@ def test_a_write_of_the_connection_that_a_session_has_left_comes_too_late(stays:
     assert again.ask(5, zk.SetDataRequest("/a", b"newer", -1)).err == 0
 
 
+def test_who_is_about_to_get_a_session_that_has_moved_on_does_not_get_it() -> None:
+    """A client gives up its first attempt, at another server, which comes to the leader after its
+    second one (ZOOKEEPER-710)."""
+    pair = Pair()
+    writer = pair.client(pair.leader)
+    session = writer.session
+    assert session is not None
+    writer.send(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
+    second = JuteClient(pair, pair.learner)
+    second.send_connect(session_id=session.session_id, password=session.password)
+    assert not second.closed and not second.received, "its place is behind the write"
+    first = JuteClient(pair, pair.leader)
+    first.send_connect(session_id=session.session_id, password=session.password)
+    assert "moved" in second.closed
+    pair.sync()
+    assert second.take_sessions() == []
+    assert first.take_sessions() != []
+    third = pair.client(pair.learner, session_id=session.session_id, password=session.password)
+    assert third.ask(5, zk.SetDataRequest("/a", b"1", -1)).err == 0
+    assert "moved" in first.closed and not third.closed
+
+
+def test_who_comes_after_a_session_has_moved_on_gets_it() -> None:
+    """What the learner is told then is of the connection that it had before."""
+    pair = Pair()
+    old = pair.client(pair.learner)
+    session = old.session
+    assert session is not None
+    pair.held = []
+    new = JuteClient(pair, pair.learner)
+    new.send_connect(session_id=session.session_id, password=session.password)
+    between = pair.client(pair.leader, session_id=session.session_id, password=session.password)
+    assert "moved" in old.closed and not new.closed
+    pair.deliver()
+    pair.sync()
+    assert "moved" in between.closed and new.take_sessions() != []
+    assert new.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1)).err == 0
+
+
 def test_the_leader_remembers_no_more_servers_of_clients_than_there_are_sessions() -> None:
     pair = Pair()
     delegation = pair.leader._delegation

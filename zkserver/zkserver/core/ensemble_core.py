@@ -125,6 +125,7 @@ class EnsembleCore(ZkCore):
             answer=self._answer,
             answer_sync=self._answer_sync,
             attach=self._attach_known,
+            close=self._close,
             refuse=self._refuse,
             serve=self._turns.serve,
             serve_before=self._serve_before_write,
@@ -208,6 +209,8 @@ class EnsembleCore(ZkCore):
                 self._hear(session_ids)
             case SessionMoved(session_id=session_id):
                 self._sessions.leave(session_id)
+                if following is not None:
+                    following.leave(session_id)
             case Confirmed(go_on=go_on):
                 go_on()
             case LevelKnown(level=level):

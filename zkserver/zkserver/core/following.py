@@ -79,6 +79,7 @@ class FollowingHost(NamedTuple):
     answer_sync: Callable[[Connection, int, Any], None]
     attach: Callable[[Connection, int, Any], None]
     """A session's client has come here, and the leader knows."""
+    close: Callable[[Connection, str], None]
     refuse: Callable[[Connection, int, Refusal], None]
     serve: Callable[[Connection], None]
     serve_before: Callable[[Connection], None]
@@ -100,6 +101,8 @@ class Following:
         """By number."""
         self._placed: deque[_Placed] = deque()
         """In the order of their places."""
+        self._arriving: dict[Connection, int] = {}
+        """Placed, and to be attached to the session with this id."""
         self._new: deque[_New] = deque()
         self._told_bytes = 0
         """Of what is on its way to the leader."""
@@ -163,15 +166,27 @@ class Following:
             failure = failed.get(index)
             _, _, api_key, _, note, size = asked
             self._told_bytes -= size
+            takes_over = api_key == zk.CONNECT.key and note.session_id
             if failure is not None:
                 is_logged = failure.is_logged
             else:
-                is_logged = api_key != zk.SYNC.key and not (
-                    api_key == zk.CONNECT.key and note.session_id
-                )
+                is_logged = api_key != zk.SYNC.key and not takes_over
+                if takes_over:
+                    self._arriving[asked[0]] = note.session_id
             assert zxid > applied or (zxid == applied and not is_logged), (zxid, applied)
             self._placed.append(_Placed(zxid, is_logged, asked, failure))
         self._settle(applied)
+
+    def leave(self, session_id: int) -> None:
+        """A session's client has gone to another server, also one that is about to be attached.
+
+        It may be the same client, whose first attempt, at another server, came to the leader after
+        its second one, here: each would take the other for the owner (ZOOKEEPER-710).
+        """
+        for connection in [each for each, id_ in self._arriving.items() if id_ == session_id]:
+            del self._arriving[connection]
+            if not connection.closed:
+                self._host.close(connection, "the session moved to another connection")
 
     def apply(self, records: list[bytes]) -> None:
         """These records are committed and durable: apply them, tell watchers, answer."""
@@ -220,6 +235,7 @@ class Following:
             connection, correlation_id, api_key, _, note, size = asked
             if api_key == zk.SYNC.key and not connection.closed:
                 connection.barrier_count -= 1
+            self._arriving.pop(connection, None)
             if connection.closed:
                 pass
             elif failure is not None:
