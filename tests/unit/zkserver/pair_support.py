@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from duolog_protocol.jute_codec import JuteCodec
@@ -64,6 +66,8 @@ class Pair:
         """Up to where the leader has not applied yet what is committed; 0: nothing."""
         self.held: list[PeerMessage] | None = None
         """Where it is a list: what the learner tells waits in it."""
+        self.late_events: list[Any] | None = None
+        """Where it is a list: what the leader tells waits in it."""
         self.told: list[PeerMessage] = []
         """What the learner has told."""
         self.answers: list[Answers] = []
@@ -106,6 +110,22 @@ class Pair:
             core, event = self._due.popleft()
             self._perform(core.step(event, self.now_ms))
 
+    @contextmanager
+    def late(self) -> Iterator[None]:
+        """What the leader tells meanwhile is heard by the learner at the end."""
+        self.late_events = []
+        yield
+        late, self.late_events = self.late_events, None
+        for event in late:
+            self.step(self.learner, event)
+
+    def _hear(self, event: Any) -> None:
+        """The learner hears the leader."""
+        if self.late_events is None:
+            self._due.append((self.learner, event))
+        else:
+            self.late_events.append(event)
+
     def deliver(self) -> None:
         """The leader hears what was held back."""
         held, self.held = self.held, None
@@ -136,9 +156,9 @@ class Pair:
                     assert link is LINK
                     if isinstance(message, Answers):
                         self.answers.append(message)
-                        self._due.append((self.learner, LeaderAnswered(message)))
+                        self._hear(LeaderAnswered(message))
                     else:
-                        self._due.append((self.learner, SessionMoved(message.session_id)))
+                        self._hear(SessionMoved(message.session_id))
                 case Confirm(go_on=go_on):
                     self._due.append((self.leader, Confirmed(go_on)))
                 case SessionAttached() | PauseReading() | ResumeReading():

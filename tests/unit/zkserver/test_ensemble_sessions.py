@@ -145,6 +145,66 @@ def test_who_comes_after_a_session_has_moved_on_gets_it() -> None:
     assert new.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1)).err == 0
 
 
+def test_what_a_connection_asks_after_its_client_has_come_by_another_one_is_not_taken() -> None:
+    """Both are the same server's: to the leader the owner does not change."""
+    pair = Pair()
+    old = pair.client(pair.learner)
+    session = old.session
+    assert session is not None
+    old.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
+    old.send(5, zk.SetDataRequest("/a", b"before", -1))
+    stranger = JuteClient(pair, pair.learner)
+    stranger.send_connect(session_id=session.session_id, password=bytes(16))
+    assert not old.closed
+    new = JuteClient(pair, pair.learner)
+    new.send_connect(session_id=session.session_id, password=session.password)
+    assert "moved" in old.closed and not new.received, "its place is behind the write"
+    old.send(5, zk.SetDataRequest("/a", b"after", -1))
+    old.send(-11, zk.Empty())
+    pair.sync()
+    assert new.take_sessions() != [] and not new.closed
+    assert {core.state.tree.nodes["/a"].data for core in pair.cores} == {b"before"}
+
+
+def test_a_client_that_comes_back_before_its_server_knows_that_it_had_gone() -> None:
+    pair = Pair()
+    old = pair.client(pair.learner)
+    session = old.session
+    assert session is not None
+    old.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
+    between = JuteClient(pair, pair.leader)
+    with pair.late():
+        between.send_connect(session_id=session.session_id, password=session.password)
+        between.send(5, zk.SetDataRequest("/a", b"new", -1))
+        new = JuteClient(pair, pair.learner)
+        new.send_connect(session_id=session.session_id, password=session.password)
+        old.send(5, zk.SetDataRequest("/a", b"old", -1))
+    pair.sync()
+    assert "moved" in old.closed and "moved" in between.closed
+    assert new.take_sessions() != [] and not new.closed
+    assert {core.state.tree.nodes["/a"].data for core in pair.cores} == {b"new"}
+
+
+def test_a_client_that_comes_twice_at_once_is_who_came_last() -> None:
+    """With a write behind its first coming, which must not follow the second one."""
+    pair = Pair()
+    writer = pair.client(pair.learner)
+    session = writer.session
+    assert session is not None
+    writer.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
+    writer.send(5, zk.SetDataRequest("/a", b"before", -1))
+    first, second = JuteClient(pair, pair.learner), JuteClient(pair, pair.learner)
+    first.send_connect(session_id=session.session_id, password=session.password)
+    first.send(5, zk.SetDataRequest("/a", b"after", -1))
+    second.send_connect(session_id=session.session_id, password=session.password)
+    pair.sync()
+    assert "moved" in first.closed and first.take_sessions() == []
+    assert second.take_sessions() != [] and not second.closed
+    assert {core.state.tree.nodes["/a"].data for core in pair.cores} == {b"before"}
+    following = pair.learner._following
+    assert following is not None and following._arriving == {}
+
+
 def test_the_leader_remembers_no_more_servers_of_clients_than_there_are_sessions() -> None:
     pair = Pair()
     delegation = pair.leader._delegation

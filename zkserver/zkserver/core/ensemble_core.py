@@ -132,7 +132,9 @@ class EnsembleCore(ZkCore):
             dirty=self._dirty,
         )
         self._following = Following(self.state, self._watches, self._flow, host)
-        self._sessions.begin_term(forward=self._forward)
+        self._sessions.begin_term(
+            forward=self._forward, on_coming=partial(self._following.leave, has_come_here=True)
+        )
         self.is_serving = True
 
     def serve_read_only(self, now_ms: int) -> None:
@@ -210,7 +212,7 @@ class EnsembleCore(ZkCore):
             case SessionMoved(session_id=session_id):
                 self._sessions.leave(session_id)
                 if following is not None:
-                    following.leave(session_id)
+                    following.leave(session_id, has_come_here=False)
             case Confirmed(go_on=go_on):
                 go_on()
             case LevelKnown(level=level):

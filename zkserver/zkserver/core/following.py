@@ -36,6 +36,7 @@ from duolog_protocol.zk_codec import Refusal
 from .connection import Connection
 from .flow import Flow
 from .pending import Failure, Pending
+from .sessions import MOVED
 from .state import ReplicatedState
 from .watches import Watches
 from .writes import kinds_of
@@ -101,8 +102,9 @@ class Following:
         """By number."""
         self._placed: deque[_Placed] = deque()
         """In the order of their places."""
-        self._arriving: dict[Connection, int] = {}
-        """Placed, and to be attached to the session with this id."""
+        self._arriving: dict[int, dict[Connection, bool]] = {}
+        """Id of a session that is not new -> who has asked for it and is not answered, and whether
+        the leader has given it to that connection."""
         self._new: deque[_New] = deque()
         self._told_bytes = 0
         """Of what is on its way to the leader."""
@@ -135,6 +137,8 @@ class Following:
         self._unplaced[number] = (connection, correlation_id, api_key, session_id, note, size)
         self._flow.forwarded_count += 1
         self._flow.forwarded_bytes += size
+        if api_key == zk.CONNECT.key and message.session_id:
+            self._arriving.setdefault(message.session_id, {})[connection] = False
         self._new.append(_New(connection, content, long_key))
         return True
 
@@ -171,22 +175,32 @@ class Following:
                 is_logged = failure.is_logged
             else:
                 is_logged = api_key != zk.SYNC.key and not takes_over
-                if takes_over:
-                    self._arriving[asked[0]] = note.session_id
+                if takes_over and asked[0] in self._arriving.get(note.session_id, ()):
+                    self._arriving[note.session_id][asked[0]] = True
             assert zxid > applied or (zxid == applied and not is_logged), (zxid, applied)
             self._placed.append(_Placed(zxid, is_logged, asked, failure))
         self._settle(applied)
 
-    def leave(self, session_id: int) -> None:
-        """A session's client has gone to another server, also one that is about to be attached.
+    def leave(self, session_id: int, *, has_come_here: bool) -> None:
+        """A session's client has gone to another connection: so must whoever is about to get it.
 
-        It may be the same client, whose first attempt, at another server, came to the leader after
-        its second one, here: each would take the other for the owner (ZOOKEEPER-710).
+        Where that is another server's, those stay whose requests the leader has yet to hear. It may
+        be the same client, whose first attempt, at the other server, came to the leader after its
+        second one, here: each server would take the other for the owner (ZOOKEEPER-710).
         """
-        for connection in [each for each, id_ in self._arriving.items() if id_ == session_id]:
-            del self._arriving[connection]
-            if not connection.closed:
-                self._host.close(connection, "the session moved to another connection")
+        for connection, is_given in [*self._arriving.get(session_id, {}).items()]:
+            if is_given or has_come_here:
+                self._has_arrived(connection, session_id)
+                if not connection.closed:
+                    self._host.close(connection, MOVED)
+
+    def _has_arrived(self, connection: Connection, session_id: int) -> None:
+        """Or never will."""
+        arriving = self._arriving.get(session_id)
+        if arriving is not None:
+            arriving.pop(connection, None)
+            if not arriving:
+                del self._arriving[session_id]
 
     def apply(self, records: list[bytes]) -> None:
         """These records are committed and durable: apply them, tell watchers, answer."""
@@ -235,7 +249,8 @@ class Following:
             connection, correlation_id, api_key, _, note, size = asked
             if api_key == zk.SYNC.key and not connection.closed:
                 connection.barrier_count -= 1
-            self._arriving.pop(connection, None)
+            if api_key == zk.CONNECT.key:
+                self._has_arrived(connection, note.session_id)
             if connection.closed:
                 pass
             elif failure is not None:

@@ -34,6 +34,8 @@ from .state import ReplicatedState
 _EXPIRED_AT_ONCE: Final = 16
 """Sessions between two looks at how much is outstanding: each may own 2 MiB of paths."""
 
+MOVED: Final = "the session moved to another connection"
+
 _LOCAL_ID_BITS: Final = 48
 Forward = Callable[[Connection, int, int, Any], None]
 """Takes (connection, api key, correlation id, message)."""
@@ -64,6 +66,7 @@ class Sessions:
         self._close = close
         self._on_attached = on_attached
         self._forward: Forward | None = None
+        self._on_coming: Callable[[int], None] | None = None
         self._on_taken_over: Callable[[int], None] | None = None
         self._read_only = False
         """Nothing can be logged: sessions are what they are, or this server's own."""
@@ -73,12 +76,14 @@ class Sessions:
         self,
         *,
         forward: Forward | None = None,
+        on_coming: Callable[[int], None] | None = None,
         on_taken_over: Callable[[int], None] | None = None,
         read_only: bool = False,
     ) -> None:
-        """Where to take what only the leader can do, on a server that follows; on the leader, who
-        hears of a session that is not new and whose client has come to this server."""
+        """Where to take what only the leader can do, on a server that follows, and who hears there
+        of a session that is not new and whose client has come; who hears of that on the leader."""
         self._forward = forward
+        self._on_coming = on_coming
         self._on_taken_over = on_taken_over
         self._read_only = read_only
 
@@ -101,6 +106,8 @@ class Sessions:
         if self._read_only:
             self._connect_to_read(connection, correlation_id, message)
         elif self._forward is not None:
+            if message.session_id:
+                self._leave_before_asking(message)
             self._forward(connection, zk.CONNECT.key, correlation_id, message)
         elif message.session_id:
             session = self.take_over(
@@ -135,6 +142,16 @@ class Sessions:
             session_id = -(self._config.server_id << _LOCAL_ID_BITS | self._local_count)
             session = Session(session_id, self._negotiated(message.timeout_ms))
         self._attach(connection, session, correlation_id)
+
+    def _leave_before_asking(self, message: Any) -> None:
+        """What the client has asked here by other connections stands before its coming; they ask
+        no more. The leader could not tell that: to it they are all of this server."""
+        if self._is_shown(message.session_id, message.password):
+            session = self._state.sessions.get(message.session_id)
+            if session is not None:
+                self._leave_old(session, None)
+            if self._on_coming is not None:
+                self._on_coming(message.session_id)
 
     def _refuse_to_attach(self, connection: Connection, correlation_id: int, message: Any) -> None:
         """Say that a session is no more, unless it only is not applied here yet: a quorum without
@@ -301,19 +318,23 @@ class Sessions:
         self, session_id: int, password: bytes, *, also_opening: bool = False
     ) -> Session | None:
         """The session that a client has shown to be its own, unless it is ending."""
-        expected = session_password(self._state.secret, session_id)
-        if not hmac.compare_digest(expected, password):
+        if not self._is_shown(session_id, password):
             return None
         session = self._state.sessions.get(session_id)
         if session is None and also_opening:
             session = self._state.opening.get(session_id)
         return None if session is None or session.closing else session
 
+    def _is_shown(self, session_id: int, password: bytes) -> bool:
+        """Whether the client has the password of the session, which may not be."""
+        expected = session_password(self._state.secret, session_id)
+        return hmac.compare_digest(expected, password)
+
     def _leave_old(self, session: Session, new: Connection | None) -> None:
         """The connection that a session had ends, where it has another one now."""
         old = session.connection
         if old is not None and old is not new:
-            self._close(old, "the session moved to another connection")
+            self._close(old, MOVED)
 
     def _attach(self, connection: Connection, session: Session, correlation_id: int) -> None:
         connection.session = session
