@@ -8,6 +8,7 @@ from duolog_protocol import zk_messages as zk
 from duolog_protocol.error_codes import ZkErrorCode
 from duolog_protocol.types import OPEN_ACL_UNSAFE
 from tests.jute_support import Session
+from zkserver.core.ensemble_core import EnsembleCore
 from zkserver.core.events import Durable, TimerFired
 
 from .pair_support import WALL_MS, JuteClient, Pair
@@ -82,13 +83,25 @@ def test_a_session_of_a_reader_ends_with_its_connection() -> None:
     assert again is not None and again.session_id == 0, "it has to open a new one"
 
 
+def with_a_node(pair: Pair) -> tuple[JuteClient, Session]:
+    """A client of the learner, which has made /a."""
+    client = pair.client(pair.learner)
+    assert client.session is not None
+    client.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
+    return client, client.session
+
+
+def coming(pair: Pair, core: EnsembleCore, session: Session) -> JuteClient:
+    """A connection by which a session's client has come to a server, which has yet to answer."""
+    client = JuteClient(pair, core)
+    client.send_connect(session_id=session.session_id, password=session.password)
+    return client
+
+
 @pytest.mark.parametrize("stays", [True, False])
 def test_a_write_of_the_connection_that_a_session_has_left_comes_too_late(stays: bool) -> None:
     pair = Pair()
-    old = pair.client(pair.learner)
-    session = old.session
-    assert session is not None
-    old.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
+    old, session = with_a_node(pair)
     pair.held = []
     old.send(5, zk.SetDataRequest("/a", b"old", -1))
     new = pair.client(pair.leader, session_id=session.session_id, password=session.password)
@@ -114,11 +127,9 @@ def test_who_is_about_to_get_a_session_that_has_moved_on_does_not_get_it() -> No
     session = writer.session
     assert session is not None
     writer.send(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
-    second = JuteClient(pair, pair.learner)
-    second.send_connect(session_id=session.session_id, password=session.password)
+    second = coming(pair, pair.learner, session)
     assert not second.closed and not second.received, "its place is behind the write"
-    first = JuteClient(pair, pair.leader)
-    first.send_connect(session_id=session.session_id, password=session.password)
+    first = coming(pair, pair.leader, session)
     assert "moved" in second.closed
     pair.sync()
     assert second.take_sessions() == []
@@ -135,8 +146,7 @@ def test_who_comes_after_a_session_has_moved_on_gets_it() -> None:
     session = old.session
     assert session is not None
     pair.held = []
-    new = JuteClient(pair, pair.learner)
-    new.send_connect(session_id=session.session_id, password=session.password)
+    new = coming(pair, pair.learner, session)
     between = pair.client(pair.leader, session_id=session.session_id, password=session.password)
     assert "moved" in old.closed and not new.closed
     pair.deliver()
@@ -148,16 +158,12 @@ def test_who_comes_after_a_session_has_moved_on_gets_it() -> None:
 def test_what_a_connection_asks_after_its_client_has_come_by_another_one_is_not_taken() -> None:
     """Both are the same server's: to the leader the owner does not change."""
     pair = Pair()
-    old = pair.client(pair.learner)
-    session = old.session
-    assert session is not None
-    old.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
+    old, session = with_a_node(pair)
     old.send(5, zk.SetDataRequest("/a", b"before", -1))
     stranger = JuteClient(pair, pair.learner)
     stranger.send_connect(session_id=session.session_id, password=bytes(16))
     assert not old.closed
-    new = JuteClient(pair, pair.learner)
-    new.send_connect(session_id=session.session_id, password=session.password)
+    new = coming(pair, pair.learner, session)
     assert "moved" in old.closed and not new.received, "its place is behind the write"
     old.send(5, zk.SetDataRequest("/a", b"after", -1))
     old.send(-11, zk.Empty())
@@ -168,16 +174,12 @@ def test_what_a_connection_asks_after_its_client_has_come_by_another_one_is_not_
 
 def test_a_client_that_comes_back_before_its_server_knows_that_it_had_gone() -> None:
     pair = Pair()
-    old = pair.client(pair.learner)
-    session = old.session
-    assert session is not None
-    old.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
+    old, session = with_a_node(pair)
     between = JuteClient(pair, pair.leader)
     with pair.late():
         between.send_connect(session_id=session.session_id, password=session.password)
         between.send(5, zk.SetDataRequest("/a", b"new", -1))
-        new = JuteClient(pair, pair.learner)
-        new.send_connect(session_id=session.session_id, password=session.password)
+        new = coming(pair, pair.learner, session)
         old.send(5, zk.SetDataRequest("/a", b"old", -1))
     pair.sync()
     assert "moved" in old.closed and "moved" in between.closed
@@ -188,15 +190,11 @@ def test_a_client_that_comes_back_before_its_server_knows_that_it_had_gone() -> 
 def test_a_client_that_comes_twice_at_once_is_who_came_last() -> None:
     """With a write behind its first coming, which must not follow the second one."""
     pair = Pair()
-    writer = pair.client(pair.learner)
-    session = writer.session
-    assert session is not None
-    writer.ask(1, zk.CreateRequest("/a", b"", OPEN_ACL_UNSAFE, 0, -1))
+    writer, session = with_a_node(pair)
     writer.send(5, zk.SetDataRequest("/a", b"before", -1))
-    first, second = JuteClient(pair, pair.learner), JuteClient(pair, pair.learner)
-    first.send_connect(session_id=session.session_id, password=session.password)
+    first = coming(pair, pair.learner, session)
     first.send(5, zk.SetDataRequest("/a", b"after", -1))
-    second.send_connect(session_id=session.session_id, password=session.password)
+    second = coming(pair, pair.learner, session)
     pair.sync()
     assert "moved" in first.closed and first.take_sessions() == []
     assert second.take_sessions() != [] and not second.closed

@@ -93,7 +93,7 @@ class EnsembleCore(ZkCore):
         self._proposals.begin_term(self.state.last_applied_zxid)
         self._tracker.begin_term(follows=False)
         self._delegation = Delegation(self.state, self._proposals, self._sessions, self._writes)
-        self._sessions.begin_term(on_taken_over=self._delegation.taken_here)
+        self._sessions.begin_term(on_coming=self._delegation.taken_here)
         self._open_epoch(epoch, now_ms, wall_ms)
         shown = self.state.tree.nodes[CONFIG_PATH].data
         if self.state.members_are_joint:  # a leader before us has begun it

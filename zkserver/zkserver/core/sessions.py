@@ -67,7 +67,6 @@ class Sessions:
         self._on_attached = on_attached
         self._forward: Forward | None = None
         self._on_coming: Callable[[int], None] | None = None
-        self._on_taken_over: Callable[[int], None] | None = None
         self._read_only = False
         """Nothing can be logged: sessions are what they are, or this server's own."""
         self._local_count = 0
@@ -77,14 +76,12 @@ class Sessions:
         *,
         forward: Forward | None = None,
         on_coming: Callable[[int], None] | None = None,
-        on_taken_over: Callable[[int], None] | None = None,
         read_only: bool = False,
     ) -> None:
-        """Where to take what only the leader can do, on a server that follows, and who hears there
-        of a session that is not new and whose client has come; who hears of that on the leader."""
+        """Where to take what only the leader can do, on a server that follows; in an ensemble, who
+        hears of a session that is not new and whose client has come to this server."""
         self._forward = forward
         self._on_coming = on_coming
-        self._on_taken_over = on_taken_over
         self._read_only = read_only
 
     def connect(
@@ -116,8 +113,8 @@ class Sessions:
             if session is None:
                 self._refuse_to_attach(connection, correlation_id, message)
             else:
-                if self._on_taken_over is not None:
-                    self._on_taken_over(session.session_id)
+                if self._on_coming is not None:
+                    self._on_coming(session.session_id)
                 self._attach(connection, session, correlation_id)
         else:
             connection.submitted += 1
